@@ -1,0 +1,47 @@
+"""Every error that the package raises on purpose.
+
+Bad arguments and bad input are :class:`InputError` (a ``ValueError``); what goes wrong while processing good input is
+:class:`ProcessingError` (a ``RuntimeError``). A message names the value, what is allowed and the next step.
+"""
+
+from __future__ import annotations
+
+
+class CaptionExtentsError(Exception):
+    """Base of all errors of this package."""
+
+
+class InputError(CaptionExtentsError, ValueError):
+    """An argument or an input file cannot be used; nothing was written."""
+
+
+class VideoError(InputError):
+    """The file is missing, is not a video that may be opened, or has no usable video stream."""
+
+
+class CropError(InputError):
+    """The crop region is outside the picture, reversed or too small."""
+
+
+class ModelError(InputError):
+    """Model weights are missing, damaged or of another network."""
+
+
+class StoreError(InputError):
+    """The store's address cannot be understood, or the store does not hold what was asked for."""
+
+
+class ProcessingError(CaptionExtentsError, RuntimeError):
+    """A stage failed on input that was acceptable."""
+
+
+class DecodeError(ProcessingError):
+    """Too much of the video cannot be decoded."""
+
+
+class EncodeError(ProcessingError):
+    """A chunk could not be encoded."""
+
+
+class UploadError(ProcessingError):
+    """An object could not be written to the store."""

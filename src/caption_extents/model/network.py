@@ -1,0 +1,141 @@
+"""The caption network: one embedding for each sample, a light head for each pair.
+
+A Siamese network (Bromley et al., 1993): the encoder runs once for each sample, and the head compares the embeddings
+of two samples in either order. The encoder also predicts where caption text stands in the sample. This mask is trained
+on the exact text coverage that rendered data knows; it tells the head which differences are caption and which are
+background, at no cost at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from caption_extents.model.labels import Label
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Widths of the network; stored beside the weights."""
+
+    stem_channels: int = 32
+    middle_channels: int = 64
+    deep_channels: int = 128
+    deep_blocks: int = 3
+    embedding_channels: int = 32
+    head_channels: int = 64
+
+    def to_metadata(self) -> dict[str, str]:
+        """The configuration as safetensors metadata (strings only)."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> NetworkConfig:
+        """Inverse of :meth:`to_metadata`; other keys are ignored."""
+        return cls(**{name: int(metadata[name]) for name in cls.__dataclass_fields__ if name in metadata})
+
+
+def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with a skip connection (He et al., 2015)."""
+
+    def __init__(self, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.first = _conv(channels, channels, 3, dilation=dilation)
+        self.second = _conv(channels, channels, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.relu(x + self.second(functional.relu(self.first(x))))
+
+
+class Encoder(nn.Module):
+    """A sample to its embedding: features and a text mask at an eighth of the input's resolution."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, config.stem_channels, 5, stride=2), nn.ReLU())
+        self.middle = nn.Sequential(
+            _conv(config.stem_channels, config.middle_channels, 3, stride=2),
+            nn.ReLU(),
+            _Block(config.middle_channels),
+        )
+        # Dilation widens what a cell sees to about a whole letter and its surroundings.
+        self.deep = nn.Sequential(
+            _conv(config.middle_channels, config.deep_channels, 3, stride=2),
+            nn.ReLU(),
+            *[_Block(config.deep_channels, dilation=1 + index % 2) for index in range(config.deep_blocks)],
+        )
+        self.features = nn.Conv2d(config.deep_channels, config.embedding_channels, 1)
+        self.mask = nn.Conv2d(config.deep_channels, 1, 1)
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """float (N, 3, H, W) to (N, embedding_channels + 1, H/8, W/8); the last channel is the mask's logit."""
+        deep = self.deep(self.middle(self.stem(picture)))
+        return torch.cat([torch.tanh(self.features(deep)), self.mask(deep)], dim=1)
+
+
+class PairHead(nn.Module):
+    """Two embeddings to the five logits of :class:`~caption_extents.model.labels.Label`."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.head_channels
+        self.mix = nn.Sequential(_conv(4 * config.embedding_channels + 4, width, 1), nn.ReLU())
+        self.look = nn.Sequential(_conv(width, width, 3), nn.ReLU(), _conv(width, width, 3), nn.ReLU())
+        self.classify = nn.Sequential(nn.Linear(3 * width + 3, 64), nn.ReLU(), nn.Linear(64, len(Label)))
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Embeddings (N, C+1, h, w) of the earlier and the later sample to logits (N, 5)."""
+        mask_a, mask_b = a[:, -1:].sigmoid(), b[:, -1:].sigmoid()
+        a, b = a[:, :-1], b[:, :-1]
+        both = mask_a * mask_b
+        x = self.mix(torch.cat([a, b, (a - b).abs(), a * b, mask_a, mask_b, both, (mask_a - mask_b).abs()], dim=1))
+        x = self.look(x)
+        either = torch.maximum(mask_a, mask_b)
+        weight = either.sum((2, 3)) + 1e-3
+        pooled = [
+            x.mean((2, 3)),
+            x.amax((2, 3)),
+            (x * either).sum((2, 3)) / weight,
+            mask_a.mean((2, 3)),
+            mask_b.mean((2, 3)),
+            both.sum((2, 3)) / weight,
+        ]
+        return self.classify(torch.cat(pooled, dim=1))
+
+
+class CaptionNetwork(nn.Module):
+    """Encoder and head together; see the module's docstring."""
+
+    def __init__(self, config: NetworkConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or NetworkConfig()
+        self.encoder = Encoder(self.config)
+        self.head = PairHead(self.config)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """Pictures (N, 3, H, W) of the earlier and the later sample to logits (N, 5)."""
+        return self.head(self.encoder(a), self.encoder(b))
+
+
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """Merge every batch normalisation into the convolution before it (exact in evaluation mode), in place."""
+    for name, child in network.named_children():
+        if (
+            isinstance(child, nn.Sequential)
+            and len(child) == 2
+            and isinstance(child[0], nn.Conv2d)
+            and isinstance(child[1], nn.BatchNorm2d)
+        ):
+            setattr(network, name, torch.nn.utils.fusion.fuse_conv_bn_eval(child[0].eval(), child[1].eval()))
+        else:
+            fold_batch_norms(child)
+    return network

@@ -1,0 +1,48 @@
+"""From cropped YUV planes to the network's input, as tensor operations on any device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional
+
+INPUT_AREA_PX = 64 * 512
+"""Pixels that the network sees of one sample, whatever the shape of the crop.
+
+A constant area (and so a constant cost) with the crop's own aspect ratio keeps letters in proportion; a fixed shape
+would squeeze a one-line crop of 40:1 five times narrower than it is high.
+"""
+
+STRIDE = 8
+"""Both sides of the input are multiples of the network's stride."""
+
+MIN_ASPECT, MAX_ASPECT = 2.0, 48.0
+
+
+def input_size(crop_height: int, crop_width: int, area_px: int = INPUT_AREA_PX) -> tuple[int, int]:
+    """Height and width of the network's input for crops of the given size in pixels."""
+    aspect = min(max(crop_width / crop_height, MIN_ASPECT), MAX_ASPECT)
+    height = max(STRIDE, STRIDE * round(math.sqrt(area_px / aspect) / STRIDE))
+    width = max(STRIDE, STRIDE * round(area_px / height / STRIDE))
+    return height, width
+
+
+def to_input(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Resize planes to one float picture each.
+
+    Args:
+        y: luma, uint8 (N, H, W).
+        u: blue-difference chroma, uint8 (N, H/2, W/2).
+        v: red-difference chroma, uint8 (N, H/2, W/2).
+        size: height and width of the result; by default :func:`input_size` of the luma.
+
+    Returns:
+        float32 (N, 3, h, w), channels Y, U, V around 0, in channels-last memory order, on the planes' device.
+    """
+    size = size or input_size(y.shape[1], y.shape[2])
+    channels = [
+        functional.interpolate(plane[:, None].float(), size, mode="bilinear", antialias=True, align_corners=False)
+        for plane in (y, u, v)
+    ]
+    return ((torch.cat(channels, dim=1) - 128.0) / 64.0).contiguous(memory_format=torch.channels_last)

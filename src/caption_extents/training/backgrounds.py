@@ -1,0 +1,179 @@
+"""What stands behind captions: photographs that pan and zoom, footage, and made-up pictures.
+
+Photographs and footage come from packages of the machine (wallpapers, sample videos); where there are none, the
+procedural backgrounds alone remain. A background is a function from the number of frames and the crop's size to
+uint8 RGB frames (T, H, W, 3).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+PICTURE_FOLDERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
+FOOTAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples/data"),)
+_MAX_SIDE_PX = 1600
+
+
+def find_pictures(folders: Sequence[Path] = PICTURE_FOLDERS) -> list[Path]:
+    """Photographs of the machine, one for each motif (wallpapers come in many sizes)."""
+    best: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in {".jpg", ".jpeg", ".png"} and path.stat().st_size > 20_000:
+                motif = str(path.parent.relative_to(folder)) if "images" in str(path.parent) else str(path)
+                if motif not in best or path.stat().st_size > best[motif].stat().st_size:
+                    best[motif] = path
+    return sorted(best.values())
+
+
+def find_footage(folders: Sequence[Path] = FOOTAGE_FOLDERS) -> list[Path]:
+    """Video files of the machine."""
+    return sorted(
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in {".avi", ".mp4", ".mkv"} and "bugy" not in path.name
+    )
+
+
+@lru_cache(maxsize=256)
+def load_picture(path: Path) -> Image.Image:
+    """An RGB picture, at most 1600 pixels wide or high."""
+    with Image.open(path) as picture:
+        picture.draft("RGB", (_MAX_SIDE_PX, _MAX_SIDE_PX))
+        picture = picture.convert("RGB")
+    picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
+    return picture
+
+
+@lru_cache(maxsize=64)
+def load_footage(path: Path, max_frames: int = 240) -> np.ndarray:
+    """About ten frames a second of a video, at most 480 lines high; uint8 (T, H, W, 3)."""
+    frames = []
+    with av.open(str(path)) as container:
+        rate = float(container.streams.video[0].average_rate or 25)
+        step = max(1, round(rate / 10))
+        for index, frame in enumerate(container.decode(video=0)):
+            if index % step == 0:
+                height = min(480, frame.height)
+                frames.append(frame.to_ndarray(format="rgb24", width=frame.width * height // frame.height // 2 * 2, height=height))
+            if len(frames) >= max_frames:
+                break
+    return np.stack(frames)
+
+
+def pan(rng: random.Random, picture: Image.Image, count: int, width: int, height: int) -> np.ndarray:
+    """A camera that moves slowly or fast over a picture, or stands still."""
+    aspect = width / height
+    box_width = min(picture.width, picture.height * aspect) * rng.uniform(0.25, 0.95)
+    box_height = box_width / aspect
+    speed = rng.choice([0.0, 0.0, 0.002, 0.01, 0.04]) * box_width
+    x, y = rng.uniform(0, picture.width - box_width), rng.uniform(0, picture.height - box_height)
+    dx, dy = rng.uniform(-speed, speed), rng.uniform(-speed, speed) / 3
+    zoom = 1 + rng.choice([0.0, 0.0, 0.004, -0.004, 0.015])
+    frames = []
+    for _ in range(count):
+        left = min(max(x, 0), picture.width - box_width)
+        top = min(max(y, 0), picture.height - box_height)
+        box = (left, top, left + box_width, top + box_height)
+        frames.append(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)))
+        x, y = x + dx, y + dy
+        box_width = min(box_width * zoom, picture.width, picture.height * aspect)
+        box_height = box_width / aspect
+    return np.stack(frames)
+
+
+def footage(rng: random.Random, video: np.ndarray, count: int, width: int, height: int) -> np.ndarray:
+    """A part of a video, scaled to the crop."""
+    aspect = width / height
+    scale = rng.uniform(0.4, 1.0)
+    box_width = min(video.shape[2], video.shape[1] * aspect) * scale
+    box_height = box_width / aspect
+    left, top = rng.uniform(0, video.shape[2] - box_width), rng.uniform(0, video.shape[1] - box_height)
+    box = (left, top, left + box_width, top + box_height)
+    start, backwards = rng.randrange(len(video)), rng.random() < 0.3
+    frames = []
+    for index in range(count):
+        position = (start + (-index if backwards else index)) % len(video)
+        frames.append(np.asarray(Image.fromarray(video[position]).resize((width, height), Image.Resampling.BILINEAR, box=box)))
+    return np.stack(frames)
+
+
+def _noise_picture(rng: random.Random, side: int) -> Image.Image:
+    """Smooth coloured noise of several scales, as foliage, water or crowds look from afar."""
+    seed = np.random.default_rng(rng.getrandbits(32))
+    total = np.zeros((side // 2, side, 3), np.float32)
+    for cells in (4, 16, 64, 200):
+        coarse = seed.integers(0, 256, (max(2, cells // 2), cells, 3), dtype=np.uint8)
+        layer = Image.fromarray(coarse).resize((side, side // 2), Image.Resampling.BICUBIC)
+        total += np.asarray(layer, np.float32) * rng.uniform(0.2, 1.0)
+    total -= total.min()
+    total *= 255 / max(1.0, float(total.max()))
+    return Image.fromarray(total.astype(np.uint8))
+
+
+def _stripes_picture(rng: random.Random, side: int) -> Image.Image:
+    """Edges of the sharpness and size of letters: fences, blinds, windows, shelves."""
+    seed = np.random.default_rng(rng.getrandbits(32))
+    widths = seed.integers(2, rng.choice([8, 30, 90]), side)
+    columns = np.repeat(seed.integers(0, 256, (side, 3), dtype=np.uint8), widths, axis=0)[:side]
+    picture = np.repeat(columns[None], side // 2, axis=0)
+    if rng.random() < 0.5:
+        rows = np.repeat(seed.random(side) * 0.8 + 0.2, widths)[: side // 2]
+        picture = (picture * rows[:, None, None]).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(picture)).rotate(rng.choice([0, 90, rng.uniform(-30, 30)]))
+
+
+def _flat_picture(rng: random.Random, side: int) -> Image.Image:
+    """A gradient between two colours, often dark, white or the same."""
+    pool = [(0, 0, 0), (255, 255, 255), tuple(rng.randint(0, 255) for _ in range(3)), tuple(rng.randint(0, 60) for _ in range(3))]
+    first, second = np.asarray(rng.choice(pool), np.float32), np.asarray(rng.choice(pool), np.float32)
+    ramp = np.linspace(0, 1, side, dtype=np.float32)[None, :, None]
+    return Image.fromarray(np.repeat(first * (1 - ramp) + second * ramp, side // 2, axis=0).astype(np.uint8))
+
+
+def procedural(rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
+    """A made-up background, still or moving."""
+    make = rng.choices([_noise_picture, _stripes_picture, _flat_picture], [3, 1, 3])[0]
+    return pan(rng, make(rng, 1280), count, width, height)
+
+
+class BackgroundSource:
+    """Random backgrounds out of what the machine has."""
+
+    def __init__(self, pictures: Sequence[Path] = (), videos: Sequence[Path] = ()) -> None:
+        self._pictures = list(pictures)
+        self._videos = list(videos)
+
+    def shot(self, rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
+        """One shot without a cut; uint8 (count, height, width, 3)."""
+        kinds = ["procedural"] + ["picture"] * (3 if self._pictures else 0) + ["footage"] * (3 if self._videos else 0)
+        kind = rng.choice(kinds)
+        if kind == "picture":
+            return pan(rng, load_picture(rng.choice(self._pictures)), count, width, height)
+        if kind == "footage":
+            return footage(rng, load_footage(rng.choice(self._videos)), count, width, height)
+        return procedural(rng, count, width, height)
+
+    def frames(self, rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
+        """Several shots with cuts, changes of light and flashes; uint8 (count, height, width, 3)."""
+        cuts = sorted({0, count, *(rng.randint(1, count) for _ in range(rng.choices([0, 1, 2], [5, 3, 1])[0]))})
+        shots = [self.shot(rng, end - start, width, height) for start, end in zip(cuts, cuts[1:], strict=False)]
+        pictures = np.concatenate(shots).astype(np.float32)
+        gain = rng.choice([1.0, 1.0, rng.uniform(0.3, 1.0), rng.uniform(1.0, 2.0)])
+        lift = rng.choice([0.0, 0.0, rng.uniform(0, 120)])
+        drift = np.linspace(0, rng.choice([0, 0, rng.uniform(-80, 80)]), count, dtype=np.float32)
+        if rng.random() < 0.06:
+            drift[rng.randrange(count)] += rng.uniform(60, 200)
+        if rng.random() < 0.04:
+            drift += np.asarray([rng.uniform(-25, 25) for _ in range(count)], np.float32)
+        pictures = pictures * gain + (lift + drift)[:, None, None, None]
+        return np.clip(pictures, 0, 255).astype(np.uint8)

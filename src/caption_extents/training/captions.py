@@ -1,0 +1,160 @@
+"""Drawing captions as burned-in subtitles look: fonts, outlines, boxes, shadows, glow, colours, several lines."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from caption_extents.training import fonts, text
+
+Colour = tuple[int, int, int]
+
+WHITE: Colour = (255, 255, 255)
+BLACK: Colour = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class CaptionStyle:
+    """How all captions of one video look."""
+
+    script: text.Script
+    font: ImageFont.FreeTypeFont
+    fill: Colour = WHITE
+    outline: Colour = BLACK
+    outline_px: int = 2
+    shadow_px: int = 0
+    glow_px: int = 0
+    box: Colour | None = None
+    box_alpha: float = 0.0
+    box_padding_px: int = 6
+    slant: float = 0.0
+    align: str = "center"
+    opacity: float = 1.0
+    line_spacing: float = 1.2
+    name: str = "outline"
+    speakers: tuple[Colour, ...] = field(default=())
+    """Other fill colours that captions of this video take now and then."""
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A drawn caption: colour uint8 (H, W, 3) and coverage float32 (H, W) in 0..1, the size of the crop."""
+
+    colour: np.ndarray
+    alpha: np.ndarray
+    ink: np.ndarray
+    """Coverage of the letters and their outline alone, without box, shadow and glow; float32 (H, W)."""
+
+
+def random_colour(rng: random.Random, lowest: int = 0) -> Colour:
+    return (rng.randint(lowest, 255), rng.randint(lowest, 255), rng.randint(lowest, 255))
+
+
+def random_style(rng: random.Random, size_px: int, script_name: str | None = None) -> CaptionStyle:
+    """A style as found in the wild, mostly white or yellow with an outline."""
+    known = text.scripts()
+    script = known[script_name or rng.choice(sorted(known))]
+    font = fonts.random_font(rng, script.language, size_px)
+    if font is None:
+        script, font = known["latin"], fonts.builtin_font(size_px)
+    style = CaptionStyle(script=script, font=font, align=rng.choices(["center", "left", "right"], [8, 1, 1])[0])
+    fill = rng.choices([WHITE, (255, 255, 0), (240, 240, 240), (255, 230, 120), random_colour(rng, 120)], [9, 3, 2, 2, 3])[0]
+    style = replace(
+        style,
+        fill=fill,
+        slant=rng.choice([0.0, 0.0, 0.0, 0.2]),
+        opacity=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.7, 1.0)]),
+        line_spacing=rng.uniform(1.0, 1.4),
+        speakers=tuple(random_colour(rng, 100) for _ in range(3)) if rng.random() < 0.1 else (),
+    )
+    thick = max(1, round(size_px * rng.uniform(0.03, 0.12)))
+    kind = rng.choices(
+        ["outline", "outline-shadow", "shadow", "glow", "box", "translucent-box", "plain", "dark-on-light"],
+        [8, 3, 2, 1.5, 1.5, 2, 1.2, 0.8],
+    )[0]
+    if kind == "outline":
+        return replace(style, name=kind, outline_px=thick, outline=rng.choice([BLACK, BLACK, BLACK, random_colour(rng)]))
+    if kind == "outline-shadow":
+        return replace(style, name=kind, outline_px=thick, shadow_px=max(1, size_px // 12))
+    if kind == "shadow":
+        return replace(style, name=kind, outline_px=0, shadow_px=max(1, size_px // 14))
+    if kind == "glow":
+        return replace(style, name=kind, outline_px=rng.choice([0, 1]), glow_px=max(2, size_px // 6), outline=random_colour(rng))
+    if kind in {"box", "translucent-box"}:
+        alpha = 1.0 if kind == "box" else rng.uniform(0.3, 0.8)
+        return replace(
+            style,
+            name=kind,
+            outline_px=rng.choice([0, 0, 1]),
+            box=rng.choice([BLACK, BLACK, random_colour(rng)]),
+            box_alpha=alpha,
+            box_padding_px=rng.randint(2, max(3, size_px // 3)),
+        )
+    if kind == "dark-on-light":
+        return replace(style, name=kind, fill=rng.choice([BLACK, (40, 40, 40)]), outline=WHITE, outline_px=thick)
+    return replace(style, name=kind, outline_px=0)
+
+
+def _line_positions(style: CaptionStyle, lines: list[str], width: int, anchor_bottom: int) -> list[tuple[int, int]]:
+    """Left and top of each line's box, for lines that end at ``anchor_bottom``."""
+    ascent, descent = style.font.getmetrics()
+    pitch = round((ascent + descent) * style.line_spacing)
+    positions = []
+    for index, line in enumerate(lines):
+        length = round(style.font.getlength(line))
+        left = {"left": width // 20, "center": (width - length) // 2, "right": width - length - width // 20}[style.align]
+        positions.append((left, anchor_bottom - descent - ascent - (len(lines) - 1 - index) * pitch))
+    return positions
+
+
+def _slanted(mask: Image.Image, slant: float) -> Image.Image:
+    if not slant:
+        return mask
+    return mask.transform(mask.size, Image.Transform.AFFINE, (1, slant, -slant * mask.height / 2, 0, 1, 0), Image.Resampling.BILINEAR)
+
+
+def draw_caption(
+    style: CaptionStyle, lines: list[str], width: int, height: int, anchor_bottom: int, fill: Colour | None = None
+) -> Overlay:
+    """Draw lines of text over a transparent picture of the crop's size; what stands outside is cut off."""
+    letters = Image.new("L", (width, height))
+    outlined = Image.new("L", (width, height))
+    positions = _line_positions(style, lines, width, anchor_bottom)
+    for picture, stroke in ((letters, 0), (outlined, style.outline_px)):
+        draw = ImageDraw.Draw(picture)
+        for line, position in zip(lines, positions, strict=True):
+            draw.text(position, line, fill=255, font=style.font, stroke_width=stroke)
+    letters, outlined = _slanted(letters, style.slant), _slanted(outlined, style.slant)
+
+    colour = np.zeros((height, width, 3), np.float32)
+    alpha = np.zeros((height, width), np.float32)
+
+    def put(coverage: np.ndarray, paint: Colour) -> None:
+        nonlocal colour, alpha
+        total = coverage + alpha * (1 - coverage)
+        share = np.divide(coverage, total, out=np.zeros_like(total), where=total > 0)[..., None]
+        colour = colour * (1 - share) + np.asarray(paint, np.float32) * share
+        alpha = total
+
+    if style.box is not None and letters.getbbox():
+        left, top, right, bottom = outlined.getbbox() or (0, 0, 0, 0)
+        pad = style.box_padding_px
+        box = np.zeros_like(alpha)
+        box[max(0, top - pad) : bottom + pad, max(0, left - pad) : right + pad] = style.box_alpha
+        put(box, style.box)
+    if style.glow_px:
+        blurred = outlined.filter(ImageFilter.GaussianBlur(style.glow_px / 2))
+        put(np.clip(np.asarray(blurred, np.float32) / 255 * 1.6, 0, 1), style.outline)
+    if style.shadow_px:
+        moved = Image.new("L", letters.size)
+        moved.paste(outlined, (style.shadow_px, style.shadow_px))
+        blurred = moved.filter(ImageFilter.GaussianBlur(style.shadow_px / 2))
+        put(np.asarray(blurred, np.float32) / 255 * 0.8, BLACK)
+    outlined_coverage = np.asarray(outlined, np.float32) / 255
+    if style.outline_px:
+        put(outlined_coverage, style.outline)
+    put(np.asarray(letters, np.float32) / 255, fill or style.fill)
+    return Overlay(np.clip(colour, 0, 255).astype(np.uint8), alpha * style.opacity, outlined_coverage)

@@ -1,0 +1,269 @@
+"""Short sequences of cropped frames with known captions, after real compression.
+
+A clip is what the model sees of a video: consecutive samples of one crop region, ten a second. Everything random comes
+from one ``random.Random``, so a seed repeats a clip.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+from PIL import Image
+
+from caption_extents.training import captions, text
+from caption_extents.training.backgrounds import BackgroundSource
+
+VISIBLE_ALPHA = 0.35
+"""A fading caption counts as shown from this opacity on."""
+
+UNSURE_ALPHAS = (0.12, 0.6)
+"""Between these opacities people disagree, so pairs with such a sample weigh little in training."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Consecutive samples with truth.
+
+    Attributes:
+        y, u, v: planes after compression, uint8 (T, H, W) and twice (T, H/2, W/2).
+        caption_ids: int64 (T,); 0 where no caption is shown, otherwise a number that differs from caption to caption.
+        unsure: bool (T,); samples in the middle of a fade.
+        ink: coverage of caption letters, float32 (T, H/4, W/4).
+    """
+
+    y: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+    caption_ids: np.ndarray
+    unsure: np.ndarray
+    ink: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Showing:
+    """A caption on some samples of a clip."""
+
+    number: int
+    lines: list[str]
+    start: int
+    end: int
+    colour: captions.Colour
+
+
+def _random_lines(rng: random.Random, style: captions.CaptionStyle, width: int, max_lines: int) -> list[str]:
+    letter = max(1.0, style.font.getlength(style.script.letters[:20]) / 20)
+    fit = max(2, int(width * 0.9 / letter))
+    longest = rng.randint(2, fit) if rng.random() < 0.7 else fit
+    count = rng.randint(1, max_lines)
+    lines = [text.random_line(rng, style.script, longest) for _ in range(count)]
+    return [_cut_to_width(line, style, width) for line in lines]
+
+
+def _cut_to_width(line: str, style: captions.CaptionStyle, width: int) -> str:
+    while len(line) > 1 and style.font.getlength(line) > width * 0.96:
+        line = line[: max(1, len(line) * 9 // 10)]
+    return line
+
+
+def _next_lines(rng: random.Random, style: captions.CaptionStyle, lines: list[str], width: int, max_lines: int) -> list[str]:
+    """Lines of the caption that follows another: new, or different by one letter or one line."""
+    kind = rng.random()
+    if kind < 0.2:
+        at = rng.randrange(len(lines))
+        edited = _cut_to_width(text.small_edit(rng, style.script, lines[at]), style, width)
+        if edited != lines[at]:
+            return [*lines[:at], edited, *lines[at + 1 :]]
+    if kind < 0.35 and len(lines) > 1:
+        return [*lines[1:], *_random_lines(rng, style, width, 1)]
+    return _random_lines(rng, style, width, max_lines)
+
+
+def _schedule(rng: random.Random, style: captions.CaptionStyle, count: int, width: int, max_lines: int) -> list[_Showing]:
+    """Captions over ``count`` samples: some back to back, some after a gap, some the same text again."""
+    showings: list[_Showing] = []
+    at = rng.choice([0, rng.randint(-8, 0), rng.randint(0, count)])
+    lines = _random_lines(rng, style, width, max_lines)
+    while at < count:
+        length = rng.choice([rng.randint(2, 6), rng.randint(5, 30)])
+        colour = rng.choice([style.fill, *style.speakers]) if style.speakers else style.fill
+        showings.append(_Showing(len(showings) + 1, lines, at, at + length, colour))
+        at += length
+        if rng.random() < 0.5:
+            at += rng.choice([1, 2, rng.randint(1, 12)])
+            lines = lines if rng.random() < 0.15 else _random_lines(rng, style, width, max_lines)
+        else:
+            following = _next_lines(rng, style, lines, width, max_lines)
+            lines = following if following != lines else [*lines[:-1], lines[-1] + style.script.letters[0]]
+    return showings
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """How captions of a clip come and go."""
+
+    fade_in: int = 0
+    fade_out: int = 0
+    kind: str = "plain"
+    duration: int = 10
+    second_colour: captions.Colour = (255, 80, 80)
+
+    @classmethod
+    def random(cls, rng: random.Random) -> _Effect:
+        fade = rng.random() < 0.2
+        kind = rng.choices(["plain", "karaoke", "typing", "jitter"], [20, 1.5, 1, 0.7])[0]
+        return cls(
+            fade_in=rng.randint(1, 4) if fade else 0,
+            fade_out=rng.randint(1, 4) if fade and rng.random() < 0.8 else 0,
+            kind=kind,
+            duration=rng.randint(4, 30),
+            second_colour=captions.random_colour(rng),
+        )
+
+    def opacity(self, showing: _Showing, sample: int) -> float:
+        since, left = sample - showing.start, showing.end - sample
+        rising = (since + 0.5) / self.fade_in if self.fade_in else 1.0
+        falling = (left - 0.5) / self.fade_out if self.fade_out else 1.0
+        return float(min(1.0, rising, falling))
+
+
+class _Layer:
+    """One caption, drawn once, put over as many samples as it stands on."""
+
+    def __init__(self, style: captions.CaptionStyle, showing: _Showing, effect: _Effect, size: tuple[int, int], bottom: int) -> None:
+        width, height = size
+        self._effect, self._showing = effect, showing
+        self._overlay = captions.draw_caption(style, showing.lines, width, height, bottom, showing.colour)
+        self._second = None
+        if effect.kind == "karaoke":
+            self._second = captions.draw_caption(style, showing.lines, width, height, bottom, effect.second_colour)
+        columns = np.flatnonzero(self._overlay.alpha.max(axis=0) > 0.02)
+        self._left, self._right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+
+    def at(self, rng: random.Random, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Colour, coverage, ink and opacity of the caption on one sample."""
+        opacity = self._effect.opacity(self._showing, sample)
+        colour, alpha, ink = self._overlay.colour, self._overlay.alpha, self._overlay.ink
+        progress = (sample - self._showing.start + 1) / self._effect.duration
+        edge = self._left + round(min(1.0, progress) * (self._right - self._left))
+        if self._second is not None:
+            colour = colour.copy()
+            colour[:, :edge] = self._second.colour[:, :edge]
+        elif self._effect.kind == "typing":
+            shown = np.arange(alpha.shape[1]) < edge
+            alpha, ink = alpha * shown, ink * shown
+        elif self._effect.kind == "jitter":
+            shift = rng.randint(-1, 1)
+            alpha, ink, colour = (np.roll(a, shift, axis=1) for a in (alpha, ink, colour))
+        return colour, alpha * opacity, ink * opacity, opacity
+
+
+def _blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
+    rows = np.flatnonzero(alpha.max(axis=1) > 0.004)
+    if len(rows):
+        part = slice(rows[0], rows[-1] + 1)
+        weight = alpha[part, :, None]
+        picture[part] = picture[part] * (1 - weight) + colour[part] * weight
+
+
+def _add_distractors(rng: random.Random, frames: np.ndarray) -> None:
+    """Writing that is no caption: a channel mark or a sign that stays, interface text at the edge, a ticker."""
+    count, height, width = frames.shape[:3]
+    if rng.random() < 0.85:
+        return
+    size = max(8, int(height * rng.uniform(0.12, 0.4)))
+    style = captions.random_style(rng, size, rng.choice(["latin", "latin", "han", "cyrillic"]))
+    words = text.random_line(rng, style.script, 6)
+    overlay = captions.draw_caption(style, [words], max(8, width // 5), height, rng.randint(size, height))
+    alpha = overlay.alpha * rng.uniform(0.3, 0.9)
+    left = rng.choice([0, width - overlay.alpha.shape[1]])
+    for frame in frames:
+        _blend(frame[:, left : left + alpha.shape[1]], overlay.colour, alpha)
+
+
+def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Encode RGB frames (T, H, W, 3) with a video codec and decode them again; the planes of the result."""
+    count, height, width = frames.shape[:3]
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 10), Fraction(10)
+    encoder.thread_count = 1
+    encoder.options = options
+    packets = []
+    for index, picture in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format="yuv420p")
+        frame.pts = index
+        packets.extend(encoder.encode(frame))
+    packets.extend(encoder.encode(None))
+    decoder = av.CodecContext.create({"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}.get(codec, codec), "r")
+    decoder.thread_count = 1
+    decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
+    if len(decoded) != count:
+        raise RuntimeError(f"{codec} gave back {len(decoded)} of {count} frames")
+    pictures = np.stack([frame.to_ndarray() for frame in decoded])
+    half = height // 2
+    return (
+        pictures[:, :height],
+        pictures[:, height : height + half // 2].reshape(count, half, width // 2) if half % 2 == 0 else _plane(decoded, 1),
+        pictures[:, height + half // 2 :].reshape(count, half, width // 2) if half % 2 == 0 else _plane(decoded, 2),
+    )
+
+
+def _plane(frames: list[av.VideoFrame], index: int) -> np.ndarray:
+    planes = []
+    for frame in frames:
+        plane = frame.planes[index]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        planes.append(rows[: plane.height, : plane.width].copy())
+    return np.stack(planes)
+
+
+def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
+    crf = rng.randint(16, 36)
+    if rng.random() < 0.12:
+        return "mpeg4", {"qmin": str(crf // 4), "qmax": str(crf // 3)}
+    preset = rng.choice(["ultrafast", "superfast", "veryfast", "medium"])
+    return "libx264", {"crf": str(crf), "preset": preset, "g": str(rng.choice([5, 12, 250])), "x264-params": "log-level=none"}
+
+
+def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, width: int, height: int) -> Clip:
+    """A clip of ``count`` samples with crops of the given even size in pixels."""
+    frames = backgrounds.frames(rng, count, width, height).astype(np.float32)
+    _add_distractors(rng, frames)
+    max_lines = rng.choice([1, 2, 2]) if width / height < 12 else 1
+    size = max(9, int(height * rng.uniform(0.45, 0.95) / (max_lines * 1.35)))
+    style = captions.random_style(rng, size)
+    bottom = height - rng.randint(0, max(1, int(height * 0.12))) + style.font.getmetrics()[1] // 2
+    effect = _Effect.random(rng)
+    caption_ids, unsure = np.zeros(count, np.int64), np.zeros(count, bool)
+    ink = np.zeros((count, height, width), np.float32)
+    for showing in _schedule(rng, style, count, width, max_lines) if rng.random() < 0.92 else []:
+        samples = range(max(0, showing.start), min(count, showing.end))
+        if not samples:
+            continue
+        layer = _Layer(style, showing, effect, (width, height), bottom)
+        for sample in samples:
+            colour, alpha, letters, opacity = layer.at(rng, sample)
+            _blend(frames[sample], colour, alpha)
+            np.maximum(ink[sample], letters, out=ink[sample])
+            unsure[sample] |= UNSURE_ALPHAS[0] < opacity < UNSURE_ALPHAS[1] or letters.max() < 0.3
+            if opacity >= VISIBLE_ALPHA:
+                caption_ids[sample] = showing.number
+    pictures = np.clip(frames, 0, 255).astype(np.uint8)
+    if rng.random() < 0.2:
+        pictures = _rescale(rng, pictures)
+    y, u, v = compress(pictures, *_random_codec(rng))
+    coarse = ink[:, : height // 4 * 4, : width // 4 * 4].reshape(count, height // 4, 4, width // 4, 4).mean((2, 4))
+    return Clip(y, u, v, caption_ids, unsure, coarse)
+
+
+def _rescale(rng: random.Random, pictures: np.ndarray) -> np.ndarray:
+    """The blur of a re-upload at another size."""
+    height, width = pictures.shape[1:3]
+    factor = rng.uniform(0.5, 0.9)
+    small = (max(8, int(width * factor)), max(8, int(height * factor)))
+    resize = Image.Resampling.BICUBIC
+    return np.stack([np.asarray(Image.fromarray(p).resize(small, resize).resize((width, height), resize)) for p in pictures])

@@ -1,0 +1,66 @@
+"""Fonts of this machine, by script, found through fontconfig."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import ImageFont
+
+_NOT_FOR_TEXT = ("emoji", "symbol", "dingbat", "music", "math", "braille", "barcode", "icon", "lastresort", "wingding")
+
+
+@dataclass(frozen=True)
+class FontFile:
+    """One face of a font file."""
+
+    path: str
+    index: int
+    family: str
+
+
+@cache
+def fonts_for(language: str) -> dict[str, tuple[FontFile, ...]]:
+    """Scalable fonts that cover a language, grouped by family; empty where fontconfig or such fonts are missing."""
+    if shutil.which("fc-list") is None:
+        return {}
+    listing = subprocess.run(
+        ["fc-list", f":lang={language}:scalable=true", "--format", "%{file}\t%{index}\t%{family[0]}\n"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    families: dict[str, list[FontFile]] = {}
+    for line in sorted(set(listing.splitlines())):
+        path, index, family = line.split("\t")
+        usable = Path(path).suffix.lower() in {".ttf", ".otf", ".ttc", ".t1", ".pfb"}
+        if usable and not any(word in family.lower() for word in _NOT_FOR_TEXT):
+            # The upper half of fontconfig's index names an instance of a variable font, which Pillow selects otherwise.
+            families.setdefault(family, []).append(FontFile(path, int(index) & 0xFFFF, family))
+    return {family: tuple(files) for family, files in families.items()}
+
+
+def random_font(rng: random.Random, language: str, size_px: int) -> ImageFont.FreeTypeFont | None:
+    """A random face of a random family for a language; None where the machine has none."""
+    families = fonts_for(language)
+    for _ in range(5):
+        if not families:
+            break
+        font = rng.choice(families[rng.choice(sorted(families))])
+        try:
+            return ImageFont.truetype(font.path, size_px, index=font.index)
+        except OSError:
+            continue
+    return None
+
+
+def builtin_font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own Latin font, there on every machine."""
+    font = ImageFont.load_default(size_px)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("this Pillow was built without FreeType; install a wheel from PyPI")
+    return font
