@@ -1,0 +1,77 @@
+"""Samples arrive in order and leave as chunks' worth of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS, ChunkPlan, level_of
+
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, repr=False)
+class ChunkFrames:
+    """The frames of one chunk, not yet encoded.
+
+    Attributes:
+        plan: level and samples.
+        planes: Y, U and V in host memory, uint8 (N, H, W) and twice (N, H/2, W/2).
+    """
+
+    plan: ChunkPlan
+    planes: Planes
+
+    def __repr__(self) -> str:
+        return f"ChunkFrames(level {self.plan.level}, first {self.plan.first_sample}, {len(self.plan.samples)} samples)"
+
+
+class ChunkAssembler:
+    """Sorts samples into the open chunk of their level; a full chunk leaves, and :meth:`flush` gives the rest.
+
+    Memory is bounded by one open chunk for each level.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, tuple[list[int], Planes]] = {}
+        self._next_sample = 0
+
+    def add(self, first_sample: int, planes: Planes) -> list[ChunkFrames]:
+        """Take consecutive samples (copied) and give the chunks that they complete.
+
+        Raises:
+            ValueError: a sample was left out or came twice.
+        """
+        if first_sample != self._next_sample:
+            raise ValueError(f"sample {self._next_sample} was expected, but {first_sample} came")
+        finished = []
+        for offset in range(len(planes[0])):
+            sample = first_sample + offset
+            level = level_of(sample)
+            samples, buffers = self._open.setdefault(level, ([], _chunk_buffers(planes)))
+            for buffer, plane in zip(buffers, planes, strict=True):
+                buffer[len(samples)] = plane[offset]
+            samples.append(sample)
+            if len(samples) == CHUNK_SAMPLES:
+                del self._open[level]
+                finished.append(ChunkFrames(ChunkPlan(level, tuple(samples)), buffers))
+        self._next_sample += len(planes[0])
+        return finished
+
+    def flush(self) -> list[ChunkFrames]:
+        """The last, partial chunk of each level."""
+        return list(self._flush())
+
+    def _flush(self) -> Iterator[ChunkFrames]:
+        for level in LEVELS:
+            if level in self._open:
+                samples, (y, u, v) = self._open.pop(level)
+                count = len(samples)
+                yield ChunkFrames(ChunkPlan(level, tuple(samples)), (y[:count], u[:count], v[:count]))
+
+
+def _chunk_buffers(planes: Planes) -> Planes:
+    y, u, v = (np.empty((CHUNK_SAMPLES, *plane.shape[1:]), np.uint8) for plane in planes)
+    return y, u, v

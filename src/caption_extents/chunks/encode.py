@@ -1,0 +1,96 @@
+"""Encoding a chunk's frames as VP9 in WebM, in memory."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import cast
+
+import av
+import av.error
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from caption_extents.chunks.assemble import ChunkFrames, Planes
+from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.presets import EncoderPreset
+from caption_extents.errors import EncodeError
+
+
+@dataclass(frozen=True)
+class ChunkFormat:
+    """What all chunks of a video share.
+
+    Attributes:
+        frame_rate: frames a second at which a chunk plays; its n-th sample stands at n / frame_rate seconds.
+        sample_aspect_ratio: width over height of a pixel.
+        colour_range, colour_space, colour_primaries, colour_transfer: as numbers of ITU-T H.273.
+    """
+
+    frame_rate: Fraction
+    sample_aspect_ratio: Fraction = Fraction(1)
+    colour_range: int = 0
+    colour_space: int = 2
+    colour_primaries: int = 2
+    colour_transfer: int = 2
+
+
+@dataclass(frozen=True, repr=False)
+class EncodedChunk:
+    """A chunk as it will be stored."""
+
+    plan: ChunkPlan
+    data: bytes
+
+    def __repr__(self) -> str:
+        return f"EncodedChunk(level {self.plan.level}, first {self.plan.first_sample}, {len(self.data)} bytes)"
+
+
+def encode_chunk(frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> EncodedChunk:
+    """Encode a chunk. The same frames, preset and format give the same bytes, every time and in any thread.
+
+    Raises:
+        EncodeError: the encoder refused; names the chunk.
+    """
+    buffer = io.BytesIO()
+    try:
+        # bitexact keeps random identifiers and library versions out of the file.
+        with av.open(buffer, "w", format="webm", container_options={"fflags": "+bitexact"}) as container:
+            stream = _add_stream(container, frames.planes, preset, form)
+            for index in range(len(frames.plan.samples)):
+                container.mux(stream.encode(_to_frame(frames.planes, index)))
+            container.mux(stream.encode(None))
+    except (av.error.FFmpegError, ValueError) as error:
+        chunk = f"chunk {frames.plan.first_sample} of level {frames.plan.level}"
+        raise EncodeError(f"{chunk} could not be encoded with preset {preset.name!r}: {error}") from error
+    return EncodedChunk(frames.plan, buffer.getvalue())
+
+
+def _add_stream(
+    container: av.container.OutputContainer, planes: Planes, preset: EncoderPreset, form: ChunkFormat
+) -> VideoStream:
+    stream = cast(VideoStream, container.add_stream("libvpx-vp9", rate=form.frame_rate, options=dict(preset.options)))
+    context = stream.codec_context
+    stream.height, stream.width = planes[0].shape[1:]
+    stream.pix_fmt = "yuv420p"
+    context.bit_rate = 0  # constant quality
+    context.thread_count = preset.threads
+    context.time_base = 1 / form.frame_rate
+    context.sample_aspect_ratio = form.sample_aspect_ratio
+    context.color_range = form.colour_range
+    context.colorspace = form.colour_space
+    context.color_primaries = form.colour_primaries
+    context.color_trc = form.colour_transfer
+    return stream
+
+
+def _to_frame(planes: Planes, index: int) -> VideoFrame:
+    height, width = planes[0].shape[1:]
+    frame = VideoFrame(width, height, "yuv420p")
+    for target, source in zip(frame.planes, planes, strict=True):
+        rows = np.frombuffer(target, np.uint8)[: target.height * target.line_size].reshape(target.height, target.line_size)
+        rows[:, : target.width] = source[index]
+    frame.pts = index
+    return frame

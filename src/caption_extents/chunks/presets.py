@@ -1,0 +1,61 @@
+"""Encoder settings by name. They are data: what the chunks' bytes depend on stands here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from caption_extents.errors import InputError
+
+
+@dataclass(frozen=True)
+class EncoderPreset:
+    """Settings of libvpx-vp9 for a chunk.
+
+    Attributes:
+        name: as on the command line and in the manifest.
+        threads: of one encoder; part of the preset, because libvpx writes other bytes with one thread than with two.
+        options: libvpx's options, as FFmpeg names them.
+    """
+
+    name: str
+    threads: int
+    options: Mapping[str, str] = field(hash=False)
+
+
+def _preset(name: str, threads: int, **options: str) -> EncoderPreset:
+    return EncoderPreset(name, threads, MappingProxyType({key.replace("_", "-"): value for key, value in options.items()}))
+
+
+PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
+    {
+        preset.name: preset
+        for preset in (
+            _preset(
+                "reference",
+                threads=2,
+                crf="30",
+                deadline="good",
+                cpu_used="2",
+                tile_columns="1",
+                frame_parallel="1",
+                row_mt="1",
+                auto_alt_ref="1",
+                lag_in_frames="25",
+            ),
+        )
+    }
+)
+DEFAULT_PRESET = "reference"
+
+
+def find_preset(name: str) -> EncoderPreset:
+    """The preset of a name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown encoder preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

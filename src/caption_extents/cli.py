@@ -1,0 +1,156 @@
+"""The command line: parse into a job, make one library call, print the result."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import caption_extents
+from caption_extents import job as jobs
+from caption_extents.errors import InputError, ProcessingError
+from caption_extents.region import CropRegion
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+Implementation = StrEnum("Implementation", {name.upper(): name for name in jobs.IMPLEMENTATION_NAMES})
+Device = StrEnum("Device", {name.upper(): name for name in jobs.DEVICES})
+
+app = typer.Typer(
+    help="Find burned-in captions in video, exact to the frame.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(caption_extents.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    video: Annotated[str, typer.Argument(help="A video file, or the key of one in the store.")],
+    crop: Annotated[str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture.")],
+    rate: Annotated[float, typer.Option(help="Samples a second.")] = jobs.DEFAULT_FRAME_RATE,
+    store: Annotated[str | None, typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL to write to; default {jobs.DEFAULT_STORE}.")] = None,
+    tenant: Annotated[str, typer.Option(help="Tenant id, part of every key.")] = "local",
+    video_id: Annotated[str | None, typer.Option(help="Video id, part of every key; by default from the file's name.")] = None,
+    implementation: Annotated[
+        Implementation, typer.Option(envvar=jobs.IMPLEMENTATION_VARIABLE, help="Both give identical results.")
+    ] = Implementation(jobs.DEFAULT_IMPLEMENTATION),
+    device: Annotated[Device, typer.Option(help="Where to decode and compute.")] = Device("auto"),
+    encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
+    model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
+    subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Find all captions of a video and store its cropped frames."""
+    try:
+        with nullcontext() if as_json or quiet else _progress_bars() as progress:
+            result = caption_extents.crop_and_infer_caption_frame_extents(
+                video,
+                tenant,
+                video_id or id_from_name(video),
+                CropRegion.parse(crop),
+                rate,
+                encoder_workers,
+                implementation=implementation.value,
+                store=store,
+                device=device.value,
+                model=model,
+                progress=progress,
+            )
+        if subtitles is not None:
+            _write_subtitles(result, store, subtitles)
+    except InputError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    except ProcessingError as error:
+        _fail(str(error), EXIT_FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was left in the store", EXIT_INTERRUPTED)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+    else:
+        _print_result(result)
+
+
+def id_from_name(video: str) -> str:
+    """An id out of a file's name: letters, digits, ``.``, ``_`` and ``-`` stay, runs of anything else become ``-``."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(video).stem)
+    return re.sub(r"\.{2,}", ".", stem).strip("-._")[:128] or "video"
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"caption-extents: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _print_result(result: caption_extents.CropInferResult) -> None:
+    from caption_extents.pipeline.report import format_metrics
+
+    labels = ", ".join(f"{name} {count}" for name, count in result.label_counts.items())
+    typer.echo(f"{result.caption_count} captions in {result.frame_count} samples ({labels})")
+    if result.undecodable_samples:
+        typer.echo(f"{len(result.undecodable_samples)} samples could not be decoded and show the frame before them")
+    typer.echo(f"chunks    {result.cropped_frames_prefix}")
+    typer.echo(f"database  {result.caption_frame_extents_db_key}")
+    typer.echo(format_metrics(result.metrics))
+
+
+def _write_subtitles(result: caption_extents.CropInferResult, store: str | None, path: Path) -> None:
+    from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
+    from caption_extents.results.database import open_database
+    from caption_extents.storage.store import open_store
+
+    data = open_store(store or jobs.DEFAULT_STORE).get(result.caption_frame_extents_db_key)
+    rows = open_database(data).execute("SELECT * FROM captions ORDER BY caption_index")
+    events = [SubtitleEvent(row["start_seconds"], row["end_seconds"], row["text"] or f"[{row['caption_index'] + 1}]") for row in rows]
+    path.write_text(render_subtitles(events), encoding="utf-8")
+
+
+class _progress_bars:  # noqa: N801 (used like a function)
+    """Bars on a terminal, a line every few seconds elsewhere; both on stderr."""
+
+    def __enter__(self) -> Any:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self._tasks: dict[str, Any] = {}
+        self._bars.start()
+        return self._update
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def _update(self, progress: Any) -> None:
+        if progress.stage not in self._tasks:
+            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total)
+        self._bars.update(self._tasks[progress.stage], completed=progress.done)
+
+
+def main() -> None:
+    """Entry point of the ``caption-extents`` command."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    app()

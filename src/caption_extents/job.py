@@ -1,0 +1,245 @@
+"""The job as other code calls it: arguments in one validated object, three functions, one result.
+
+Nothing heavy is imported before a job runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from caption_extents.errors import InputError
+from caption_extents.region import CropRegion
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from caption_extents.pipeline.metrics import ProgressCallback, RunMetrics
+
+DEFAULT_FRAME_RATE = 10.0
+DEFAULT_ENCODER_WORKERS = 4
+DEFAULT_STORE = "caption-extents-store"
+DEFAULT_IMPLEMENTATION = "pipelined"
+IMPLEMENTATION_NAMES = ("pipelined", "sequential")
+DEVICES = ("auto", "cpu")
+MAX_FRAME_RATE = 240
+MAX_WORKERS = 256
+
+STORE_VARIABLE = "CAPTION_EXTENTS_STORE"
+IMPLEMENTATION_VARIABLE = "CAPTION_EXTENTS_IMPLEMENTATION"
+PRICE_VARIABLE = "CAPTION_EXTENTS_PRICE_PER_HOUR"
+
+
+class JobOptions(TypedDict, total=False):
+    """Keyword-only arguments that the three functions share; :class:`Job` says what they mean."""
+
+    store: str | os.PathLike[str] | None
+    device: str
+    preset: str
+    model: str | os.PathLike[str] | None
+    decode_threads: int
+    inference_workers: int
+    upload_workers: int
+    queue_size: int
+    max_undecodable_share: float
+    price_per_hour: float | None
+    progress: ProgressCallback | None
+
+
+def _default_inference_workers() -> int:
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Validated arguments of a job.
+
+    Attributes:
+        video_key: a key in the store, or a path of this machine.
+        tenant_id, video_id: parts of the keys that are written.
+        crop_region: where captions stand.
+        frame_rate: samples a second; a float is taken as the decimal number that it prints as.
+        encoder_workers: chunks encoded at once.
+        implementation: ``pipelined`` or ``sequential``.
+        store: folder or URL; by default the environment's ``CAPTION_EXTENTS_STORE``, or a folder beside.
+        device: where to decode and compute: ``auto`` or ``cpu``.
+        preset: encoder preset; None for the default.
+        model: weights; None for the package's own.
+        decode_threads: of the CPU decoder, 0 for one for each core.
+        inference_workers: batches embedded at once.
+        upload_workers: objects uploaded at once.
+        queue_size: items that wait between two stages.
+        max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
+        price_per_hour: of this machine, for the cost in the metrics; by default from ``CAPTION_EXTENTS_PRICE_PER_HOUR``.
+        progress: called from worker threads with each stage's progress.
+
+    Raises:
+        InputError: an argument is not usable; names it, its value and what is allowed.
+    """
+
+    video_key: str
+    tenant_id: str
+    video_id: str
+    crop_region: CropRegion
+    frame_rate: float | Fraction = DEFAULT_FRAME_RATE
+    encoder_workers: int = DEFAULT_ENCODER_WORKERS
+    implementation: str = DEFAULT_IMPLEMENTATION
+    store: str | os.PathLike[str] | None = None
+    device: str = "auto"
+    preset: str = "reference"
+    model: str | os.PathLike[str] | None = None
+    decode_threads: int = 0
+    inference_workers: int = field(default_factory=_default_inference_workers)
+    upload_workers: int = 4
+    queue_size: int = 2
+    max_undecodable_share: float = 0.01
+    price_per_hour: float | None = None
+    progress: ProgressCallback | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.crop_region, CropRegion):
+            raise InputError(f"crop_region is {self.crop_region!r}; give a CropRegion")
+        _check_rate(self.frame_rate)
+        for name, least in (("encoder_workers", 1), ("inference_workers", 1), ("upload_workers", 1), ("queue_size", 1), ("decode_threads", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WORKERS:
+                raise InputError(f"{name} is {value!r}; give a whole number between {least} and {MAX_WORKERS}")
+        if self.implementation not in IMPLEMENTATION_NAMES:
+            raise InputError(f"implementation {self.implementation!r} is unknown; choose {' or '.join(IMPLEMENTATION_NAMES)}")
+        if self.device not in DEVICES:
+            raise InputError(f"device {self.device!r} is unknown; choose {' or '.join(DEVICES)}")
+        if not 0 <= self.max_undecodable_share <= 1:
+            raise InputError(f"max_undecodable_share is {self.max_undecodable_share!r}; give a share between 0 and 1")
+        object.__setattr__(self, "store", os.fspath(self.store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE))
+        object.__setattr__(self, "video_key", os.fspath(self.video_key))
+        if self.price_per_hour is None and os.environ.get(PRICE_VARIABLE):
+            object.__setattr__(self, "price_per_hour", _price(os.environ[PRICE_VARIABLE]))
+
+    @property
+    def rate(self) -> Fraction:
+        """The frame rate, exactly."""
+        return self.frame_rate if isinstance(self.frame_rate, Fraction) else Fraction(str(self.frame_rate))
+
+
+def _check_rate(rate: float | Fraction) -> None:
+    usable = isinstance(rate, (int, float, Fraction)) and not isinstance(rate, bool)
+    if not usable or not math.isfinite(rate) or not 0.001 <= rate <= MAX_FRAME_RATE:
+        raise InputError(f"frame_rate is {rate!r}; give samples a second between 0.001 and {MAX_FRAME_RATE}")
+
+
+def _price(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{PRICE_VARIABLE} is {text!r}; give a number") from None
+
+
+@dataclass(frozen=True)
+class CropInferResult:
+    """What a finished job has made.
+
+    Attributes:
+        version: N of ``cropped_frames_vN``.
+        frame_count: samples of the video.
+        label_counts: pairs for each forward label.
+        processing_duration_seconds: wall time of the job.
+        caption_frame_extents_db_key: the version's database.
+        cropped_frames_prefix: prefix of the version's chunks and manifest.
+        caption_count: captions found.
+        undecodable_samples: samples that show the last good frame instead of their own.
+        decoder: the decoder that was used.
+        metrics: where the time went.
+    """
+
+    version: int
+    frame_count: int
+    label_counts: dict[str, int]
+    processing_duration_seconds: float
+    caption_frame_extents_db_key: str
+    cropped_frames_prefix: str
+    caption_count: int
+    undecodable_samples: tuple[int, ...]
+    decoder: str
+    metrics: RunMetrics = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "metrics"}
+        return {**fields, "undecodable_samples": list(self.undecodable_samples), "metrics": self.metrics.to_dict()}
+
+
+def crop_and_infer_caption_frame_extents(
+    video_key: str,
+    tenant_id: str,
+    video_id: str,
+    crop_region: CropRegion,
+    frame_rate: float = DEFAULT_FRAME_RATE,
+    encoder_workers: int = DEFAULT_ENCODER_WORKERS,
+    *,
+    implementation: str | None = None,
+    **options: Unpack[JobOptions],
+) -> CropInferResult:
+    """Find every caption of a video and store its cropped frames.
+
+    Args:
+        video_key: a key in the store, or a path of this machine.
+        tenant_id: part of the keys that are written.
+        video_id: part of the keys that are written.
+        crop_region: where captions stand.
+        frame_rate: samples a second.
+        encoder_workers: chunks encoded at once.
+        implementation: ``pipelined`` or ``sequential``; by default the environment's ``CAPTION_EXTENTS_IMPLEMENTATION``,
+            or ``pipelined``. Both give identical chunks and results.
+        options: as described at :class:`Job`.
+
+    Raises:
+        InputError: (a ValueError) an argument or the video cannot be used; nothing was written.
+        ProcessingError: (a RuntimeError) a stage failed; nothing of the run is left in the store.
+    """
+    chosen = implementation or os.environ.get(IMPLEMENTATION_VARIABLE) or DEFAULT_IMPLEMENTATION
+    job = Job(
+        video_key=video_key,
+        tenant_id=tenant_id,
+        video_id=video_id,
+        crop_region=crop_region,
+        frame_rate=frame_rate,
+        encoder_workers=encoder_workers,
+        implementation=chosen,
+        **options,
+    )
+    from caption_extents.pipeline.run import run_job
+
+    return run_job(job)
+
+
+def crop_and_infer_caption_frame_extents_pipelined(
+    video_key: str,
+    tenant_id: str,
+    video_id: str,
+    crop_region: CropRegion,
+    frame_rate: float = DEFAULT_FRAME_RATE,
+    encoder_workers: int = DEFAULT_ENCODER_WORKERS,
+    **options: Unpack[JobOptions],
+) -> CropInferResult:
+    """As :func:`crop_and_infer_caption_frame_extents`, with all stages at once."""
+    return crop_and_infer_caption_frame_extents(
+        video_key, tenant_id, video_id, crop_region, frame_rate, encoder_workers, implementation="pipelined", **options
+    )
+
+
+def crop_and_infer_caption_frame_extents_sequential(
+    video_key: str,
+    tenant_id: str,
+    video_id: str,
+    crop_region: CropRegion,
+    frame_rate: float = DEFAULT_FRAME_RATE,
+    encoder_workers: int = DEFAULT_ENCODER_WORKERS,
+    **options: Unpack[JobOptions],
+) -> CropInferResult:
+    """As :func:`crop_and_infer_caption_frame_extents`, one stage after the other."""
+    return crop_and_infer_caption_frame_extents(
+        video_key, tenant_id, video_id, crop_region, frame_rate, encoder_workers, implementation="sequential", **options
+    )

@@ -1,0 +1,257 @@
+"""Where the time went: busy and waiting time of every stage, measured while the run goes on."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+EXTRACTION, INFERENCE, ENCODING, UPLOAD = "extraction", "inference", "encoding", "upload"
+STAGE_NAMES = (EXTRACTION, INFERENCE, ENCODING, UPLOAD)
+
+_BALANCED = 1.1
+"""Stages whose occupancy differs by less than this factor count as equally busy."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is: ``done`` of ``total`` samples."""
+
+    stage: str
+    done: int
+    total: int
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+class StageClock:
+    """Adds up what one stage does. May be used from several threads at once."""
+
+    def __init__(self, name: str, workers: int = 1, on_samples: Callable[[str, int], None] | None = None) -> None:
+        self.name = name
+        self.workers = workers
+        self.busy_seconds = 0.0
+        self.wait_input_seconds = 0.0
+        self.wait_room_seconds = 0.0
+        self.cpu_seconds: float | None = None
+        self.samples = 0
+        self.items = 0
+        self.nbytes = 0
+        self.first_start: float | None = None
+        self.last_end = 0.0
+        self._lock = threading.Lock()
+        self._on_samples = on_samples
+
+    @contextmanager
+    def busy(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> Iterator[None]:
+        """Count the time inside as work, and its yield when it succeeds."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            end = time.perf_counter()
+            with self._lock:
+                self.busy_seconds += end - start
+                self.first_start = start if self.first_start is None else min(self.first_start, start)
+                self.last_end = max(self.last_end, end)
+        self.count(samples, items, nbytes)
+
+    def count(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> None:
+        """Add to what the stage has yielded."""
+        with self._lock:
+            self.samples += samples
+            self.items += items
+            self.nbytes += nbytes
+            total = self.samples
+        if samples and self._on_samples:
+            self._on_samples(self.name, total)
+
+    def waited(self, *, for_input: float = 0.0, for_room: float = 0.0) -> None:
+        """Add time spent idle."""
+        with self._lock:
+            self.wait_input_seconds += for_input
+            self.wait_room_seconds += for_room
+
+    def timed(self, items: Iterable[T], samples: Callable[[T], int]) -> Iterator[T]:
+        """Iterate, counting as work the time that each item takes to come."""
+        iterator = iter(items)
+        try:
+            while True:
+                with self.busy():
+                    item = next(iterator, None)
+                if item is None:
+                    return
+                self.count(samples=samples(item), items=1)
+                yield item
+        finally:
+            close = getattr(iterator, "close", None)
+            if close:
+                close()
+
+    @contextmanager
+    def whole_process(self) -> Iterator[None]:
+        """Count the CPU time of the whole process as this stage's, for stages that run alone."""
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.cpu_seconds = (self.cpu_seconds or 0.0) + time.process_time() - start
+
+
+def make_clocks(workers: Mapping[str, int], sample_count: int, progress: ProgressCallback | None) -> dict[str, StageClock]:
+    """A clock for each stage, with one worker where ``workers`` says nothing; each tells the callback how far it is."""
+
+    def on_samples(stage: str, done: int) -> None:
+        if progress is not None:
+            progress(Progress(stage, done, sample_count))
+
+    return {name: StageClock(name, workers.get(name, 1), on_samples) for name in STAGE_NAMES}
+
+
+@dataclass(frozen=True)
+class StageMetrics:
+    """One stage of a finished run.
+
+    Attributes:
+        time_seconds: from the stage's first start to its last end.
+        busy_seconds: time spent working, summed over workers.
+        wait_input_seconds: time a worker stood idle because nothing had come yet.
+        wait_room_seconds: time results waited because the next stage was full, summed over workers.
+        workers: how many worked at once.
+        samples: samples that passed.
+        items: pairs (inference), chunks (encoding) or objects (upload).
+        nbytes: bytes that the stage gave on, where it counts them.
+        samples_per_second: samples over ``time_seconds``.
+        cpu_seconds: CPU time of the process while the stage ran alone (sequential runs only).
+    """
+
+    time_seconds: float
+    busy_seconds: float
+    wait_input_seconds: float
+    wait_room_seconds: float
+    workers: int
+    samples: int
+    items: int
+    nbytes: int
+    samples_per_second: float
+    cpu_seconds: float | None = None
+
+    @classmethod
+    def of(cls, clock: StageClock) -> StageMetrics:
+        """What a clock has counted."""
+        span = clock.last_end - clock.first_start if clock.first_start is not None else 0.0
+        return cls(
+            time_seconds=span,
+            busy_seconds=clock.busy_seconds,
+            wait_input_seconds=clock.wait_input_seconds,
+            wait_room_seconds=clock.wait_room_seconds,
+            workers=clock.workers,
+            samples=clock.samples,
+            items=clock.items,
+            nbytes=clock.nbytes,
+            samples_per_second=clock.samples / span if span > 0 else 0.0,
+            cpu_seconds=clock.cpu_seconds,
+        )
+
+    @property
+    def seconds_at_full_speed(self) -> float:
+        """How long the stage would take if it never waited: busy time spread over its workers."""
+        return self.busy_seconds / self.workers
+
+
+@dataclass(frozen=True)
+class OverlapAnalysis:
+    """Which stage decides the time.
+
+    Attributes:
+        bottleneck: the stage that would take longest if none ever waited.
+        bottleneck_ratio: its time over that of the next slowest stage.
+        inference_waited_for_extraction_seconds: idle time of inference for want of samples.
+        sum_of_stages_seconds: what the stages would take one after the other.
+        advice: what to change, in a sentence.
+    """
+
+    bottleneck: str
+    bottleneck_ratio: float
+    inference_waited_for_extraction_seconds: float
+    sum_of_stages_seconds: float
+    advice: str
+
+
+def analyse_overlap(stages: dict[str, StageMetrics], implementation: str) -> OverlapAnalysis:
+    """Find the bottleneck from measured busy times."""
+    paces = {name: metrics.seconds_at_full_speed for name, metrics in stages.items()}
+    slowest = max(paces, key=lambda name: paces[name])
+    runner_up = max((pace for name, pace in paces.items() if name != slowest), default=0.0)
+    ratio = paces[slowest] / runner_up if runner_up > 0 else float("inf")
+    return OverlapAnalysis(
+        bottleneck=slowest,
+        bottleneck_ratio=ratio,
+        inference_waited_for_extraction_seconds=stages[INFERENCE].wait_input_seconds,
+        sum_of_stages_seconds=sum(paces.values()),
+        advice=_advice(paces, slowest, ratio, implementation),
+    )
+
+
+def _advice(paces: dict[str, float], slowest: str, ratio: float, implementation: str) -> str:
+    if implementation == "sequential":
+        return "the pipelined implementation runs the stages at once"
+    if slowest == ENCODING:
+        pipeline = max(paces[EXTRACTION], paces[INFERENCE])
+        times = f"{paces[ENCODING] / pipeline:.1f}x slower" if pipeline > 0 else "slower"
+        return (
+            f"encoding is {times} than the decode and inference pipeline: "
+            "more encoder workers if cores are idle, a faster preset, or encoding on other machines"
+        )
+    if ratio < _BALANCED:
+        return "the stages are balanced; a faster machine is what helps"
+    return {
+        EXTRACTION: "decoding is the limit: more decoder threads if cores are idle, or a GPU decoder",
+        INFERENCE: "inference is the limit: more inference workers if cores are idle, or a GPU",
+        UPLOAD: "the store is the limit: more uploads at once, or a store that is nearer",
+    }[slowest]
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """Figures of a finished run; seconds are wall time unless a name says otherwise.
+
+    Attributes:
+        implementation: ``pipelined`` or ``sequential``.
+        total_seconds: the whole job, from call to return.
+        setup_seconds: opening, indexing and loading before the first stage starts.
+        cpu_seconds: CPU time of the process over the whole job.
+        cpu_count: cores that the process may use.
+        stages: by name: extraction, inference, encoding, upload.
+        overlap: which stage decides the time.
+        peak_memory_bytes: largest resident set of the process so far.
+        cost: ``total_seconds`` at the configured price an hour; None without one.
+    """
+
+    implementation: str
+    total_seconds: float
+    setup_seconds: float
+    cpu_seconds: float
+    cpu_count: int
+    stages: dict[str, StageMetrics]
+    overlap: OverlapAnalysis
+    peak_memory_bytes: int
+    cost: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,241 @@
+"""One job from arguments to result: check everything, claim a version, run the stages, commit."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import caption_extents
+from caption_extents.captions.extents import find_captions
+from caption_extents.chunks.encode import ChunkFormat
+from caption_extents.chunks.plan import plan_chunks
+from caption_extents.chunks.presets import EncoderPreset, find_preset
+from caption_extents.errors import ProcessingError, VideoError
+from caption_extents.job import CropInferResult, Job
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.labels import Label
+from caption_extents.pipeline.metrics import RunMetrics, StageMetrics, analyse_overlap, make_clocks, peak_memory_bytes
+from caption_extents.pipeline.pipelined import run_pipelined
+from caption_extents.pipeline.sequential import run_sequential
+from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
+from caption_extents.results.database import CaptionRow, build_database
+from caption_extents.storage.keys import VideoKeys, check_key
+from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
+from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.versions import VersionClaim
+from caption_extents.video.crop import CropPixels, resolve_crop
+from caption_extents.video.decoder import open_decoder
+from caption_extents.video.source import VideoFacts, probe
+from caption_extents.video.timeline import Timeline, build_timeline
+
+IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
+    "pipelined": run_pipelined,
+    "sequential": run_sequential,
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is known before the first sample is decoded. Making it writes nothing."""
+
+    facts: VideoFacts
+    timeline: Timeline
+    crop: CropPixels
+    model: CaptionModel
+    preset: EncoderPreset
+    source: SourceRecord
+
+
+def run_job(job: Job) -> CropInferResult:
+    """Run a job.
+
+    Raises:
+        InputError: an argument or the video cannot be used; nothing was written.
+        ProcessingError: a stage failed; nothing of the run is left in the store.
+    """
+    started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
+    keys = VideoKeys(job.tenant_id, job.video_id)
+    store = open_store(job.store)
+    with _local_video(store, job.video_key) as path:
+        plan = _make_plan(job, path)
+        run_id = uuid.uuid4().hex
+        claim = VersionClaim(store, keys, run_id)
+        try:
+            stages = _make_stages(job, plan, store, keys, claim.version)
+            setup_seconds = time.perf_counter() - started
+            records = IMPLEMENTATIONS[job.implementation](stages)
+            _check_complete(records, len(plan.timeline))
+            probabilities = stages.inference.probabilities
+            captions = _caption_rows(probabilities, plan.timeline.frame_rate)
+            manifest = _manifest(job, plan, records, claim.version, run_id)
+            metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
+            claim.commit(manifest, build_database(metadata, probabilities, captions))
+        except BaseException:
+            claim.abandon()
+            raise
+    metrics = _metrics(job, stages, setup_seconds, time.perf_counter() - started, time.process_time() - started_cpu)
+    forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
+    return CropInferResult(
+        version=claim.version,
+        frame_count=len(plan.timeline),
+        label_counts={label.text: forward[label] for label in Label},
+        processing_duration_seconds=metrics.total_seconds,
+        caption_frame_extents_db_key=keys.database(claim.version),
+        cropped_frames_prefix=keys.cropped_frames(claim.version),
+        caption_count=len(captions),
+        undecodable_samples=tuple(stages.extraction.decoder.undecodable_samples),
+        decoder=stages.extraction.decoder.name,
+        metrics=metrics,
+    )
+
+
+@contextmanager
+def _local_video(store: Store, video_key: str) -> Iterator[Path]:
+    """The video as a file: an object of the store, or a file of this machine."""
+    local = Path(video_key).expanduser()
+    if local.is_file():
+        yield local
+    elif store.folder is not None:
+        inside = store.folder / check_key(video_key) if not local.is_absolute() else local
+        if not inside.is_file():
+            raise VideoError(f"there is no video {video_key!r}, neither as a file here nor as a key in {store.address}")
+        yield inside
+    else:
+        if not store.exists(video_key):
+            raise VideoError(f"there is no video {video_key!r}, neither as a file here nor as a key in {store.address}")
+        with TemporaryDirectory(prefix="caption-extents-") as folder:
+            copy = Path(folder) / "video"
+            copy.write_bytes(store.get(video_key))
+            yield copy
+
+
+def _make_plan(job: Job, path: Path) -> _Plan:
+    preset = find_preset(job.preset)
+    facts = probe(path)
+    crop = resolve_crop(job.crop_region, facts)
+    return _Plan(
+        facts=facts,
+        timeline=build_timeline(facts, job.rate),
+        crop=crop,
+        model=CaptionModel(Path(job.model) if job.model else None),
+        preset=preset,
+        source=SourceRecord(job.video_key, facts.size_bytes, content_fingerprint(path)),
+    )
+
+
+def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: int) -> Stages:
+    facts, count = plan.facts, len(plan.timeline)
+    workers = Workers(job.decode_threads, job.inference_workers, job.encoder_workers, job.upload_workers, job.queue_size)
+    clocks = make_clocks(
+        {"inference": workers.inference, "encoding": workers.encoder, "upload": workers.upload}, count, job.progress
+    )
+    decoder = open_decoder(facts, plan.timeline, plan.crop, device=job.device, threads=workers.decode_threads)
+    aspect = facts.sample_aspect_ratio
+    form = ChunkFormat(
+        frame_rate=plan.timeline.frame_rate,
+        sample_aspect_ratio=1 / aspect if facts.orientation.transpose else aspect,
+        colour_range=facts.colour.range,
+        colour_space=facts.colour.space,
+        colour_primaries=facts.colour.primaries,
+        colour_transfer=facts.colour.transfer,
+    )
+    return Stages(
+        extraction=Extraction(decoder, count, job.max_undecodable_share, clocks["extraction"]),
+        inference=Inference(plan.model, clocks["inference"]),
+        encoding=Encoding(plan.preset, form, clocks["encoding"]),
+        upload=Upload(store, keys, version, clocks["upload"]),
+        workers=workers,
+        clocks=clocks,
+    )
+
+
+def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
+    """Every sample must be in exactly one stored chunk before readers may see any."""
+    planned = {(plan.level, plan.samples) for plan in plan_chunks(sample_count)}
+    stored = {(record.level, record.samples) for record in records}
+    if planned != stored or len(records) != len(planned):
+        raise ProcessingError(
+            f"{len(planned)} chunks were planned but {len(records)} stored ({len(planned - stored)} missing); "
+            "this is a bug, please report it"
+        )
+
+
+def _caption_rows(probabilities: np.ndarray, rate: Fraction) -> list[CaptionRow]:
+    return [
+        CaptionRow(
+            start_frame=caption.start_frame,
+            end_frame=caption.end_frame,
+            start_seconds=float(caption.start_frame / rate),
+            end_seconds=float(caption.end_frame / rate),
+            confidence=caption.confidence,
+        )
+        for caption in find_captions(probabilities)
+    ]
+
+
+def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], version: int, run_id: str) -> Manifest:
+    return Manifest(
+        version=version,
+        run_id=run_id,
+        source=plan.source,
+        crop=job.crop_region.as_tuple(),
+        crop_px=plan.crop.as_tuple(),
+        frame_rate=str(plan.timeline.frame_rate),
+        sample_count=len(plan.timeline),
+        preset=plan.preset.name,
+        model_version=plan.model.version,
+        chunks=tuple(sorted(records, key=lambda record: (-record.level, record.samples[0]))),
+    )
+
+
+def _run_metadata(
+    job: Job, plan: _Plan, stages: Stages, manifest: Manifest, started_at: datetime, seconds: float
+) -> dict[str, object]:
+    decoder = stages.extraction.decoder
+    return {
+        "cropped_frames_version": manifest.version,
+        "model_version": manifest.model_version,
+        "model_checkpoint_path": plan.model.path.name if job.model is None else str(plan.model.path),
+        "run_id": manifest.run_id,
+        "started_at": started_at.isoformat(),
+        "completed_at": datetime.now(UTC).isoformat(),
+        "total_pairs": manifest.sample_count - 1,
+        "processing_time_seconds": seconds,
+        "frame_rate": manifest.frame_rate,
+        "frame_count": manifest.sample_count,
+        "crop": ",".join(map(str, manifest.crop)),
+        "crop_px": ",".join(map(str, manifest.crop_px)),
+        "source_key": manifest.source.key,
+        "source_fingerprint": manifest.source.fingerprint,
+        "encoder_preset": manifest.preset,
+        "implementation": job.implementation,
+        "decoder": decoder.name,
+        "undecodable_samples": ",".join(map(str, decoder.undecodable_samples)),
+        "package_version": caption_extents.__version__,
+    }
+
+
+def _metrics(job: Job, stages: Stages, setup_seconds: float, total_seconds: float, cpu_seconds: float) -> RunMetrics:
+    measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
+    return RunMetrics(
+        implementation=job.implementation,
+        total_seconds=total_seconds,
+        setup_seconds=setup_seconds,
+        cpu_seconds=cpu_seconds,
+        cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        stages=measured,
+        overlap=analyse_overlap(measured, job.implementation),
+        peak_memory_bytes=peak_memory_bytes(),
+        cost=None if job.price_per_hour is None else job.price_per_hour * total_seconds / 3600,
+    )

@@ -1,0 +1,100 @@
+"""The reference implementation: all of one stage, then all of the next.
+
+It is what the pipelined implementation is compared with, for results and for time, and what a deployment rolls back to.
+Samples and chunks wait on disk between the stages, so memory does not grow with the video.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from caption_extents.chunks.encode import EncodedChunk
+from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD
+from caption_extents.pipeline.stages import Stages
+from caption_extents.storage.manifest import ChunkRecord
+from caption_extents.video.batch import CropBatch, empty_planes
+
+
+def run_sequential(stages: Stages) -> list[ChunkRecord]:
+    """Run all stages one after the other, each with the whole machine to itself."""
+    clocks = stages.clocks
+    for clock in clocks.values():
+        clock.workers = 1
+    with TemporaryDirectory(prefix="caption-extents-") as folder, torch_threads(os.cpu_count() or 1):
+        crops, chunks = _CropSpool(Path(folder) / "crops.yuv"), _ChunkSpool(Path(folder) / "chunks.bin")
+        with clocks[EXTRACTION].whole_process():
+            for batch in stages.extraction:
+                crops.write(batch)
+        with clocks[INFERENCE].whole_process():
+            for batch in crops.read():
+                stages.inference.compare(stages.inference.embed(batch))
+        with clocks[ENCODING].whole_process():
+            for batch in crops.read():
+                for frames in stages.encoding.assemble(batch):
+                    chunks.write(stages.encoding.encode(frames))
+            for frames in stages.encoding.flush():
+                chunks.write(stages.encoding.encode(frames))
+        with clocks[UPLOAD].whole_process():
+            return [stages.upload.upload(chunk) for chunk in chunks.read()]
+
+
+class torch_threads:  # noqa: N801 (reads like the function that it stands for)
+    """Set how many threads PyTorch uses for one operation, and set it back afterwards."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self._before)
+
+
+class _CropSpool:
+    """Batches on disk, in order."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shapes: list[tuple[int, int, int, int]] = []
+
+    def write(self, batch: CropBatch) -> None:
+        with self._path.open("ab") as file:
+            for plane in batch.planes:
+                file.write(plane.numpy().data)
+        self._shapes.append((batch.first_sample, len(batch), batch.height, batch.width))
+
+    def read(self) -> Iterator[CropBatch]:
+        with self._path.open("rb", buffering=0) as file:
+            for first, count, height, width in self._shapes:
+                planes = empty_planes(count, height, width)
+                for plane in planes:
+                    view = memoryview(plane.numpy().reshape(-1))
+                    while view:
+                        view = view[file.readinto(view) :]
+                yield CropBatch(first, *planes)
+
+
+class _ChunkSpool:
+    """Encoded chunks on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._chunks: list[tuple[ChunkPlan, int]] = []
+
+    def write(self, chunk: EncodedChunk) -> None:
+        with self._path.open("ab") as file:
+            file.write(chunk.data)
+        self._chunks.append((chunk.plan, len(chunk.data)))
+
+    def read(self) -> Iterator[EncodedChunk]:
+        with self._path.open("rb") as file:
+            for plan, size in self._chunks:
+                yield EncodedChunk(plan, file.read(size))

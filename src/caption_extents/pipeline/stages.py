@@ -1,0 +1,167 @@
+"""The stages of a run. Both implementations use these very objects and differ in how they connect them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
+from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
+from caption_extents.chunks.presets import EncoderPreset
+from caption_extents.errors import DecodeError
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.pipeline.metrics import StageClock
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.manifest import ChunkRecord
+from caption_extents.storage.store import Store
+from caption_extents.storage.versions import CONTENT_WEBM
+from caption_extents.video.batch import CropBatch
+from caption_extents.video.decoder import SampleDecoder
+
+
+@dataclass(frozen=True, repr=False)
+class EmbeddedBatch:
+    """A batch with its embeddings, float32 (N, C, h, w)."""
+
+    crops: CropBatch
+    embeddings: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How much runs at once. None of it changes any result.
+
+    Attributes:
+        decode_threads: of the CPU decoder; 0 for one for each core.
+        inference: batches embedded at once.
+        encoder: chunks encoded at once.
+        upload: objects uploaded at once.
+        queue_size: items that wait between two stages.
+    """
+
+    decode_threads: int = 0
+    inference: int = 2
+    encoder: int = 4
+    upload: int = 4
+    queue_size: int = 2
+
+
+@dataclass
+class Extraction:
+    """Decoding and cropping, with a limit on what may be missing.
+
+    Raises (while iterating):
+        DecodeError: more than the allowed share of the samples could not be decoded.
+    """
+
+    decoder: SampleDecoder
+    sample_count: int
+    max_undecodable_share: float
+    clock: StageClock
+
+    def __iter__(self) -> Iterator[CropBatch]:
+        for batch in self.clock.timed(self.decoder, len):
+            self._check()
+            yield batch
+
+    def _check(self) -> None:
+        lost = self.decoder.undecodable_samples
+        if len(lost) > self.max_undecodable_share * self.sample_count:
+            raise DecodeError(
+                f"{len(lost)} of {self.sample_count} samples could not be decoded so far (the first is sample {lost[0]}), "
+                f"more than the allowed share of {self.max_undecodable_share:g}; the video is damaged. "
+                "Raise max_undecodable_share to go on with the last good frame in their place"
+            )
+
+
+class Inference:
+    """Embeds batches, in any order and at once, and compares consecutive samples, in order."""
+
+    def __init__(self, model: CaptionModel, clock: StageClock) -> None:
+        self._model, self._clock = model, clock
+        self._last: torch.Tensor | None = None
+        self._probabilities: list[np.ndarray] = []
+
+    def embed(self, batch: CropBatch) -> EmbeddedBatch:
+        """Embed a batch; keeps no state."""
+        with self._clock.busy(samples=len(batch)):
+            return EmbeddedBatch(batch, self._model.embed(*batch.planes))
+
+    def compare(self, batch: EmbeddedBatch) -> CropBatch:
+        """Compare each sample with the one before it. Batches must come in order; gives the crops on."""
+        pairs = len(batch.crops) - (self._last is None)
+        with self._clock.busy(items=pairs):
+            later = batch.embeddings
+            earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
+            if pairs:
+                self._probabilities.append(self._model.compare(earlier, later[len(later) - pairs :]).numpy())
+            self._last = later[-1:].clone()
+        return batch.crops
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Forward and backward probabilities of all pairs so far; float32 (P, 2, 5)."""
+        return np.concatenate(self._probabilities) if self._probabilities else np.empty((0, 2, 5), np.float32)
+
+
+@dataclass
+class Encoding:
+    """Sorts samples into chunks and encodes them."""
+
+    preset: EncoderPreset
+    form: ChunkFormat
+    clock: StageClock
+    _assembler: ChunkAssembler = field(default_factory=ChunkAssembler)
+
+    def assemble(self, batch: CropBatch) -> list[ChunkFrames]:
+        """Take a batch, in order; the chunks that it completes."""
+        y, u, v = (plane.numpy() for plane in batch.planes)
+        return self._assembler.add(batch.first_sample, (y, u, v))
+
+    def flush(self) -> list[ChunkFrames]:
+        """The last, partial chunk of each level."""
+        return self._assembler.flush()
+
+    def encode(self, frames: ChunkFrames) -> EncodedChunk:
+        """Encode a chunk, at once with others."""
+        with self.clock.busy(samples=len(frames.plan.samples), items=1):
+            chunk = encode_chunk(frames, self.preset, self.form)
+        self.clock.count(nbytes=len(chunk.data))
+        return chunk
+
+
+@dataclass
+class Upload:
+    """Writes chunks to the store, and remembers what was written."""
+
+    store: Store
+    keys: VideoKeys
+    version: int
+    clock: StageClock
+
+    def upload(self, chunk: EncodedChunk) -> ChunkRecord:
+        """Write a chunk, at once with others."""
+        plan, data = chunk.plan, chunk.data
+        key = self.keys.chunk(self.version, plan.level, plan.first_sample)
+        with self.clock.busy(samples=len(plan.samples), items=1, nbytes=len(data)):
+            self.store.put(key, data, CONTENT_WEBM)
+        return ChunkRecord(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
+
+
+@dataclass
+class Stages:
+    """All stages of one run.
+
+    The two implementations drive them through the same calls, so nothing is decoded, encoded or decided in two places.
+    """
+
+    extraction: Extraction
+    inference: Inference
+    encoding: Encoding
+    upload: Upload
+    workers: Workers
+    clocks: dict[str, StageClock]

@@ -1,0 +1,135 @@
+"""The results database: SQLite, built in memory, gzip when stored."""
+
+from __future__ import annotations
+
+import gzip
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+_SCHEMA_VERSION = 1
+
+_PROBABILITIES = ("same", "different", "empty_empty", "empty_valid", "valid_empty")
+
+
+def _direction_columns(direction: str) -> str:
+    labels = ", ".join(f"'{label}'" for label in _PROBABILITIES)
+    columns = [
+        f"{direction}_predicted_label TEXT NOT NULL CHECK ({direction}_predicted_label IN ({labels}))",
+        f"{direction}_confidence REAL NOT NULL CHECK ({direction}_confidence BETWEEN 0 AND 1)",
+        *(
+            f"{direction}_prob_{label} REAL NOT NULL CHECK ({direction}_prob_{label} BETWEEN 0 AND 1)"
+            for label in _PROBABILITIES
+        ),
+    ]
+    return ",\n    ".join(columns)
+
+
+_SCHEMA = f"""
+CREATE TABLE run_metadata (
+    cropped_frames_version INTEGER NOT NULL,
+    model_version TEXT NOT NULL,
+    model_checkpoint_path TEXT NOT NULL,
+    run_id TEXT NOT NULL,
+    started_at TEXT NOT NULL,
+    completed_at TEXT NOT NULL,
+    total_pairs INTEGER NOT NULL,
+    processing_time_seconds REAL NOT NULL,
+    frame_rate TEXT NOT NULL,
+    frame_count INTEGER NOT NULL,
+    crop TEXT NOT NULL,
+    crop_px TEXT NOT NULL,
+    source_key TEXT NOT NULL,
+    source_fingerprint TEXT NOT NULL,
+    encoder_preset TEXT NOT NULL,
+    implementation TEXT NOT NULL,
+    decoder TEXT NOT NULL,
+    undecodable_samples TEXT NOT NULL,
+    package_version TEXT NOT NULL
+);
+CREATE TABLE pair_results (
+    frame1_index INTEGER NOT NULL,
+    frame2_index INTEGER NOT NULL,
+    {_direction_columns("forward")},
+    {_direction_columns("backward")},
+    processing_time_ms REAL,
+    UNIQUE (frame1_index, frame2_index)
+);
+CREATE TABLE captions (
+    caption_index INTEGER PRIMARY KEY,
+    start_frame INTEGER NOT NULL,
+    end_frame INTEGER NOT NULL CHECK (end_frame > start_frame),
+    start_seconds REAL NOT NULL,
+    end_seconds REAL NOT NULL,
+    confidence REAL NOT NULL CHECK (confidence BETWEEN 0 AND 1),
+    text TEXT
+);
+PRAGMA user_version = {_SCHEMA_VERSION};
+"""
+
+
+@dataclass(frozen=True)
+class CaptionRow:
+    """A row of ``captions``; times in seconds from the video's first frame."""
+
+    start_frame: int
+    end_frame: int
+    start_seconds: float
+    end_seconds: float
+    confidence: float
+    text: str | None = None
+
+
+def build_database(metadata: Mapping[str, object], probabilities: np.ndarray, captions: Iterable[CaptionRow]) -> bytes:
+    """The gzipped database.
+
+    Args:
+        metadata: a value for every column of ``run_metadata``.
+        probabilities: (P, 2, 5), forward and backward, of pairs 0..P-1, labels in the order of the columns.
+        captions: in order.
+    """
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA)
+        _insert(connection, "run_metadata", [tuple(metadata.values())], list(metadata))
+        _insert(connection, "pair_results", _pair_rows(probabilities))
+        _insert(
+            connection,
+            "captions",
+            [
+                (index, c.start_frame, c.end_frame, c.start_seconds, c.end_seconds, c.confidence, c.text)
+                for index, c in enumerate(captions)
+            ],
+        )
+        connection.commit()
+        return gzip.compress(connection.serialize(), mtime=0)
+
+
+def _insert(connection: sqlite3.Connection, table: str, rows: list[tuple[object, ...]], columns: list[str] | None = None) -> None:
+    if rows:
+        names = f" ({', '.join(columns)})" if columns else ""
+        connection.executemany(f"INSERT INTO {table}{names} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+
+
+def _pair_rows(probabilities: np.ndarray) -> list[tuple[object, ...]]:
+    rows: list[tuple[object, ...]] = []
+    predicted = probabilities.argmax(axis=2).tolist()
+    for pair, (values, (forward, backward)) in enumerate(zip(probabilities.tolist(), predicted, strict=True)):
+        directions: list[object] = []
+        for probabilities_of, label in zip(values, (forward, backward), strict=True):
+            # A softmax in float32 may exceed 1 by a rounding error.
+            clipped = [min(1.0, value) for value in probabilities_of]
+            directions += [_PROBABILITIES[label], clipped[label], *clipped]
+        rows.append((pair, pair + 1, *directions, None))
+    return rows
+
+
+def open_database(data: bytes) -> sqlite3.Connection:
+    """A read-only connection to a gzipped database."""
+    connection = sqlite3.connect(":memory:")
+    connection.deserialize(gzip.decompress(data))
+    connection.execute("PRAGMA query_only = ON")
+    connection.row_factory = sqlite3.Row
+    return connection

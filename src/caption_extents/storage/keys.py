@@ -1,0 +1,83 @@
+"""Names of objects in the store. Every id is checked here, so that no key can climb out of its prefix."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from caption_extents.errors import InputError
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def check_id(value: str, name: str) -> str:
+    """Return ``value`` if it can be part of a key.
+
+    Raises:
+        InputError: it is empty, too long, starts with a dot or holds anything but letters, digits, ``.``, ``_``, ``-``.
+    """
+    if not isinstance(value, str) or not _ID.fullmatch(value) or ".." in value:
+        raise InputError(
+            f"{name} {value!r} cannot be used: give 1 to 128 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit and without '..'"
+        )
+    return value
+
+
+def check_key(key: str) -> str:
+    """Return ``key`` if it names an object inside the store.
+
+    Raises:
+        InputError: it is empty or absolute, or has an empty, ``.`` or ``..`` part, a backslash or a control character.
+    """
+    parts = key.split("/")
+    if not key or any(part in {"", ".", ".."} for part in parts) or re.search(r"[\\\x00-\x1f\x7f]", key):
+        raise InputError(f"key {key!r} cannot be used: give a relative path without '..', empty parts or backslashes")
+    return key
+
+
+@dataclass(frozen=True)
+class VideoKeys:
+    """All keys of one video.
+
+    Raises:
+        InputError: an id cannot be used.
+    """
+
+    tenant_id: str
+    video_id: str
+
+    def __post_init__(self) -> None:
+        check_id(self.tenant_id, "tenant_id")
+        check_id(self.video_id, "video_id")
+
+    @property
+    def client_prefix(self) -> str:
+        """What browsers may read."""
+        return f"{self.tenant_id}/client/videos/{self.video_id}"
+
+    @property
+    def server_prefix(self) -> str:
+        """What only servers read."""
+        return f"{self.tenant_id}/server/videos/{self.video_id}"
+
+    def cropped_frames(self, version: int) -> str:
+        """Prefix of a version's chunks and manifest."""
+        return f"{self.client_prefix}/cropped_frames_v{version}"
+
+    def chunk(self, version: int, level: int, first_sample: int) -> str:
+        """A chunk, named by its first sample."""
+        return f"{self.cropped_frames(version)}/modulo_{level}/chunk_{first_sample:010d}.webm"
+
+    def manifest(self, version: int) -> str:
+        """Written last of a version's chunks: no manifest, no version."""
+        return f"{self.cropped_frames(version)}/manifest.json"
+
+    def claim(self, version: int) -> str:
+        """Taken by the run that writes the version, with a conditional create."""
+        return f"{self.server_prefix}/claims/v{version}.json"
+
+    def database(self, version: int | None = None) -> str:
+        """Database of a version, or of the newest complete one."""
+        suffix = "" if version is None else f"_v{version}"
+        return f"{self.server_prefix}/caption_frame_extents{suffix}.db.gz"

@@ -1,0 +1,144 @@
+"""Decoding on the CPU, and the crop out of the decoded planes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import av.error
+import numpy as np
+import torch
+from av.video.frame import VideoFrame
+
+from caption_extents.errors import DecodeError
+from caption_extents.video.batch import CropBatch, empty_planes
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoder import BATCH_SAMPLES
+from caption_extents.video.source import VideoFacts, open_video
+from caption_extents.video.timeline import Timeline
+
+_UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
+"""Formats whose first three planes are the crop's already; others are converted by swscale."""
+
+PlaneViews = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def frame_planes(frame: VideoFrame) -> PlaneViews:
+    """Y, U and V of a frame as uint8 views of its memory; formats other than 8-bit 4:2:0 are converted first.
+
+    The conversion keeps range and matrix of YUV formats, so that only depth and chroma resolution change.
+    """
+    if frame.format.name not in _UNCHANGED_FORMATS:
+        frame = frame.reformat(format="yuvj420p" if frame.color_range == 2 else "yuv420p")
+    views = []
+    for plane in frame.planes[:3]:
+        rows = np.frombuffer(plane, np.uint8)
+        views.append(rows[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)[:, : plane.width])
+    return views[0], views[1], views[2]
+
+
+class CpuDecoder:
+    """A :class:`~caption_extents.video.decoder.SampleDecoder` on FFmpeg's threaded software decoders."""
+
+    name = "cpu"
+
+    def __init__(self, facts: VideoFacts, timeline: Timeline, crop: CropPixels, *, threads: int = 0) -> None:
+        self.undecodable_samples: list[int] = []
+        self._facts = facts
+        self._timeline = timeline
+        self._crop = crop
+        self._threads = threads
+        self._batches = self._decode()
+
+    def __iter__(self) -> Iterator[CropBatch]:
+        return self._batches
+
+    def close(self) -> None:
+        """Stop decoding; the file is closed."""
+        self._batches.close()
+
+    def _decode(self) -> Iterator[CropBatch]:
+        sample_pts = self._timeline.sample_pts
+        count, number = len(sample_pts), 0
+        writer = _BatchWriter(self._crop, self._facts, count)
+        shown: VideoFrame | None = None
+        for frame in self._frames():
+            # A sample is settled when a frame arrives that is too late for it: the one before it was the right one.
+            while shown is not None and number < count and sample_pts[number] < frame.pts:
+                yield from self._settle(number, shown, writer)
+                number += 1
+            if number == count:
+                break
+            shown = frame
+        if shown is None:
+            raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
+        for left in range(number, count):
+            yield from self._settle(left, shown, writer)
+
+    def _settle(self, number: int, frame: VideoFrame, writer: _BatchWriter) -> Iterator[CropBatch]:
+        if frame.pts != self._timeline.sample_pts[number]:
+            self.undecodable_samples.append(number)
+        batch = writer.add(number, frame)
+        if batch is not None:
+            yield batch
+
+    def _frames(self) -> Iterator[VideoFrame]:
+        """Good frames in presentation order, without those that nothing needs."""
+        facts = self._facts
+        skippable = frozenset(self._timeline.skippable_pts.tolist())
+        last_pts = facts.first_pts - 1
+        with open_video(facts.path, self._threads) as (container, stream):
+            try:
+                for packet in container.demux(stream):
+                    if packet.pts in skippable:
+                        continue
+                    try:
+                        frames = packet.decode()
+                    except av.error.InvalidDataError:
+                        continue
+                    for frame in frames:
+                        if self._is_good(frame, last_pts):
+                            last_pts = frame.pts
+                            yield frame
+            except av.error.FFmpegError:
+                # The file ends in damage. What follows cannot be read, and its samples are listed.
+                return
+
+    def _is_good(self, frame: VideoFrame, last_pts: int) -> bool:
+        facts = self._facts
+        same_size = (frame.width, frame.height) == (facts.width, facts.height)
+        return same_size and not frame.is_corrupt and frame.pts is not None and frame.pts >= last_pts
+
+
+class _BatchWriter:
+    """Copies crops out of frames into batches."""
+
+    def __init__(self, crop: CropPixels, facts: VideoFacts, count: int) -> None:
+        self._crop, self._facts, self._count = crop, facts, count
+        self._planes: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._cropped_frame: VideoFrame | None = None
+        self._cropped: list[np.ndarray] = []
+
+    def add(self, number: int, frame: VideoFrame) -> CropBatch | None:
+        """Put a frame's crop in place of sample ``number``; the batch, when it is complete."""
+        crop, at = self._crop, number % BATCH_SAMPLES
+        if self._planes is None:
+            self._planes = empty_planes(min(BATCH_SAMPLES, self._count - number + at), crop.height, crop.width)
+        if self._cropped_frame is not frame:
+            self._cropped = self._crop_planes(frame)
+            self._cropped_frame = frame
+        for target, source in zip(self._planes, self._cropped, strict=True):
+            target.numpy()[at] = source
+        if at + 1 < len(self._planes[0]):
+            return None
+        batch = CropBatch(number - at, *self._planes)
+        self._planes = None
+        return batch
+
+    def _crop_planes(self, frame: VideoFrame) -> list[np.ndarray]:
+        left, top, right, bottom = self._crop.decoded
+        cropped = []
+        for index, plane in enumerate(frame_planes(frame)):
+            shift = 1 if index else 0
+            box = plane[top >> shift : bottom >> shift, left >> shift : right >> shift]
+            cropped.append(self._facts.orientation.apply(box))
+        return cropped

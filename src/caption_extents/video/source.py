@@ -1,0 +1,206 @@
+"""Opening a video file safely, and the facts about it that everything else needs.
+
+Videos come from strangers. Only known containers and codecs are opened, only through the ``file`` protocol, and only
+the one video stream is read: a playlist or a script that names other files is refused before it is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.container
+import av.error
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from caption_extents.errors import VideoError
+from caption_extents.video.orientation import Orientation
+
+CONTAINERS = {
+    "mov,mp4,m4a,3gp,3g2,mj2": "MP4, MOV",
+    "matroska,webm": "MKV, WebM",
+    "mpegts": "MPEG-TS",
+    "mpeg": "MPEG-PS",
+    "avi": "AVI",
+    "flv": "FLV",
+}
+"""Containers that may be opened, by FFmpeg's demuxer name."""
+
+CODECS = frozenset(
+    "h264 hevc vp8 vp9 av1 libdav1d mpeg4 msmpeg4v2 msmpeg4v3 mpeg1video mpeg2video h263 flv1 wmv2 theora mjpeg prores dnxhd ffv1".split()
+)
+"""Decoders that may be used, by the codec's name in FFmpeg."""
+
+MAX_SIDE_PX = 16_384
+MAX_PROBE_PACKETS = 2_000
+"""Packets of the video stream that are tried before it counts as undecodable."""
+
+_OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(CONTAINERS),
+    "enable_drefs": "0",
+}
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Colour description as numbers of ITU-T H.273, passed from source to chunk unchanged."""
+
+    range: int
+    space: int
+    primaries: int
+    transfer: int
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What is known of a video before it is decoded as a whole.
+
+    Attributes:
+        path: the file.
+        container: FFmpeg's name of the demuxer.
+        codec: FFmpeg's name of the codec.
+        stream_index: index of the video stream in the file.
+        width, height: size of decoded frames in pixels, before rotation.
+        pixel_format: FFmpeg's name, for example ``yuv420p``.
+        orientation: how decoded frames are turned for display.
+        sample_aspect_ratio: width over height of a decoded pixel.
+        colour: colour description.
+        time_base: seconds in a tick of pts.
+        average_rate: frames a second from the header; None if unknown.
+        first_pts: pts of the first frame that decodes, in ticks.
+        size_bytes: of the file.
+    """
+
+    path: Path
+    container: str
+    codec: str
+    stream_index: int
+    width: int
+    height: int
+    pixel_format: str
+    orientation: Orientation
+    sample_aspect_ratio: Fraction
+    colour: Colour
+    time_base: Fraction
+    average_rate: Fraction | None
+    first_pts: int
+    size_bytes: int
+
+    @property
+    def display_width(self) -> int:
+        """Width of the displayed picture in pixels (an odd last column of the frame is dropped)."""
+        return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[0]
+
+    @property
+    def display_height(self) -> int:
+        """Height of the displayed picture in pixels (an odd last row of the frame is dropped)."""
+        return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[1]
+
+
+@contextmanager
+def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
+    """Open a file for reading and find its video stream.
+
+    Args:
+        path: a file on this machine.
+        thread_count: threads of the decoder.
+
+    Raises:
+        VideoError: no such file, unknown container or codec, damaged header, or no video stream.
+    """
+    if not path.is_file():
+        raise VideoError(f"no such video file: {str(path)!r}")
+    try:
+        container = av.open(str(path.absolute()), container_options=_OPEN_OPTIONS, metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(
+            f"cannot open {str(path)!r} as a video ({_reason(error)}); "
+            f"known containers are {', '.join(CONTAINERS.values())}"
+        ) from error
+    try:
+        stream = _video_stream(container, path)
+        stream.codec_context.thread_count = thread_count
+        stream.thread_type = "AUTO"
+        yield container, stream
+    finally:
+        container.close()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
+    # Cover pictures of music files are video streams too, with the attached_pic disposition.
+    streams = [s for s in container.streams.video if not (s.disposition & s.disposition.attached_pic)]
+    if not streams:
+        raise VideoError(f"{str(path)!r} has no video stream")
+    stream = streams[0]
+    try:
+        name = stream.codec_context.name
+    except AttributeError:
+        name = None
+    if name not in CODECS:
+        raise VideoError(f"{str(path)!r} has video of codec {name or 'unknown'!r}; known codecs are {', '.join(sorted(CODECS))}")
+    return stream
+
+
+def probe(path: Path) -> VideoFacts:
+    """Open a file, decode its first frame, and describe it.
+
+    Raises:
+        VideoError: as :func:`open_video`, and when no frame decodes or the picture is too large or turned by an angle
+            that is no multiple of 90 degrees.
+    """
+    with open_video(path) as (container, stream):
+        frame = _first_frame(container, stream, path)
+        if not (0 < frame.width <= MAX_SIDE_PX and 0 < frame.height <= MAX_SIDE_PX):
+            raise VideoError(f"{str(path)!r} is {frame.width}x{frame.height} pixels; at most {MAX_SIDE_PX} a side are allowed")
+        if frame.pts is None or stream.time_base is None:
+            raise VideoError(f"{str(path)!r} gives its frames no timestamps; remux it, for example with ffmpeg -c copy")
+        aspect = stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio
+        return VideoFacts(
+            path=path,
+            container=container.format.name,
+            codec=stream.codec_context.name,
+            stream_index=stream.index,
+            width=frame.width,
+            height=frame.height,
+            pixel_format=frame.format.name,
+            orientation=Orientation.from_frame(frame),
+            sample_aspect_ratio=Fraction(aspect) if aspect else Fraction(1),
+            colour=Colour(
+                range=int(frame.color_range),
+                space=int(frame.colorspace),
+                primaries=int(frame.color_primaries),
+                transfer=int(frame.color_trc),
+            ),
+            time_base=Fraction(stream.time_base),
+            average_rate=Fraction(stream.average_rate) if stream.average_rate else None,
+            first_pts=frame.pts,
+            size_bytes=path.stat().st_size,
+        )
+
+
+def _first_frame(container: av.container.InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
+    error: Exception | None = None
+    try:
+        for index, packet in enumerate(container.demux(stream)):
+            try:
+                for frame in packet.decode():
+                    if isinstance(frame, VideoFrame) and not frame.is_corrupt:
+                        return frame
+            except av.error.InvalidDataError as reason:
+                error = reason
+            if index >= MAX_PROBE_PACKETS:
+                break
+    except av.error.FFmpegError as reason:
+        error = reason
+    because = f" ({_reason(error)})" if error else ""
+    raise VideoError(f"no frame of {str(path)!r} can be decoded{because}; the file is empty or damaged")

@@ -1,0 +1,178 @@
+"""Which frame is sample k, in exact rational time, and which packets must be decoded for the samples.
+
+Sample k is the frame that a player shows k / frame_rate seconds after the first frame: the last one whose pts is not
+later. Nothing here is rounded: pts are integers, the time base and the frame rate are fractions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av.error
+import numpy as np
+
+from caption_extents.errors import VideoError
+from caption_extents.video.packets import NonReferenceFinder
+from caption_extents.video.source import VideoFacts, open_video
+
+MAX_SAMPLES = 10 * 3600 * 48
+"""Two days at ten samples a second; a longer timeline is taken for damaged timestamps."""
+
+_FALLBACK_FRAME_SECONDS = Fraction(1, 25)
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """Timestamps of all frames of a stream, in presentation order.
+
+    Attributes:
+        pts: int64 (F,), strictly increasing, in ticks.
+        end_pts: end of the last frame's display, in ticks.
+        skippable_pts: int64, sorted; frames that no other frame needs.
+        packet_count: packets of the stream.
+    """
+
+    pts: np.ndarray
+    end_pts: int
+    skippable_pts: np.ndarray
+    packet_count: int
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The samples of a video.
+
+    Attributes:
+        sample_pts: int64 (N,); pts of the frame that is sample k.
+        skippable_pts: int64, sorted; frames that neither a sample nor another frame needs. Their packets may be left out.
+        packet_count: packets of the stream, for progress.
+        frame_rate: samples a second.
+        time_base: seconds in a tick.
+    """
+
+    sample_pts: np.ndarray
+    skippable_pts: np.ndarray
+    packet_count: int
+    frame_rate: Fraction
+    time_base: Fraction
+
+    def __len__(self) -> int:
+        return len(self.sample_pts)
+
+    @property
+    def duration_seconds(self) -> float:
+        """Time that the samples span."""
+        return float(len(self) / self.frame_rate)
+
+
+def build_timeline(facts: VideoFacts, frame_rate: Fraction) -> Timeline:
+    """Read all packets of the video (decoding none, unless the container keeps no presentation times) and place samples.
+
+    Raises:
+        VideoError: the file cannot be read, or its timestamps span more than two days.
+    """
+    index = index_frames(facts)
+    return place_samples(index, facts.time_base, frame_rate)
+
+
+def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) -> Timeline:
+    """The timeline of indexed frames.
+
+    Raises:
+        VideoError: more than ``MAX_SAMPLES`` samples.
+    """
+    first = int(index.pts[0])
+    ticks = frame_rate * time_base
+    # All k with k / frame_rate before the end of the last frame: k < (end - first) * time_base * frame_rate.
+    span = (index.end_pts - first) * ticks
+    count = max(1, -(-span.numerator // span.denominator))
+    if count > MAX_SAMPLES:
+        raise VideoError(
+            f"the timestamps span {float(span / frame_rate / 3600):.1f} hours, {count} samples; "
+            f"at most {MAX_SAMPLES} are allowed. If the file is shorter, its timestamps are damaged: remux it"
+        )
+    # floor(k / (frame_rate * time_base)) in Python's integers, because 64 bits can overflow.
+    offsets = np.fromiter((k * ticks.denominator // ticks.numerator for k in range(count)), np.int64, count)
+    frames = np.searchsorted(index.pts, first + offsets, side="right") - 1
+    sample_pts = index.pts[frames]
+    return Timeline(
+        sample_pts=sample_pts,
+        skippable_pts=np.setdiff1d(index.skippable_pts, sample_pts),
+        packet_count=index.packet_count,
+        frame_rate=frame_rate,
+        time_base=time_base,
+    )
+
+
+def index_frames(facts: VideoFacts) -> FrameIndex:
+    """Timestamps of all frames: from the packets where each has a pts, by decoding where not (AVI)."""
+    pts: list[int] = []
+    durations: list[int] = []
+    non_reference: list[int] = []
+    count = 0
+    with open_video(facts.path) as (container, stream):
+        finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
+        try:
+            for packet in container.demux(stream):
+                if packet.size == 0:
+                    continue
+                count += 1
+                if packet.pts is None:
+                    return _index_by_decoding(facts)
+                if packet.is_discard or packet.pts < facts.first_pts:
+                    continue
+                pts.append(packet.pts)
+                durations.append(packet.duration or 0)
+                if finder(packet):
+                    non_reference.append(packet.pts)
+        except av.error.FFmpegError:
+            # A damaged tail ends the video where reading ends; what can be decoded is decided by the decoder.
+            if not pts:
+                raise
+    skippable = non_reference if finder.reliable else []
+    return _frame_index(facts, pts, durations, skippable, count)
+
+
+def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
+    """Some containers store decoding times only; presentation times are then known to the decoder alone."""
+    pts: list[int] = []
+    durations: list[int] = []
+    count = 0
+    with open_video(facts.path, thread_count=0) as (container, stream):
+        for packet in container.demux(stream):
+            count += packet.size > 0
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            for frame in frames:
+                if frame.pts is not None and frame.pts >= facts.first_pts:
+                    pts.append(frame.pts)
+                    durations.append(frame.duration or 0)
+    return _frame_index(facts, pts, durations, [], count)
+
+
+def _frame_index(facts: VideoFacts, pts: list[int], durations: list[int], skippable: list[int], packets: int) -> FrameIndex:
+    if not pts:
+        raise VideoError(f"no frame of {str(facts.path)!r} has a timestamp; the file is damaged")
+    times = np.asarray(pts, np.int64)
+    unique = np.unique(times)
+    last = int(unique[-1])
+    duration = int(np.asarray(durations, np.int64)[times == last].max()) or _likely_duration(facts, unique)
+    # Two frames with one pts share their fate: left out only if both may be.
+    repeated = unique[np.unique(times, return_counts=True)[1] > 1]
+    return FrameIndex(
+        pts=unique,
+        end_pts=last + duration,
+        skippable_pts=np.setdiff1d(np.asarray(skippable, np.int64), repeated),
+        packet_count=packets,
+    )
+
+
+def _likely_duration(facts: VideoFacts, pts: np.ndarray) -> int:
+    """Ticks of a last frame that does not tell: as the one before it, or as the header's average."""
+    if len(pts) > 1:
+        return int(pts[-1] - pts[-2])
+    seconds = 1 / facts.average_rate if facts.average_rate else _FALLBACK_FRAME_SECONDS
+    return max(1, round(seconds / facts.time_base))
