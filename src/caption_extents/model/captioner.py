@@ -6,6 +6,9 @@ arrival, so that every run computes the same numbers.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -15,30 +18,46 @@ from caption_extents.model.preprocess import to_input
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
 
 _CPU_SLICE_SAMPLES = 8
-"""On a CPU a batch goes through the network in slices whose activations stay in the cache."""
+"""On a CPU a batch goes through the network in slices: their activations stay in the cache, and several run at once."""
 
 
 class CaptionModel:
     """Embeds samples and compares embeddings, in both directions.
 
+    On a CPU each slice is computed by one thread, several slices at once. Threads within an operation would be slower,
+    and would make the last digits of results depend on their number.
+
     Args:
         weights: a ``.safetensors`` file of :mod:`caption_extents.model.network`; by default the package's own.
         device: where to compute.
+        threads: slices computed at once on a CPU.
 
     Raises:
         ModelError: the weights cannot be loaded.
     """
 
-    def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu", threads: int = 1) -> None:
         self.path = weights or DEFAULT_WEIGHTS
         self.device = torch.device(device)
         network, self.version = load_weights(self.path)
         self._network = network.to(self.device)
-        self._slice = _CPU_SLICE_SAMPLES if self.device.type == "cpu" else 1 << 30
+        on_cpu = self.device.type == "cpu"
+        self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
+        self._threads = _single_threaded_pool(threads) if on_cpu else None
 
-    @torch.inference_mode()
+    def __enter__(self) -> CaptionModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the threads; the model cannot be used any more."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Embeddings of consecutive samples.
+        """Embeddings of consecutive samples. May be called from several threads.
 
         Args:
             y: luma, uint8 (N, H, W).
@@ -48,22 +67,47 @@ class CaptionModel:
         Returns:
             float32 (N, C, h, w) on the model's device.
         """
-        parts = []
-        for start in range(0, len(y), self._slice):
-            planes = (plane[start : start + self._slice].to(self.device) for plane in (y, u, v))
-            parts.append(self._network.encoder(to_input(*planes)))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    @torch.inference_mode()
+        @torch.inference_mode()
+        def embed_slice(part: slice) -> torch.Tensor:
+            planes = (plane[part].to(self.device) for plane in (y, u, v))
+            return self._network.encoder(to_input(*planes))
+
+        return torch.cat(self._for_each_slice(embed_slice, len(y)))
+
     def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         """Probabilities of the five labels for pairs of embeddings (N, C, h, w).
 
         Returns:
             float32 (N, 2, 5) on the CPU: forward (earlier, later) and backward (later, earlier).
         """
-        parts = []
-        for start in range(0, len(earlier), self._slice):
-            a, b = earlier[start : start + self._slice], later[start : start + self._slice]
-            parts.append(torch.stack([self._network.head(a, b), self._network.head(b, a)], dim=1))
-        logits = torch.cat(parts) if parts else torch.empty((0, 2, len(Label)))
+
+        @torch.inference_mode()
+        def compare_slice(part: slice) -> torch.Tensor:
+            a, b = earlier[part], later[part]
+            return torch.stack([self._network.head(a, b), self._network.head(b, a)], dim=1)
+
+        logits = torch.cat(self._for_each_slice(compare_slice, len(earlier)))
         return logits.float().softmax(dim=-1).cpu()
+
+    def _for_each_slice(self, compute: Callable[[slice], torch.Tensor], count: int) -> list[torch.Tensor]:
+        slices = [slice(start, min(start + self._slice, count)) for start in range(0, count, self._slice)]
+        return list(self._threads.map(compute, slices) if self._threads else map(compute, slices))
+
+
+def _single_threaded_pool(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which PyTorch computes with that thread alone; other threads keep their setting."""
+    before = torch.get_num_threads()
+    ready = threading.Barrier(count)
+
+    def prepare() -> None:
+        # The first call in a thread takes over the process-wide setting, and would undo an earlier set_num_threads.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        ready.wait()
+
+    pool = ThreadPoolExecutor(count, "caption-model")
+    for started in [pool.submit(prepare) for _ in range(count)]:
+        started.result()
+    torch.set_num_threads(before)
+    return pool

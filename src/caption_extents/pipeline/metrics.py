@@ -6,7 +6,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -106,14 +106,14 @@ class StageClock:
             self.cpu_seconds = (self.cpu_seconds or 0.0) + time.process_time() - start
 
 
-def make_clocks(workers: Mapping[str, int], sample_count: int, progress: ProgressCallback | None) -> dict[str, StageClock]:
-    """A clock for each stage, with one worker where ``workers`` says nothing; each tells the callback how far it is."""
+def make_clocks(sample_count: int, progress: ProgressCallback | None) -> dict[str, StageClock]:
+    """A clock for each stage; each tells the callback how far its stage is."""
 
     def on_samples(stage: str, done: int) -> None:
         if progress is not None:
             progress(Progress(stage, done, sample_count))
 
-    return {name: StageClock(name, workers.get(name, 1), on_samples) for name in STAGE_NAMES}
+    return {name: StageClock(name, on_samples=on_samples) for name in STAGE_NAMES}
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,8 @@ everything at the first failure. What this module adds is the wiring and the mea
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
-import torch
 from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure, StageInfo
 from spdl.pipeline.defs import Aggregator
 
@@ -24,6 +21,9 @@ from caption_extents.video.batch import CropBatch
 
 _STOP_TIMEOUT_SECONDS = 60.0
 
+_BATCHES_EMBEDDED_AT_ONCE = 2
+"""While one batch's last slices are computed, the next one's first can start."""
+
 
 def run_pipelined(stages: Stages) -> list[ChunkRecord]:
     """Run all stages at once.
@@ -32,36 +32,30 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
         CaptionExtentsError: what the failing stage raised; every other stage has stopped by then.
         ProcessingError: a stage failed in an unforeseen way; the cause is attached.
     """
-    workers = stages.workers
-    # One torch thread for each batch, several batches at once: no time is lost in synchronising within operations.
-    with ThreadPoolExecutor(workers.inference, "inference", initializer=partial(torch.set_num_threads, 1)) as executor:
-        pipeline = _build(stages, executor)
-        records: list[ChunkRecord] = []
-        try:
-            with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
-                for record in pipeline.get_iterator():
-                    records.append(record)
-        except PipelineFailure as failure:
-            raise _cause(failure) from failure
-        finally:
-            stages.extraction.decoder.close()
-    return records
+    for name, workers in ((INFERENCE, _BATCHES_EMBEDDED_AT_ONCE), (ENCODING, stages.workers.encoder), (UPLOAD, stages.workers.upload)):
+        stages.clocks[name].workers = workers
+    pipeline = _build(stages)
+    try:
+        with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
+            return list(pipeline.get_iterator())
+    except PipelineFailure as failure:
+        raise _cause(failure) from failure
 
 
-def _build(stages: Stages, inference_executor: ThreadPoolExecutor) -> Pipeline[ChunkRecord]:
+def _build(stages: Stages) -> Pipeline[ChunkRecord]:
     workers, inference, encoding = stages.workers, stages.inference, stages.encoding
     return (
         PipelineBuilder[CropBatch, ChunkRecord]()
         .add_source(stages.extraction)
-        .pipe(inference.embed, concurrency=workers.inference, executor=inference_executor, output_order="input", name="embed")
-        .pipe(inference.compare, executor=inference_executor, name="compare")
+        .pipe(inference.embed, concurrency=_BATCHES_EMBEDDED_AT_ONCE, output_order="input", name="embed")
+        .pipe(inference.compare, name="compare")
         .aggregate(_Assembly(encoding))
         .disaggregate()
         .pipe(encoding.encode, concurrency=workers.encoder, name="encode")
         .pipe(stages.upload.upload, concurrency=workers.upload, name="upload")
         .add_sink(workers.upload)
         .build(
-            num_threads=workers.encoder + workers.upload + 1,
+            num_threads=_BATCHES_EMBEDDED_AT_ONCE + 1 + workers.encoder + workers.upload,
             max_failures=0,
             queue_class=_timed_queues(stages),
             task_hook_factory=lambda _: [],

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -25,7 +25,17 @@ from caption_extents.errors import ProcessingError, VideoError
 from caption_extents.job import CropInferResult, Job
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.labels import Label
-from caption_extents.pipeline.metrics import RunMetrics, StageMetrics, analyse_overlap, make_clocks, peak_memory_bytes
+from caption_extents.pipeline.metrics import (
+    ENCODING,
+    EXTRACTION,
+    INFERENCE,
+    UPLOAD,
+    RunMetrics,
+    StageMetrics,
+    analyse_overlap,
+    make_clocks,
+    peak_memory_bytes,
+)
 from caption_extents.pipeline.pipelined import run_pipelined
 from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
@@ -33,7 +43,7 @@ from caption_extents.results.database import CaptionRow, build_database
 from caption_extents.storage.keys import VideoKeys, check_key
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
-from caption_extents.storage.versions import VersionClaim
+from caption_extents.storage.versions import claim_version
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import open_decoder
 from caption_extents.video.source import VideoFacts, probe
@@ -69,21 +79,17 @@ def run_job(job: Job) -> CropInferResult:
     store = open_store(job.store)
     with _local_video(store, job.video_key) as path:
         plan = _make_plan(job, path)
-        run_id = uuid.uuid4().hex
-        claim = VersionClaim(store, keys, run_id)
-        try:
+        with plan.model, claim_version(store, keys, run_id=uuid.uuid4().hex) as claim:
             stages = _make_stages(job, plan, store, keys, claim.version)
             setup_seconds = time.perf_counter() - started
-            records = IMPLEMENTATIONS[job.implementation](stages)
+            with closing(stages.extraction.decoder):
+                records = IMPLEMENTATIONS[job.implementation](stages)
             _check_complete(records, len(plan.timeline))
             probabilities = stages.inference.probabilities
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)
-            manifest = _manifest(job, plan, records, claim.version, run_id)
+            manifest = _manifest(job, plan, records, claim.version, claim.run_id)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
             claim.commit(manifest, build_database(metadata, probabilities, captions))
-        except BaseException:
-            claim.abandon()
-            raise
     metrics = _metrics(job, stages, setup_seconds, time.perf_counter() - started, time.process_time() - started_cpu)
     forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
     return CropInferResult(
@@ -128,7 +134,7 @@ def _make_plan(job: Job, path: Path) -> _Plan:
         facts=facts,
         timeline=build_timeline(facts, job.rate),
         crop=crop,
-        model=CaptionModel(Path(job.model) if job.model else None),
+        model=CaptionModel(Path(job.model) if job.model else None, threads=job.inference_workers),
         preset=preset,
         source=SourceRecord(job.video_key, facts.size_bytes, content_fingerprint(path)),
     )
@@ -136,11 +142,8 @@ def _make_plan(job: Job, path: Path) -> _Plan:
 
 def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: int) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
-    workers = Workers(job.decode_threads, job.inference_workers, job.encoder_workers, job.upload_workers, job.queue_size)
-    clocks = make_clocks(
-        {"inference": workers.inference, "encoding": workers.encoder, "upload": workers.upload}, count, job.progress
-    )
-    decoder = open_decoder(facts, plan.timeline, plan.crop, device=job.device, threads=workers.decode_threads)
+    clocks = make_clocks(count, job.progress)
+    decoder = open_decoder(facts, plan.timeline, plan.crop, device=job.device, threads=job.decode_threads)
     aspect = facts.sample_aspect_ratio
     form = ChunkFormat(
         frame_rate=plan.timeline.frame_rate,
@@ -151,11 +154,11 @@ def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: 
         colour_transfer=facts.colour.transfer,
     )
     return Stages(
-        extraction=Extraction(decoder, count, job.max_undecodable_share, clocks["extraction"]),
-        inference=Inference(plan.model, clocks["inference"]),
-        encoding=Encoding(plan.preset, form, clocks["encoding"]),
-        upload=Upload(store, keys, version, clocks["upload"]),
-        workers=workers,
+        extraction=Extraction(decoder, count, job.max_undecodable_share, clocks[EXTRACTION]),
+        inference=Inference(plan.model, clocks[INFERENCE]),
+        encoding=Encoding(plan.preset, form, clocks[ENCODING]),
+        upload=Upload(store, keys, version, clocks[UPLOAD]),
+        workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
         clocks=clocks,
     )
 

@@ -6,12 +6,9 @@ Samples and chunks wait on disk between the stages, so memory does not grow with
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-import torch
 
 from caption_extents.chunks.encode import EncodedChunk
 from caption_extents.chunks.plan import ChunkPlan
@@ -24,9 +21,7 @@ from caption_extents.video.batch import CropBatch, empty_planes
 def run_sequential(stages: Stages) -> list[ChunkRecord]:
     """Run all stages one after the other, each with the whole machine to itself."""
     clocks = stages.clocks
-    for clock in clocks.values():
-        clock.workers = 1
-    with TemporaryDirectory(prefix="caption-extents-") as folder, torch_threads(os.cpu_count() or 1):
+    with TemporaryDirectory(prefix="caption-extents-") as folder:
         crops, chunks = _CropSpool(Path(folder) / "crops.yuv"), _ChunkSpool(Path(folder) / "chunks.bin")
         with clocks[EXTRACTION].whole_process():
             for batch in stages.extraction:
@@ -42,20 +37,6 @@ def run_sequential(stages: Stages) -> list[ChunkRecord]:
                 chunks.write(stages.encoding.encode(frames))
         with clocks[UPLOAD].whole_process():
             return [stages.upload.upload(chunk) for chunk in chunks.read()]
-
-
-class torch_threads:  # noqa: N801 (reads like the function that it stands for)
-    """Set how many threads PyTorch uses for one operation, and set it back afterwards."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(self._count)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._before)
 
 
 class _CropSpool:

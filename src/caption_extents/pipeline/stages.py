@@ -33,18 +33,14 @@ class EmbeddedBatch:
 
 @dataclass(frozen=True)
 class Workers:
-    """How much runs at once. None of it changes any result.
+    """How much runs at once between stages. None of it changes any result.
 
     Attributes:
-        decode_threads: of the CPU decoder; 0 for one for each core.
-        inference: batches embedded at once.
         encoder: chunks encoded at once.
         upload: objects uploaded at once.
         queue_size: items that wait between two stages.
     """
 
-    decode_threads: int = 0
-    inference: int = 2
     encoder: int = 4
     upload: int = 4
     queue_size: int = 2

@@ -18,28 +18,45 @@ CONTENT_GZIP = "application/gzip"
 _MAX_CLAIM_ATTEMPTS = 1000
 
 
+def claim_version(store: Store, keys: VideoKeys, run_id: str) -> VersionClaim:
+    """Take the next free version number, alone: of several runs at once, each gets its own.
+
+    Raises:
+        UploadError: the store cannot be written to.
+    """
+    taken = [*_numbers(store, f"{keys.server_prefix}/claims/", r"v(\d+)\.json"), *complete_versions(store, keys)]
+    body = json.dumps({"run_id": run_id, "claimed_at": datetime.now(UTC).isoformat()}).encode()
+    first = max(taken, default=0) + 1
+    for version in range(first, first + _MAX_CLAIM_ATTEMPTS):
+        if store.create(keys.claim(version), body, CONTENT_JSON):
+            return VersionClaim(store, keys, version, run_id)
+    raise UploadError(f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken")
+
+
 class VersionClaim:
     """A version number that belongs to one run, from claim to commit.
 
-    Nothing is visible to readers before :meth:`commit`; :meth:`abandon` removes everything again.
+    Nothing is visible to readers before :meth:`commit`. Leaving the ``with`` block without it removes everything.
     """
 
-    def __init__(self, store: Store, keys: VideoKeys, run_id: str) -> None:
+    def __init__(self, store: Store, keys: VideoKeys, version: int, run_id: str) -> None:
+        self.version, self.run_id = version, run_id
         self._store, self._keys = store, keys
-        taken = [*_numbers(store, f"{keys.server_prefix}/claims/", r"v(\d+)\.json"), *complete_versions(store, keys)]
-        body = json.dumps({"run_id": run_id, "claimed_at": datetime.now(UTC).isoformat()}).encode()
-        first = max(taken, default=0) + 1
-        for version in range(first, first + _MAX_CLAIM_ATTEMPTS):
-            if store.create(keys.claim(version), body, CONTENT_JSON):
-                self.version = version
-                return
-        raise UploadError(f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken")
+        self._committed = False
+
+    def __enter__(self) -> VersionClaim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._committed:
+            self.abandon()
 
     def commit(self, manifest: Manifest, database: bytes) -> None:
         """Make the version visible: its database, then the manifest, then the newest database."""
         keys, version = self._keys, self.version
         self._store.put(keys.database(version), database, CONTENT_GZIP)
         self._store.put(keys.manifest(version), manifest.to_json(), CONTENT_JSON)
+        self._committed = True
         if version == max(complete_versions(self._store, keys)):
             self._store.put(keys.database(), database, CONTENT_GZIP)
 

@@ -1,0 +1,136 @@
+"""A made video with burned-in captions and their truth: ``python -m caption_extents.training.sample_video OUT.mp4``.
+
+Everything in it is drawn by this package, so it may be given to anyone. Beside the video stands OUT.json with the crop
+and, for every caption, the samples that show it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from caption_extents.training import backgrounds, captions, fonts, text
+
+CROP = (0.1, 0.82, 0.9, 0.96)
+"""Where the captions stand, as fractions of the picture."""
+
+_STYLES = ("outline", "outline-shadow", "box", "translucent-box", "yellow", "glow")
+_SCRIPTS = ("latin", "cyrillic", "greek", "han", "arabic", "hebrew", "hangul", "japanese", "devanagari", "thai")
+_SHOT_SECONDS = 6
+
+
+@dataclass(frozen=True)
+class PlannedCaption:
+    """A caption on frames ``start_frame`` up to, not including, ``end_frame`` of the video."""
+
+    lines: list[str]
+    style: str
+    script: str
+    start_frame: int
+    end_frame: int
+
+
+def _style(name: str, script: text.Script, size_px: int, seed: int) -> captions.CaptionStyle:
+    font = fonts.random_font(random.Random(seed), script.language, size_px)
+    if font is None:
+        script, font = text.scripts()["latin"], fonts.builtin_font(size_px)
+    plain = captions.CaptionStyle(script=script, font=font, outline_px=max(2, size_px // 14), name=name)
+    changed: dict[str, object] = {
+        "outline": {},
+        "outline-shadow": {"shadow_px": max(2, size_px // 10)},
+        "box": {"outline_px": 0, "box": captions.BLACK, "box_alpha": 1.0},
+        "translucent-box": {"outline_px": 0, "box": captions.BLACK, "box_alpha": 0.6},
+        "yellow": {"fill": (255, 230, 0)},
+        "glow": {"outline_px": 1, "glow_px": max(3, size_px // 6)},
+    }[name]
+    return captions.CaptionStyle(**{**plain.__dict__, **changed})  # type: ignore[arg-type]
+
+
+def plan_captions(rng: random.Random, frame_count: int, rate: int) -> list[PlannedCaption]:
+    """Captions of half a second to four seconds: some back to back, some after a gap."""
+    planned: list[PlannedCaption] = []
+    at = rate // 2
+    while True:
+        end = at + rng.randint(rate // 2, rate * 4)
+        if end >= frame_count - rate // 2:
+            return planned
+        number = len(planned) // 3
+        script = text.scripts()[_SCRIPTS[number % len(_SCRIPTS)]]
+        lines = [text.random_line(rng, script, 22 if script.spaced else 12) for _ in range(rng.choice([1, 1, 2]))]
+        planned.append(PlannedCaption(lines, _STYLES[number % len(_STYLES)], script.name, at, end))
+        at = end + rng.choice([0, 0, rate // 2, rate * 2])
+
+
+def _scenery(rng: random.Random, frame_count: int, rate: int, width: int, height: int) -> Iterator[np.ndarray]:
+    source = backgrounds.BackgroundSource()
+    while frame_count > 0:
+        shot = min(frame_count, rng.randint(rate, rate * _SHOT_SECONDS))
+        # Drawn at a third of the size: it is only scenery, and three frames out of four may be slow machines'.
+        for picture in source.shot(rng, shot, width // 3 // 2 * 2, height // 3 // 2 * 2):
+            yield np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+        frame_count -= shot
+
+
+def render(path: Path, *, seconds: float, seed: int = 1, rate: int = 30, width: int = 1280, height: int = 720) -> list[PlannedCaption]:
+    """Write an H.264 video and return its captions."""
+    rng = random.Random(seed)
+    frame_count = round(seconds * rate)
+    planned = plan_captions(rng, frame_count, rate)
+    waiting, overlay, current = list(planned), None, None
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "24", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"  # type: ignore[attr-defined]
+        for index, scenery in enumerate(_scenery(rng, frame_count, rate, width, height)):
+            picture = scenery.astype(np.float32) if current or waiting else scenery
+            if waiting and waiting[0].start_frame == index:
+                current = waiting.pop(0)
+                style = _style(current.style, text.scripts()[current.script], height // 22, seed * 1000 + len(waiting))
+                overlay = captions.draw_caption(style, current.lines, width, height, round(height * 0.95))
+            if current is not None and index >= current.end_frame:
+                current = None
+            if current is not None and overlay is not None:
+                rows = np.flatnonzero(overlay.alpha.max(axis=1) > 0)
+                part = slice(rows[0], rows[-1] + 1)
+                weight = overlay.alpha[part, :, None]
+                picture[part] = picture[part] * (1 - weight) + overlay.colour[part] * weight
+            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))  # type: ignore[attr-defined]
+        container.mux(stream.encode(None))  # type: ignore[attr-defined]
+    return planned
+
+
+def truth(planned: list[PlannedCaption], rate: int, sample_rate: Fraction = Fraction(10)) -> list[dict[str, object]]:
+    """Each caption's samples: the first that shows it, and the first after it that does not."""
+    records = []
+    for caption in planned:
+        first, last = (-(-frame * sample_rate // rate) for frame in (caption.start_frame, caption.end_frame))
+        records.append({"start_frame": int(first), "end_frame": int(last), "text": "\n".join(caption.lines), "style": caption.style, "script": caption.script})
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--rate", type=int, default=30)
+    parser.add_argument("--size", default="1280x720", help="WIDTHxHEIGHT")
+    arguments = parser.parse_args()
+    width, height = map(int, arguments.size.split("x"))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    planned = render(arguments.out, seconds=arguments.seconds, seed=arguments.seed, rate=arguments.rate, width=width, height=height)
+    description = {"crop": CROP, "rate": 10, "captions": truth(planned, arguments.rate)}
+    arguments.out.with_suffix(".json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
