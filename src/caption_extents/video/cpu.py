@@ -13,7 +13,7 @@ from caption_extents.errors import DecodeError
 from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoder import BATCH_SAMPLES
-from caption_extents.video.source import VideoFacts, open_video
+from caption_extents.video.source import PresentationClock, VideoFacts, open_video
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
@@ -28,7 +28,8 @@ def frame_planes(frame: VideoFrame) -> PlaneViews:
     The conversion keeps range and matrix of YUV formats, so that only depth and chroma resolution change.
     """
     if frame.format.name not in _UNCHANGED_FORMATS:
-        frame = frame.reformat(format="yuvj420p" if frame.color_range == 2 else "yuv420p")
+        full_range = frame.color_range == 2 and not frame.format.is_rgb
+        frame = frame.reformat(format="yuvj420p" if full_range else "yuv420p")
     views = []
     for plane in frame.planes[:3]:
         rows = np.frombuffer(plane, np.uint8)
@@ -60,32 +61,33 @@ class CpuDecoder:
         sample_pts = self._timeline.sample_pts
         count, number = len(sample_pts), 0
         writer = _BatchWriter(self._crop, self._facts, count)
-        shown: VideoFrame | None = None
-        for frame in self._frames():
+        shown: tuple[int, VideoFrame] | None = None
+        for pts, frame in self._frames():
             # A sample is settled when a frame arrives that is too late for it: the one before it was the right one.
-            while shown is not None and number < count and sample_pts[number] < frame.pts:
+            while shown is not None and number < count and sample_pts[number] < pts:
                 yield from self._settle(number, shown, writer)
                 number += 1
             if number == count:
                 break
-            shown = frame
+            shown = pts, frame
         if shown is None:
             raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
         for left in range(number, count):
             yield from self._settle(left, shown, writer)
 
-    def _settle(self, number: int, frame: VideoFrame, writer: _BatchWriter) -> Iterator[CropBatch]:
-        if frame.pts != self._timeline.sample_pts[number]:
+    def _settle(self, number: int, shown: tuple[int, VideoFrame], writer: _BatchWriter) -> Iterator[CropBatch]:
+        pts, frame = shown
+        if pts != self._timeline.sample_pts[number]:
             self.undecodable_samples.append(number)
         batch = writer.add(number, frame)
         if batch is not None:
             yield batch
 
-    def _frames(self) -> Iterator[VideoFrame]:
-        """Good frames in presentation order, without those that nothing needs."""
+    def _frames(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Good frames and their times in presentation order, without those that nothing needs."""
         facts = self._facts
         skippable = frozenset(self._timeline.skippable_pts.tolist())
-        last_pts = facts.first_pts - 1
+        last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container)
         with open_video(facts.path, self._threads) as (container, stream):
             try:
                 for packet in container.demux(stream):
@@ -96,17 +98,16 @@ class CpuDecoder:
                     except av.error.InvalidDataError:
                         continue
                     for frame in frames:
-                        if self._is_good(frame, last_pts):
-                            last_pts = frame.pts
-                            yield frame
+                        pts = clock(frame)
+                        if pts is not None and pts >= last_pts and self._is_good(frame):
+                            last_pts = pts
+                            yield pts, frame
             except av.error.FFmpegError:
                 # The file ends in damage. What follows cannot be read, and its samples are listed.
                 return
 
-    def _is_good(self, frame: VideoFrame, last_pts: int) -> bool:
-        facts = self._facts
-        same_size = (frame.width, frame.height) == (facts.width, facts.height)
-        return same_size and not frame.is_corrupt and frame.pts is not None and frame.pts >= last_pts
+    def _is_good(self, frame: VideoFrame) -> bool:
+        return (frame.width, frame.height) == (self._facts.width, self._facts.height) and not frame.is_corrupt
 
 
 class _BatchWriter:

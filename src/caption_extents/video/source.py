@@ -36,6 +36,9 @@ CODECS = frozenset(
 )
 """Decoders that may be used, by the codec's name in FFmpeg."""
 
+WITHOUT_PRESENTATION_TIMES = frozenset({"avi"})
+"""Containers that store the order of decoding only; what their demuxers call pts is a guess."""
+
 MAX_SIDE_PX = 16_384
 MAX_PROBE_PACKETS = 2_000
 """Packets of the video stream that are tried before it counts as undecodable."""
@@ -132,6 +135,29 @@ def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container
         container.close()
 
 
+class PresentationClock:
+    """Tells when decoded frames are shown, in ticks. One clock reads one pass over a video, frame by frame.
+
+    Where the container keeps no presentation times, frames leave the decoder in the order in which they are shown, and
+    the decoding times of the packets that released them say when (as FFmpeg's own ``best_effort_timestamp`` does). The
+    last frames are released by the end of the file: each is shown when the one before it ends.
+    """
+
+    def __init__(self, container: str) -> None:
+        self._guessed = container in WITHOUT_PRESENTATION_TIMES
+        self._last: int | None = None
+
+    def __call__(self, frame: VideoFrame) -> int | None:
+        """The time of the next frame; None if it is unknown."""
+        if not self._guessed:
+            return frame.pts
+        if frame.dts is not None:
+            self._last = frame.dts
+        elif self._last is not None:
+            self._last += frame.duration or 1
+        return self._last
+
+
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -162,7 +188,8 @@ def probe(path: Path) -> VideoFacts:
         frame = _first_frame(container, stream, path)
         if not (0 < frame.width <= MAX_SIDE_PX and 0 < frame.height <= MAX_SIDE_PX):
             raise VideoError(f"{str(path)!r} is {frame.width}x{frame.height} pixels; at most {MAX_SIDE_PX} a side are allowed")
-        if frame.pts is None or stream.time_base is None:
+        first_pts = PresentationClock(container.format.name)(frame)
+        if first_pts is None or stream.time_base is None:
             raise VideoError(f"{str(path)!r} gives its frames no timestamps; remux it, for example with ffmpeg -c copy")
         aspect = stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio
         return VideoFacts(
@@ -175,17 +202,21 @@ def probe(path: Path) -> VideoFacts:
             pixel_format=frame.format.name,
             orientation=Orientation.from_frame(frame),
             sample_aspect_ratio=Fraction(aspect) if aspect else Fraction(1),
-            colour=Colour(
-                range=int(frame.color_range),
-                space=int(frame.colorspace),
-                primaries=int(frame.color_primaries),
-                transfer=int(frame.color_trc),
-            ),
+            colour=_colour(frame),
             time_base=Fraction(stream.time_base),
             average_rate=Fraction(stream.average_rate) if stream.average_rate else None,
-            first_pts=frame.pts,
+            first_pts=first_pts,
             size_bytes=path.stat().st_size,
         )
+
+
+def _colour(frame: VideoFrame) -> Colour:
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    if frame.format.is_rgb:
+        # swscale turns RGB into limited-range BT.601.
+        return Colour(range=1, space=6, primaries=primaries, transfer=transfer)
+    full_range = frame.format.name.startswith("yuvj")
+    return Colour(2 if full_range else int(frame.color_range), int(frame.colorspace), primaries, transfer)
 
 
 def _first_frame(container: av.container.InputContainer, stream: VideoStream, path: Path) -> VideoFrame:

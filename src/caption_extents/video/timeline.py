@@ -14,7 +14,7 @@ import numpy as np
 
 from caption_extents.errors import VideoError
 from caption_extents.video.packets import NonReferenceFinder
-from caption_extents.video.source import VideoFacts, open_video
+from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, PresentationClock, VideoFacts, open_video
 
 MAX_SAMPLES = 10 * 3600 * 48
 """Two days at ten samples a second; a longer timeline is taken for damaged timestamps."""
@@ -106,7 +106,9 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
 
 
 def index_frames(facts: VideoFacts) -> FrameIndex:
-    """Timestamps of all frames: from the packets where each has a pts, by decoding where not (AVI)."""
+    """Timestamps of all frames: from the packets where the container keeps presentation times, by decoding where not."""
+    if facts.container in WITHOUT_PRESENTATION_TIMES:
+        return _index_by_decoding(facts)
     pts: list[int] = []
     durations: list[int] = []
     non_reference: list[int] = []
@@ -135,10 +137,10 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
 
 
 def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
-    """Some containers store decoding times only; presentation times are then known to the decoder alone."""
+    """Presentation times as the decoder knows them: the file is decoded once more than otherwise."""
     pts: list[int] = []
     durations: list[int] = []
-    count = 0
+    count, clock = 0, PresentationClock(facts.container)
     with open_video(facts.path, thread_count=0) as (container, stream):
         for packet in container.demux(stream):
             count += packet.size > 0
@@ -147,8 +149,9 @@ def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
             except av.error.InvalidDataError:
                 continue
             for frame in frames:
-                if frame.pts is not None and frame.pts >= facts.first_pts:
-                    pts.append(frame.pts)
+                time = clock(frame)
+                if time is not None and time >= facts.first_pts:
+                    pts.append(time)
                     durations.append(frame.duration or 0)
     return _frame_index(facts, pts, durations, [], count)
 

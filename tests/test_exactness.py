@@ -1,0 +1,142 @@
+"""Every sample against a reading of the file that decodes everything and picks frames by the definition."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caption_extents.region import CropRegion
+from caption_extents.video.batch import CropBatch
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+from tests.media import Recipe, make_video, reference_samples
+
+F = Fraction
+B_FRAMES = {"bf": "3", "x264-params": "b-adapt=0:keyint=12:min-keyint=12:log-level=none"}
+OPEN_GOP = {"bf": "3", "x264-params": "open-gop=1:keyint=12:min-keyint=6:b-adapt=0:b-pyramid=normal:log-level=none"}
+X265 = {"x265-params": "log-level=none:bframes=3:keyint=12"}
+X265_OPEN = {"x265-params": "log-level=none:bframes=4:keyint=12:open-gop=1:b-adapt=0"}
+QUICK_VP9 = {"deadline": "realtime", "cpu-used": "8"}
+QUICK_AV1 = {"preset": "12", "svtav1-params": "keyint=20"}
+VARIABLE = tuple(np.cumsum([0, 33, 34, 400, 10, 10, 10, 90, 33, 33, 250, 1, 1, 41, 42, 700, 33, 33, 33, 33]).tolist())
+
+RECIPES = [
+    *(
+        Recipe(f"fps{name}", rate=rate, time_base=1 / rate, options=B_FRAMES)
+        for name, rate in [
+            ("23.976", F(24000, 1001)),
+            ("25", F(25)),
+            ("29.97", F(30000, 1001)),
+            ("50", F(50)),
+            ("59.94", F(60000, 1001)),
+            ("7", F(7)),
+        ]
+    ),
+    Recipe("variable", "mkv", pts=VARIABLE, time_base=F(1, 1000)),
+    Recipe("variable-mp4", "mp4", pts=VARIABLE, time_base=F(1, 1000), options=B_FRAMES),
+    Recipe("first-pts", "mkv", pts=tuple(range(1234, 1279)), options=B_FRAMES),
+    Recipe("first-pts-ts", "ts", pts=tuple(range(5000, 5045)), options=B_FRAMES),
+    Recipe("open-gop", options=OPEN_GOP),
+    Recipe("open-gop-ts", "ts", options=OPEN_GOP),
+    Recipe("h264-mkv", "mkv", options=B_FRAMES),
+    Recipe("h264-avi", "avi", options=B_FRAMES),
+    Recipe("hevc", codec="libx265", options=X265),
+    Recipe("hevc-open-gop", "mkv", codec="libx265", options=X265_OPEN),
+    Recipe("hevc-ts", "ts", codec="libx265", options=X265),
+    Recipe("vp9-webm", "webm", codec="libvpx-vp9", options=QUICK_VP9),
+    Recipe("vp9-alt-ref", "webm", codec="libvpx-vp9", options={"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+    Recipe("vp8-webm", "webm", codec="libvpx", options=QUICK_VP9),
+    Recipe("av1", "mp4", codec="libsvtav1", options=QUICK_AV1),
+    Recipe("av1-webm", "webm", codec="libsvtav1", options=QUICK_AV1),
+    Recipe("mpeg4", codec="mpeg4", options={"bf": "2"}),
+    Recipe("mpeg4-avi", "avi", codec="mpeg4", options={"bf": "2"}),
+    Recipe("mpeg2-ts", "ts", codec="mpeg2video", options={"bf": "2"}),
+    Recipe("mpeg2-ps", "mpg", codec="mpeg2video", options={"bf": "2"}),
+    Recipe("mjpeg-avi", "avi", codec="mjpeg", pixel_format="yuvj420p"),
+    Recipe("10-bit", codec="libx265", pixel_format="yuv420p10le", options=X265),
+    Recipe("422", pixel_format="yuv422p"),
+    Recipe("444", pixel_format="yuv444p"),
+    Recipe("10-bit-422", "mkv", pixel_format="yuv422p10le"),
+    Recipe("ffv1-rgb", "mkv", codec="ffv1", pixel_format="bgr0"),
+    Recipe("full-range", pixel_format="yuvj420p", full_range=True),
+    Recipe("full-range-444", pixel_format="yuvj444p", full_range=True),
+    Recipe("odd-size", "mkv", codec="ffv1", width=161, height=97),
+    Recipe("odd-size-vp9", "webm", codec="libvpx-vp9", width=161, height=97, options=QUICK_VP9),
+    *(Recipe(f"rotated-{angle}", rotation=angle) for angle in (90, 180, -90)),
+    Recipe("mirrored", mirror=True),
+    Recipe("mirrored-90", rotation=90, mirror=True),
+    Recipe("wide-pixels", sample_aspect_ratio=F(4, 3)),
+    Recipe("one-frame", pts=(0,)),
+    Recipe("two-frames", pts=(0, 1)),
+    Recipe("shorter-than-a-sample", pts=(0, 1), rate=F(60), time_base=F(1, 60)),
+    Recipe("one-frame-webm", "webm", codec="libvpx-vp9", pts=(0,), options=QUICK_VP9),
+    Recipe("audio-first", audio_first=True, options=B_FRAMES),
+    Recipe("audio-first-ts", "ts", audio_first=True, options=B_FRAMES),
+    Recipe("interlaced", options={"flags": "+ildct+ilme", "x264-params": "log-level=none"}),
+    Recipe("fragmented", options=B_FRAMES, muxer_options={"movflags": "frag_keyframe+empty_moov"}),
+    Recipe("longer", pts=tuple(range(400)), options=B_FRAMES),
+]
+
+
+def decode_samples(path: Path, region: CropRegion, rate: Fraction, threads: int = 2) -> list[CropBatch]:
+    facts = probe(path)
+    decoder = open_decoder(facts, build_timeline(facts, rate), resolve_crop(region, facts), device="cpu", threads=threads)
+    batches = list(decoder)
+    assert decoder.undecodable_samples == []
+    return batches
+
+
+REGION = CropRegion(0.13, 0.4, 0.88, 0.97)
+
+
+@pytest.mark.parametrize("rate", [F(10), F(30000, 1001)], ids=["10", "29.97"])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_samples_are_the_frames_a_player_shows(recipe: Recipe, rate: Fraction, tmp_path: Path) -> None:
+    path = make_video(recipe, tmp_path)
+    expected = reference_samples(path, rate)
+    batches = decode_samples(path, REGION, rate)
+    assert sum(map(len, batches)) == len(expected)
+    assert [batch.first_sample for batch in batches] == list(range(0, len(expected), BATCH_SAMPLES))
+    crop = resolve_crop(REGION, probe(path))
+    for batch in batches:
+        for offset in range(len(batch)):
+            sample = batch.first_sample + offset
+            for shift, plane, whole in zip((0, 1, 1), batch.planes, expected[sample].planes, strict=True):
+                box = whole[crop.top >> shift : crop.bottom >> shift, crop.left >> shift : crop.right >> shift]
+                np.testing.assert_array_equal(plane[offset].numpy(), box, err_msg=f"sample {sample}")
+
+
+@pytest.mark.parametrize("options", [B_FRAMES, OPEN_GOP], ids=["closed", "open"])
+def test_unneeded_frames_are_found_in_h264(options: dict[str, str], tmp_path: Path) -> None:
+    path = make_video(Recipe("skip", pts=tuple(range(120)), options=options), tmp_path)
+    timeline = build_timeline(probe(path), F(10))
+    assert len(timeline.skippable_pts) > 20
+    assert not set(timeline.skippable_pts.tolist()) & set(timeline.sample_pts.tolist())
+
+
+def test_unneeded_frames_are_found_in_hevc(tmp_path: Path) -> None:
+    path = make_video(Recipe("skip", codec="libx265", pts=tuple(range(120)), options=X265), tmp_path)
+    assert len(build_timeline(probe(path), F(10)).skippable_pts) > 20
+
+
+def test_threads_change_nothing(tmp_path: Path) -> None:
+    path = make_video(Recipe("threads", pts=tuple(range(100)), options=OPEN_GOP), tmp_path)
+    one, many = (decode_samples(path, REGION, F(10), threads) for threads in (1, 5))
+    for a, b in zip(one, many, strict=True):
+        for left, right in zip(a.planes, b.planes, strict=True):
+            assert left.equal(right)
+
+
+def test_an_hour_at_ten_a_second_has_36000_samples() -> None:
+    from caption_extents.video.timeline import FrameIndex, place_samples
+
+    pts = np.arange(3600 * 30, dtype=np.int64) * 512
+    index = FrameIndex(pts, int(pts[-1]) + 512, np.empty(0, np.int64), len(pts))
+    timeline = place_samples(index, F(1, 15360), F(10))
+    assert len(timeline) == 36_000
+    np.testing.assert_array_equal(timeline.sample_pts, np.arange(36_000) * 3 * 512)
