@@ -25,12 +25,10 @@ class ChunkFormat:
 
     Attributes:
         frame_rate: frames a second at which a chunk plays; its n-th sample stands at n / frame_rate seconds.
-        sample_aspect_ratio: width over height of a pixel.
         colour_range, colour_space, colour_primaries, colour_transfer: as numbers of ITU-T H.273.
     """
 
     frame_rate: Fraction
-    sample_aspect_ratio: Fraction = Fraction(1)
     colour_range: int = 0
     colour_space: int = 2
     colour_primaries: int = 2
@@ -78,7 +76,6 @@ def _add_stream(
     context.bit_rate = 0  # constant quality
     context.thread_count = preset.threads
     context.time_base = 1 / form.frame_rate
-    context.sample_aspect_ratio = form.sample_aspect_ratio
     context.color_range = form.colour_range
     context.colorspace = form.colour_space
     context.color_primaries = form.colour_primaries

@@ -7,13 +7,14 @@ everything at the first failure. What this module adds is the wiring and the mea
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure, StageInfo
 from spdl.pipeline.defs import Aggregator
 
 from caption_extents.chunks.assemble import ChunkFrames
-from caption_extents.errors import CaptionExtentsError, ProcessingError
+from caption_extents.errors import CaptionExtentsError
 from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, StageClock
 from caption_extents.pipeline.stages import Encoding, Stages
 from caption_extents.storage.manifest import ChunkRecord
@@ -21,19 +22,15 @@ from caption_extents.video.batch import CropBatch
 
 _STOP_TIMEOUT_SECONDS = 60.0
 
-_BATCHES_EMBEDDED_AT_ONCE = 2
-"""While one batch's last slices are computed, the next one's first can start."""
-
 
 def run_pipelined(stages: Stages) -> list[ChunkRecord]:
     """Run all stages at once.
 
     Raises:
-        CaptionExtentsError: what the failing stage raised; every other stage has stopped by then.
-        ProcessingError: a stage failed in an unforeseen way; the cause is attached.
+        Exception: what the failing stage raised; every other stage has stopped by then.
     """
-    for name, workers in ((INFERENCE, _BATCHES_EMBEDDED_AT_ONCE), (ENCODING, stages.workers.encoder), (UPLOAD, stages.workers.upload)):
-        stages.clocks[name].workers = workers
+    stages.clocks[ENCODING].workers = stages.workers.encoder
+    stages.clocks[UPLOAD].workers = stages.workers.upload
     pipeline = _build(stages)
     try:
         with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
@@ -43,19 +40,18 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
 
 
 def _build(stages: Stages) -> Pipeline[ChunkRecord]:
-    workers, inference, encoding = stages.workers, stages.inference, stages.encoding
+    workers, encoding = stages.workers, stages.encoding
     return (
         PipelineBuilder[CropBatch, ChunkRecord]()
         .add_source(stages.extraction)
-        .pipe(inference.embed, concurrency=_BATCHES_EMBEDDED_AT_ONCE, output_order="input", name="embed")
-        .pipe(inference.compare, name="compare")
+        .pipe(stages.inference.infer, name="infer")
         .aggregate(_Assembly(encoding))
         .disaggregate()
         .pipe(encoding.encode, concurrency=workers.encoder, name="encode")
         .pipe(stages.upload.upload, concurrency=workers.upload, name="upload")
         .add_sink(workers.upload)
         .build(
-            num_threads=_BATCHES_EMBEDDED_AT_ONCE + 1 + workers.encoder + workers.upload,
+            num_threads=2 + workers.encoder + workers.upload,
             max_failures=0,
             queue_class=_timed_queues(stages),
             task_hook_factory=lambda _: [],
@@ -71,8 +67,7 @@ def _timed_queues(stages: Stages) -> type[AsyncQueue]:
     clocks = stages.clocks
     ends: dict[str, tuple[StageClock | None, StageClock | None]] = {
         "source": (clocks[EXTRACTION], clocks[INFERENCE]),
-        "embed": (clocks[INFERENCE], None),
-        "compare": (clocks[INFERENCE], None),
+        "infer": (clocks[INFERENCE], None),
         "disaggregate": (None, clocks[ENCODING]),
         "encode": (clocks[ENCODING], clocks[UPLOAD]),
         "upload": (clocks[UPLOAD], None),
@@ -112,18 +107,16 @@ class _Assembly(Aggregator):  # type: ignore[type-arg]
         return self._encoding.flush() or None
 
 
-def _cause(failure: BaseException) -> CaptionExtentsError:
-    """The error that stopped the pipeline, out of the engine's wrapping."""
-    found: list[BaseException] = []
-    pending: list[BaseException | None] = [failure]
-    while pending:
-        error = pending.pop(0)
-        if error is None or error in found:
-            continue
-        found.append(error)
-        pending += error.exceptions if isinstance(error, BaseExceptionGroup) else [error.__cause__]
-    for error in found:
-        if isinstance(error, CaptionExtentsError):
-            return error
-    root = found[-1]
-    return ProcessingError(f"a stage failed: {type(root).__name__}: {root}")
+def _cause(failure: BaseException) -> BaseException:
+    """The error that stopped the pipeline, out of the engine's wrapping: a known one if there is one."""
+    errors = list(_unwrap(failure))
+    return next((error for error in errors if isinstance(error, CaptionExtentsError)), errors[-1])
+
+
+def _unwrap(error: BaseException) -> Iterator[BaseException]:
+    """An error and its causes, the members of groups included."""
+    yield error
+    inner = list(error.exceptions) if isinstance(error, BaseExceptionGroup) else [error.__cause__]
+    for cause in inner:
+        if cause is not None:
+            yield from _unwrap(cause)

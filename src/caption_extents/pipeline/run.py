@@ -21,7 +21,7 @@ from caption_extents.captions.extents import find_captions
 from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.plan import plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
-from caption_extents.errors import ProcessingError, VideoError
+from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
 from caption_extents.job import CropInferResult, Job
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.labels import Label
@@ -82,7 +82,7 @@ def run_job(job: Job) -> CropInferResult:
         with plan.model, claim_version(store, keys, run_id=uuid.uuid4().hex) as claim:
             stages = _make_stages(job, plan, store, keys, claim.version)
             setup_seconds = time.perf_counter() - started
-            with closing(stages.extraction.decoder):
+            with closing(stages.extraction.decoder), _as_processing_error():
                 records = IMPLEMENTATIONS[job.implementation](stages)
             _check_complete(records, len(plan.timeline))
             probabilities = stages.inference.probabilities
@@ -104,6 +104,17 @@ def run_job(job: Job) -> CropInferResult:
         decoder=stages.extraction.decoder.name,
         metrics=metrics,
     )
+
+
+@contextmanager
+def _as_processing_error() -> Iterator[None]:
+    """Errors that nobody foresaw leave as a ProcessingError too, with the original attached."""
+    try:
+        yield
+    except CaptionExtentsError:
+        raise
+    except Exception as error:
+        raise ProcessingError(f"a stage failed unexpectedly: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -144,10 +155,8 @@ def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: 
     facts, count = plan.facts, len(plan.timeline)
     clocks = make_clocks(count, job.progress)
     decoder = open_decoder(facts, plan.timeline, plan.crop, device=job.device, threads=job.decode_threads)
-    aspect = facts.sample_aspect_ratio
     form = ChunkFormat(
         frame_rate=plan.timeline.frame_rate,
-        sample_aspect_ratio=1 / aspect if facts.orientation.transpose else aspect,
         colour_range=facts.colour.range,
         colour_space=facts.colour.space,
         colour_primaries=facts.colour.primaries,
@@ -194,6 +203,7 @@ def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], version: int, r
         source=plan.source,
         crop=job.crop_region.as_tuple(),
         crop_px=plan.crop.as_tuple(),
+        sample_aspect_ratio=str(plan.facts.sample_aspect_ratio),
         frame_rate=str(plan.timeline.frame_rate),
         sample_count=len(plan.timeline),
         preset=plan.preset.name,

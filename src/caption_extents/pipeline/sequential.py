@@ -28,7 +28,7 @@ def run_sequential(stages: Stages) -> list[ChunkRecord]:
                 crops.write(batch)
         with clocks[INFERENCE].whole_process():
             for batch in crops.read():
-                stages.inference.compare(stages.inference.embed(batch))
+                stages.inference.infer(batch)
         with clocks[ENCODING].whole_process():
             for batch in crops.read():
                 for frames in stages.encoding.assemble(batch):

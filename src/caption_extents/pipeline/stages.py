@@ -23,14 +23,6 @@ from caption_extents.video.batch import CropBatch
 from caption_extents.video.decoder import SampleDecoder
 
 
-@dataclass(frozen=True, repr=False)
-class EmbeddedBatch:
-    """A batch with its embeddings, float32 (N, C, h, w)."""
-
-    crops: CropBatch
-    embeddings: torch.Tensor
-
-
 @dataclass(frozen=True)
 class Workers:
     """How much runs at once between stages. None of it changes any result.
@@ -75,28 +67,23 @@ class Extraction:
 
 
 class Inference:
-    """Embeds batches, in any order and at once, and compares consecutive samples, in order."""
+    """Embeds each sample and compares it with the one before it. Batches must come in order."""
 
     def __init__(self, model: CaptionModel, clock: StageClock) -> None:
         self._model, self._clock = model, clock
         self._last: torch.Tensor | None = None
         self._probabilities: list[np.ndarray] = []
 
-    def embed(self, batch: CropBatch) -> EmbeddedBatch:
-        """Embed a batch; keeps no state."""
-        with self._clock.busy(samples=len(batch)):
-            return EmbeddedBatch(batch, self._model.embed(*batch.planes))
-
-    def compare(self, batch: EmbeddedBatch) -> CropBatch:
-        """Compare each sample with the one before it. Batches must come in order; gives the crops on."""
-        pairs = len(batch.crops) - (self._last is None)
-        with self._clock.busy(items=pairs):
-            later = batch.embeddings
-            earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
+    def infer(self, batch: CropBatch) -> CropBatch:
+        """Keep the probabilities of the pairs that end in this batch, and give the batch on."""
+        pairs = len(batch) - (self._last is None)
+        with self._clock.busy(samples=len(batch), items=pairs):
+            later = self._model.embed(*batch.planes)
             if pairs:
-                self._probabilities.append(self._model.compare(earlier, later[len(later) - pairs :]).numpy())
+                earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
+                self._probabilities.append(self._model.compare(earlier, later[-pairs:]).numpy())
             self._last = later[-1:].clone()
-        return batch.crops
+        return batch
 
     @property
     def probabilities(self) -> np.ndarray:

@@ -45,6 +45,7 @@ class Manifest:
         source: the video.
         crop: left, top, right, bottom as fractions of the displayed picture.
         crop_px: the same in pixels, half-open.
+        sample_aspect_ratio: width over height of a pixel, as a fraction in text; chunks are stored unscaled.
         frame_rate: samples a second, as a fraction in text, for example ``10`` or ``30000/1001``.
         sample_count: samples of the video.
         preset: encoder preset.
@@ -57,6 +58,7 @@ class Manifest:
     source: SourceRecord
     crop: tuple[float, float, float, float]
     crop_px: tuple[int, int, int, int]
+    sample_aspect_ratio: str
     frame_rate: str
     sample_count: int
     preset: str

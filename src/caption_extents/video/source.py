@@ -72,7 +72,7 @@ class VideoFacts:
         width, height: size of decoded frames in pixels, before rotation.
         pixel_format: FFmpeg's name, for example ``yuv420p``.
         orientation: how decoded frames are turned for display.
-        sample_aspect_ratio: width over height of a decoded pixel.
+        sample_aspect_ratio: width over height of a displayed pixel.
         colour: colour description.
         time_base: seconds in a tick of pts.
         average_rate: frames a second from the header; None if unknown.
@@ -191,7 +191,8 @@ def probe(path: Path) -> VideoFacts:
         first_pts = PresentationClock(container.format.name)(frame)
         if first_pts is None or stream.time_base is None:
             raise VideoError(f"{str(path)!r} gives its frames no timestamps; remux it, for example with ffmpeg -c copy")
-        aspect = stream.codec_context.sample_aspect_ratio or stream.sample_aspect_ratio
+        orientation = Orientation.from_frame(frame)
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
         return VideoFacts(
             path=path,
             container=container.format.name,
@@ -200,8 +201,8 @@ def probe(path: Path) -> VideoFacts:
             width=frame.width,
             height=frame.height,
             pixel_format=frame.format.name,
-            orientation=Orientation.from_frame(frame),
-            sample_aspect_ratio=Fraction(aspect) if aspect else Fraction(1),
+            orientation=orientation,
+            sample_aspect_ratio=1 / aspect if orientation.transpose else aspect,
             colour=_colour(frame),
             time_base=Fraction(stream.time_base),
             average_rate=Fraction(stream.average_rate) if stream.average_rate else None,

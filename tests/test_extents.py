@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caption_extents.captions.extents import _STEPS, DecodingCosts, find_captions, likeliest_labels, pair_evidence
+from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
+from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER, Label
+
+SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
+
+
+def probabilities(labels: list[Label], sure: float = 0.95) -> np.ndarray:
+    result = np.full((len(labels), 2, 5), (1 - sure) / 4, np.float32)
+    for pair, label in enumerate(labels):
+        result[pair, 0, label] = sure
+        result[pair, 1, label.reversed] = sure
+    return result
+
+
+def extents(labels: list[Label], sure: float = 0.95) -> list[tuple[int, int]]:
+    return [(c.start_frame, c.end_frame) for c in find_captions(probabilities(labels, sure))]
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([], []),
+        ([EMPTY, EMPTY], []),
+        ([SAME, SAME], [(0, 3)]),
+        ([EMPTY, APPEARS, SAME, GOES, EMPTY], [(2, 4)]),
+        ([APPEARS, GOES], [(1, 2)]),
+        ([SAME, DIFFERENT, SAME], [(0, 2), (2, 4)]),
+        ([DIFFERENT, DIFFERENT], [(0, 1), (1, 2), (2, 3)]),
+        ([SAME, GOES, EMPTY, APPEARS], [(0, 2), (4, 5)]),
+        ([GOES], [(0, 1)]),
+        ([APPEARS], [(1, 2)]),
+    ],
+)
+def test_captions_of_clear_labels(labels: list[Label], expected: list[tuple[int, int]]) -> None:
+    assert extents(labels) == expected
+
+
+def test_an_impossible_label_is_overruled() -> None:
+    # empty_valid after same cannot be: the caption was already there.
+    assert extents([APPEARS, SAME, APPEARS, SAME, GOES]) == [(1, 5)]
+
+
+def test_one_doubtful_pair_does_not_split_a_caption() -> None:
+    doubtful = probabilities([APPEARS, SAME, SAME, SAME, GOES])
+    doubtful[2, :, SAME], doubtful[2, :, DIFFERENT] = 0.3, 0.66
+    assert [(c.start_frame, c.end_frame) for c in find_captions(doubtful)] == [(1, 5)]
+    assert len(find_captions(doubtful, DecodingCosts(different=0.0))) == 2
+
+
+def test_confidence_is_lower_where_the_model_doubts() -> None:
+    sure = find_captions(probabilities([APPEARS, SAME, GOES], 0.99))[0].confidence
+    unsure = find_captions(probabilities([APPEARS, SAME, GOES], 0.5))[0].confidence
+    assert 0 <= unsure < sure <= 1
+
+
+def test_a_swap_of_directions_swaps_labels() -> None:
+    forward = probabilities([EMPTY, APPEARS, SAME, GOES])
+    swapped = forward[:, ::-1][:, :, list(REVERSED_ORDER)]
+    np.testing.assert_allclose(pair_evidence(forward), pair_evidence(swapped))
+
+
+scores = st.integers(1, 6).flatmap(
+    lambda n: st.lists(st.lists(st.floats(-5, 0), min_size=5, max_size=5), min_size=n, max_size=n)
+)
+
+
+@given(scores)
+@settings(max_examples=150)
+def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[float]]) -> None:
+    def consistent(labels: tuple[Label, ...]) -> bool:
+        return all(_STEPS[a][1] == _STEPS[b][0] for a, b in itertools.pairwise(labels))
+
+    best = max(
+        sum(row[label] for row, label in zip(rows, labels, strict=True))
+        for labels in itertools.product(Label, repeat=len(rows))
+        if consistent(labels)
+    )
+    found = tuple(Label(int(label)) for label in likeliest_labels(np.asarray(rows)))
+    assert consistent(found)
+    assert sum(row[label] for row, label in zip(rows, found, strict=True)) == pytest.approx(best)
+
+
+@given(st.lists(st.lists(st.floats(0.001, 1), min_size=10, max_size=10), max_size=40))
+def test_captions_never_overlap_and_stay_inside(rows: list[list[float]]) -> None:
+    values = np.asarray(rows, np.float64).reshape(-1, 2, 5)
+    captions = find_captions(values / values.sum(axis=2, keepdims=True))
+    edges = [edge for c in captions for edge in (c.start_frame, c.end_frame)]
+    assert edges == sorted(edges)
+    assert all(0 <= c.start_frame < c.end_frame <= len(rows) + 1 and 0 <= c.confidence <= 1 for c in captions)
+
+
+def test_label_names_are_the_promised_ones() -> None:
+    assert LABEL_TEXTS == ("same", "different", "empty_empty", "empty_valid", "valid_empty")
+
+
+def test_subtitles() -> None:
+    srt = render_subtitles([SubtitleEvent(1.0, 2.5, "[1]"), SubtitleEvent(2.5, 3661.2, "two\nlines")])
+    assert "00:00:01,000 --> 00:00:02,500" in srt
+    assert "01:01:01,200" in srt
+    assert "two\nlines" in srt
