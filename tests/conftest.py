@@ -28,7 +28,9 @@ def _no_threads_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     deadline = time.monotonic() + 5
-    while (left := [t for t in threading.enumerate() if t not in before and t.is_alive()]) and time.monotonic() < deadline:
+    while (
+        left := [t for t in threading.enumerate() if t not in before and t.is_alive()]
+    ) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left, f"threads left running: {left}"
 

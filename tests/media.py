@@ -93,7 +93,9 @@ def decode_everything(path: Path) -> tuple[list[ReferenceFrame], Fraction]:
                 frame_in_420 = frame
             height, width = frame.height // 2 * 2, frame.width // 2 * 2
             planes = []
-            for plane, (h, w) in zip(frame_in_420.planes, [(height, width), *[(height // 2, width // 2)] * 2], strict=True):
+            for plane, (h, w) in zip(
+                frame_in_420.planes, [(height, width), *[(height // 2, width // 2)] * 2], strict=True
+            ):
                 rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
                 planes.append(_displayed(rows[:h, :w].copy(), matrix))
             # AVI has one constant frame rate and no timestamps: the n-th picture is shown at n.

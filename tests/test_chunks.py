@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
-from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS, ChunkPlan, chunk_of, level_of, plan_chunks, rank_in_level, sample_at
+from caption_extents.chunks.plan import (
+    CHUNK_SAMPLES,
+    LEVELS,
+    ChunkPlan,
+    chunk_of,
+    level_of,
+    plan_chunks,
+    rank_in_level,
+    sample_at,
+)
 from caption_extents.chunks.presets import PRESETS, find_preset
 from caption_extents.chunks.read import decode_chunk
 from caption_extents.errors import EncodeError, InputError

@@ -49,7 +49,9 @@ RECIPES = [
     Recipe("hevc-open-gop", "mkv", codec="libx265", options=X265_OPEN),
     Recipe("hevc-ts", "ts", codec="libx265", options=X265),
     Recipe("vp9-webm", "webm", codec="libvpx-vp9", options=QUICK_VP9),
-    Recipe("vp9-alt-ref", "webm", codec="libvpx-vp9", options={"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "16"}),
+    Recipe(
+        "vp9-alt-ref", "webm", codec="libvpx-vp9", options={"cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "16"}
+    ),
     Recipe("vp8-webm", "webm", codec="libvpx", options=QUICK_VP9),
     Recipe("av1", "mp4", codec="libsvtav1", options=QUICK_AV1),
     Recipe("av1-webm", "webm", codec="libsvtav1", options=QUICK_AV1),
@@ -85,7 +87,9 @@ RECIPES = [
 
 def decode_samples(path: Path, region: CropRegion, rate: Fraction, threads: int = 2) -> list[CropBatch]:
     facts = probe(path)
-    decoder = open_decoder(facts, build_timeline(facts, rate), resolve_crop(region, facts), device="cpu", threads=threads)
+    decoder = open_decoder(
+        facts, build_timeline(facts, rate), resolve_crop(region, facts), device="cpu", threads=threads
+    )
     batches = list(decoder)
     assert decoder.undecodable_samples == []
     return batches

@@ -59,7 +59,18 @@ def files(store: Path) -> list[str]:
 
 VIDEOS = [
     (Recipe("h264", pts=tuple(range(200)), options=B_FRAMES, width=320, height=180), Fraction(10)),
-    (Recipe("hevc", "mkv", codec="libx265", pts=tuple(range(110)), rate=Fraction(25), time_base=Fraction(1, 25), options=X265), 10.0),
+    (
+        Recipe(
+            "hevc",
+            "mkv",
+            codec="libx265",
+            pts=tuple(range(110)),
+            rate=Fraction(25),
+            time_base=Fraction(1, 25),
+            options=X265,
+        ),
+        10.0,
+    ),
     (Recipe("vp9", "webm", codec="libvpx-vp9", pts=tuple(range(70)), options=QUICK_VP9), 12.5),
     (Recipe("variable", "mkv", pts=VARIABLE, time_base=Fraction(1, 1000)), Fraction(30000, 1001)),
     (Recipe("one", pts=(0,)), 10.0),
@@ -78,7 +89,10 @@ def test_both_implementations_give_the_same_bytes(recipe: Recipe, rate: Any, tmp
     expected = outcome(run(video, store, region, frame_rate=rate, implementation="sequential"), store)
     assert expected["frames"] == len(expected["pairs"]) + 1
     for settings in SETTINGS:
-        assert outcome(run(video, store, region, frame_rate=rate, implementation="pipelined", **settings), store) == expected
+        assert (
+            outcome(run(video, store, region, frame_rate=rate, implementation="pipelined", **settings), store)
+            == expected
+        )
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -96,7 +110,9 @@ def test_stored_samples_are_the_source_frames(captioned_video: Path, tmp_path: P
     result = run(captioned_video, tmp_path)
     store = open_store(str(tmp_path))
     manifest = read_manifest(store, VideoKeys("t1", "v1"))
-    assert {(c.level, c.samples) for c in manifest.chunks} == {(p.level, p.samples) for p in plan_chunks(result.frame_count)}
+    assert {(c.level, c.samples) for c in manifest.chunks} == {
+        (p.level, p.samples) for p in plan_chunks(result.frame_count)
+    }
     assert files(tmp_path) == sorted(
         [chunk.key for chunk in manifest.chunks]
         + [VideoKeys("t1", "v1").manifest(1), VideoKeys("t1", "v1").database(1), VideoKeys("t1", "v1").database()]
@@ -119,7 +135,9 @@ def test_metrics_add_up(captioned_video: Path, tmp_path: Path) -> None:
         assert stage.samples == result.frame_count
         assert 0 < stage.busy_seconds <= stage.time_seconds * stage.workers * 1.01
     assert metrics.stages["inference"].items == result.frame_count - 1
-    assert metrics.stages["encoding"].items == metrics.stages["upload"].items == len(list(plan_chunks(result.frame_count)))
+    assert (
+        metrics.stages["encoding"].items == metrics.stages["upload"].items == len(list(plan_chunks(result.frame_count)))
+    )
     assert metrics.overlap.bottleneck in metrics.stages
     assert metrics.cost == pytest.approx(metrics.total_seconds / 1000)
     assert json.loads(json.dumps(result.to_dict()))["metrics"]["stages"]["upload"]["nbytes"] > 1000
@@ -180,7 +198,9 @@ def test_a_failing_stage_stops_the_run_and_leaves_nothing(
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_interrupt_stops_at_once_and_leaves_nothing(implementation: str, tmp_path: Path) -> None:
-    video = make_video(Recipe("long", pts=tuple(range(1500)), width=640, height=360, options={"preset": "ultrafast"}), tmp_path)
+    video = make_video(
+        Recipe("long", pts=tuple(range(1500)), width=640, height=360, options={"preset": "ultrafast"}), tmp_path
+    )
     store = tmp_path / "store"
     command = [sys.executable, "-m", "caption_extents", "run", str(video), "--crop", "0,0.2,1,1"]
     command += ["--store", str(store), "--implementation", implementation, "--quiet"]
@@ -219,7 +239,9 @@ def test_damage_is_listed(tmp_path: Path) -> None:
     video = make_video(Recipe("damaged", pts=tuple(range(300)), options=options), tmp_path)
     _damage(video, 0.02)
     region = CropRegion(0, 0, 1, 1)
-    results = [run(video, tmp_path / "store", region, implementation=i, max_undecodable_share=0.2) for i in IMPLEMENTATIONS]
+    results = [
+        run(video, tmp_path / "store", region, implementation=i, max_undecodable_share=0.2) for i in IMPLEMENTATIONS
+    ]
     assert results[0].undecodable_samples == results[1].undecodable_samples
     assert results[0].undecodable_samples
     first, second = (outcome(result, tmp_path / "store") for result in results)

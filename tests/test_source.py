@@ -30,7 +30,11 @@ def test_facts_of_a_video(tmp_path: Path) -> None:
         ("text.mp4", b"this is no video" * 100, "cannot open"),
         ("empty.mp4", b"", "cannot open"),
         ("list.m3u8", b"#EXTM3U\n#EXTINF:10,\nvideo.mp4\n", "cannot open"),
-        ("list.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://localhost/video.ts\n#EXT-X-ENDLIST\n", "cannot open"),
+        (
+            "list.mp4",
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://localhost/video.ts\n#EXT-X-ENDLIST\n",
+            "cannot open",
+        ),
         ("concat.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n", "cannot open"),
         ("picture.mp4", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot open"),
     ],
@@ -74,7 +78,9 @@ def test_a_codec_that_is_not_known(tmp_path: Path) -> None:
         probe(path)
 
 
-@pytest.mark.parametrize("values", [(-0.1, 0, 1, 1), (0, 0, 1.1, 1), (0.5, 0, 0.5, 1), (0, 0.9, 1, 0.1), (0, 0, float("nan"), 1)])
+@pytest.mark.parametrize(
+    "values", [(-0.1, 0, 1, 1), (0, 0, 1.1, 1), (0.5, 0, 0.5, 1), (0, 0.9, 1, 0.1), (0, 0, float("nan"), 1)]
+)
 def test_regions_outside_the_picture(values: tuple[float, float, float, float]) -> None:
     with pytest.raises(CropError):
         CropRegion(*values)

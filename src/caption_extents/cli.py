@@ -6,21 +6,18 @@ import json
 import re
 import sys
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import typer
 
 import caption_extents
 from caption_extents import job as jobs
 from caption_extents.errors import InputError, ProcessingError
+from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
-
-Implementation = StrEnum("Implementation", {name.upper(): name for name in jobs.IMPLEMENTATION_NAMES})
-Device = StrEnum("Device", {name.upper(): name for name in jobs.DEVICES})
 
 app = typer.Typer(
     help="Find burned-in captions in video, exact to the frame.",
@@ -28,6 +25,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _choices(names: tuple[str, ...]) -> str:
+    return " or ".join(names)
 
 
 def _version(wanted: bool) -> None:
@@ -38,7 +39,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -48,13 +51,24 @@ def run(
     video: Annotated[str, typer.Argument(help="A video file, or the key of one in the store.")],
     crop: Annotated[str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture.")],
     rate: Annotated[float, typer.Option(help="Samples a second.")] = jobs.DEFAULT_FRAME_RATE,
-    store: Annotated[str | None, typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL to write to; default {jobs.DEFAULT_STORE}.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL to write to; default {jobs.DEFAULT_STORE}."),
+    ] = None,
     tenant: Annotated[str, typer.Option(help="Tenant id, part of every key.")] = "local",
-    video_id: Annotated[str | None, typer.Option(help="Video id, part of every key; by default from the file's name.")] = None,
+    video_id: Annotated[
+        str | None, typer.Option(help="Video id, part of every key; by default from the file's name.")
+    ] = None,
     implementation: Annotated[
-        Implementation, typer.Option(envvar=jobs.IMPLEMENTATION_VARIABLE, help="Both give identical results.")
-    ] = Implementation(jobs.DEFAULT_IMPLEMENTATION),
-    device: Annotated[Device, typer.Option(help="Where to decode and compute.")] = Device("auto"),
+        str,
+        typer.Option(
+            envvar=jobs.IMPLEMENTATION_VARIABLE,
+            help=f"{_choices(jobs.IMPLEMENTATION_NAMES)}; both give identical results.",
+        ),
+    ] = jobs.DEFAULT_IMPLEMENTATION,
+    device: Annotated[
+        str, typer.Option(help=f"Where to decode and compute: {_choices(jobs.DEVICES)}.")
+    ] = jobs.DEFAULT_DEVICE,
     encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
     model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
@@ -63,7 +77,7 @@ def run(
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
     try:
-        with nullcontext() if as_json or quiet else _progress_bars() as progress:
+        with nullcontext() if as_json or quiet else progress_display() as progress:
             result = caption_extents.crop_and_infer_caption_frame_extents(
                 video,
                 tenant,
@@ -71,9 +85,9 @@ def run(
                 CropRegion.parse(crop),
                 rate,
                 encoder_workers,
-                implementation=implementation.value,
+                implementation=implementation,
                 store=store,
-                device=device.value,
+                device=device,
                 model=model,
                 progress=progress,
             )
@@ -97,7 +111,7 @@ def id_from_name(video: str) -> str:
     return re.sub(r"\.{2,}", ".", stem).strip("-._")[:128] or "video"
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     typer.echo(f"caption-extents: {message}", err=True)
     raise typer.Exit(code)
 
@@ -121,32 +135,11 @@ def _write_subtitles(result: caption_extents.CropInferResult, store: str | None,
 
     data = open_store(store or jobs.DEFAULT_STORE).get(result.caption_frame_extents_db_key)
     rows = open_database(data).execute("SELECT * FROM captions ORDER BY caption_index")
-    events = [SubtitleEvent(row["start_seconds"], row["end_seconds"], row["text"] or f"[{row['caption_index'] + 1}]") for row in rows]
+    events = [
+        SubtitleEvent(row["start_seconds"], row["end_seconds"], row["text"] or f"[{row['caption_index'] + 1}]")
+        for row in rows
+    ]
     path.write_text(render_subtitles(events), encoding="utf-8")
-
-
-class _progress_bars:  # noqa: N801 (used like a function)
-    """Bars on a terminal, a line every few seconds elsewhere; both on stderr."""
-
-    def __enter__(self) -> Any:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        self._bars = Progress(
-            TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        self._tasks: dict[str, Any] = {}
-        self._bars.start()
-        return self._update
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def _update(self, progress: Any) -> None:
-        if progress.stage not in self._tasks:
-            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total)
-        self._bars.update(self._tasks[progress.stage], completed=progress.done)
 
 
 def main() -> None:

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 DEFAULT_FRAME_RATE = 10.0
 DEFAULT_ENCODER_WORKERS = 4
 DEFAULT_STORE = "caption-extents-store"
+DEFAULT_PRESET = "reference"
 DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
+DEFAULT_DEVICE = "auto"
 DEVICES = ("auto", "cpu")
 MAX_FRAME_RATE = 240
 MAX_WORKERS = 256
@@ -73,7 +75,7 @@ class Job:
         upload_workers: objects uploaded at once.
         queue_size: items that wait between two stages.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
-        price_per_hour: of this machine, for the cost in the metrics; by default from ``CAPTION_EXTENTS_PRICE_PER_HOUR``.
+        price_per_hour: of this machine, for the cost in the metrics; by default ``CAPTION_EXTENTS_PRICE_PER_HOUR``.
         progress: called from worker threads with each stage's progress.
 
     Raises:
@@ -88,8 +90,8 @@ class Job:
     encoder_workers: int = DEFAULT_ENCODER_WORKERS
     implementation: str = DEFAULT_IMPLEMENTATION
     store: str | os.PathLike[str] | None = None
-    device: str = "auto"
-    preset: str = "reference"
+    device: str = DEFAULT_DEVICE
+    preset: str = DEFAULT_PRESET
     model: str | os.PathLike[str] | None = None
     decode_threads: int = 0
     inference_workers: int = field(default_factory=_default_inference_workers)
@@ -103,20 +105,32 @@ class Job:
         if not isinstance(self.crop_region, CropRegion):
             raise InputError(f"crop_region is {self.crop_region!r}; give a CropRegion")
         _check_rate(self.frame_rate)
-        for name, least in (("encoder_workers", 1), ("inference_workers", 1), ("upload_workers", 1), ("queue_size", 1), ("decode_threads", 0)):
+        for name, least in (
+            ("encoder_workers", 1),
+            ("inference_workers", 1),
+            ("upload_workers", 1),
+            ("queue_size", 1),
+            ("decode_threads", 0),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WORKERS:
                 raise InputError(f"{name} is {value!r}; give a whole number between {least} and {MAX_WORKERS}")
         if self.implementation not in IMPLEMENTATION_NAMES:
-            raise InputError(f"implementation {self.implementation!r} is unknown; choose {' or '.join(IMPLEMENTATION_NAMES)}")
+            raise InputError(
+                f"implementation {self.implementation!r} is unknown; choose {' or '.join(IMPLEMENTATION_NAMES)}"
+            )
         if self.device not in DEVICES:
             raise InputError(f"device {self.device!r} is unknown; choose {' or '.join(DEVICES)}")
         if not 0 <= self.max_undecodable_share <= 1:
             raise InputError(f"max_undecodable_share is {self.max_undecodable_share!r}; give a share between 0 and 1")
-        object.__setattr__(self, "store", os.fspath(self.store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE))
         object.__setattr__(self, "video_key", os.fspath(self.video_key))
         if self.price_per_hour is None and os.environ.get(PRICE_VARIABLE):
             object.__setattr__(self, "price_per_hour", _price(os.environ[PRICE_VARIABLE]))
+
+    @property
+    def store_address(self) -> str:
+        """The store that was asked for, by argument or by environment."""
+        return os.fspath(self.store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
 
     @property
     def rate(self) -> Fraction:
@@ -191,8 +205,8 @@ def crop_and_infer_caption_frame_extents(
         crop_region: where captions stand.
         frame_rate: samples a second.
         encoder_workers: chunks encoded at once.
-        implementation: ``pipelined`` or ``sequential``; by default the environment's ``CAPTION_EXTENTS_IMPLEMENTATION``,
-            or ``pipelined``. Both give identical chunks and results.
+        implementation: ``pipelined`` or ``sequential``, which give identical chunks and results; by default the
+            environment's ``CAPTION_EXTENTS_IMPLEMENTATION``, or ``pipelined``.
         options: as described at :class:`Job`.
 
     Raises:

@@ -39,7 +39,9 @@ class CropRegion:
         try:
             left, top, right, bottom = (float(part) for part in text.split(","))
         except ValueError:
-            raise CropError(f"crop {text!r} is not of the form LEFT,TOP,RIGHT,BOTTOM, for example 0.1,0.86,0.9,0.94") from None
+            raise CropError(
+                f"crop {text!r} is not of the form LEFT,TOP,RIGHT,BOTTOM, for example 0.1,0.86,0.9,0.94"
+            ) from None
         return cls(left, top, right, bottom)
 
     def as_tuple(self) -> tuple[float, float, float, float]:

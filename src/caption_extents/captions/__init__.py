@@ -1,0 +1,1 @@
+"""From label probabilities to captions, and to subtitle files."""

@@ -130,7 +130,8 @@ def _posteriors(scores: np.ndarray) -> np.ndarray:
     joint = np.stack(
         [forward[:-1, before] * weights[:, label] * backward[1:, after] for label, before, after in steps], axis=1
     )
-    return joint / joint.sum(axis=1, keepdims=True)
+    posteriors: np.ndarray = joint / joint.sum(axis=1, keepdims=True)
+    return posteriors
 
 
 def _captions(labels: np.ndarray, certainty: np.ndarray) -> list[Caption]:

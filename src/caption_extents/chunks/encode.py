@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import cast
 
 import av
 import av.error
-import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -17,6 +15,7 @@ from caption_extents.chunks.assemble import ChunkFrames, Planes
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
+from caption_extents.planes import plane_view
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def encode_chunk(frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) 
 def _add_stream(
     container: av.container.OutputContainer, planes: Planes, preset: EncoderPreset, form: ChunkFormat
 ) -> VideoStream:
-    stream = cast(VideoStream, container.add_stream("libvpx-vp9", rate=form.frame_rate, options=dict(preset.options)))
+    stream = container.add_stream("libvpx-vp9", rate=form.frame_rate, options=dict(preset.options))
     context = stream.codec_context
     stream.height, stream.width = planes[0].shape[1:]
     stream.pix_fmt = "yuv420p"
@@ -87,7 +86,6 @@ def _to_frame(planes: Planes, index: int) -> VideoFrame:
     height, width = planes[0].shape[1:]
     frame = VideoFrame(width, height, "yuv420p")
     for target, source in zip(frame.planes, planes, strict=True):
-        rows = np.frombuffer(target, np.uint8)[: target.height * target.line_size].reshape(target.height, target.line_size)
-        rows[:, : target.width] = source[index]
+        plane_view(target)[:] = source[index]
     frame.pts = index
     return frame

@@ -25,7 +25,9 @@ class EncoderPreset:
 
 
 def _preset(name: str, threads: int, **options: str) -> EncoderPreset:
-    return EncoderPreset(name, threads, MappingProxyType({key.replace("_", "-"): value for key, value in options.items()}))
+    return EncoderPreset(
+        name, threads, MappingProxyType({key.replace("_", "-"): value for key, value in options.items()})
+    )
 
 
 PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
@@ -47,7 +49,6 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
         )
     }
 )
-DEFAULT_PRESET = "reference"
 
 
 def find_preset(name: str) -> EncoderPreset:

@@ -7,15 +7,11 @@ import io
 import av
 import numpy as np
 
+from caption_extents.planes import plane_view
+
 
 def decode_chunk(data: bytes) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """All frames of a chunk: Y (H, W), U and V (H/2, W/2), uint8."""
-    frames = []
-    with av.open(io.BytesIO(data), format="webm") as container:
-        for frame in container.decode(video=0):
-            planes = []
-            for plane in frame.planes:
-                rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size]
-                planes.append(rows.reshape(plane.height, plane.line_size)[:, : plane.width].copy())
-            frames.append((planes[0], planes[1], planes[2]))
-    return frames
+    with av.open(io.BytesIO(data), "r", format="webm") as container:
+        frames = [tuple(plane_view(plane).copy() for plane in frame.planes) for frame in container.decode(video=0)]
+    return [(y, u, v) for y, u, v in frames]

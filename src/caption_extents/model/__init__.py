@@ -1,0 +1,1 @@
+"""The caption model: crops in, probabilities out."""

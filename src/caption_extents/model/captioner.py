@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from caption_extents.model.labels import Label
 from caption_extents.model.preprocess import to_input
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
 
@@ -70,8 +69,9 @@ class CaptionModel:
 
         @torch.inference_mode()
         def embed_slice(part: slice) -> torch.Tensor:
-            planes = (plane[part].to(self.device) for plane in (y, u, v))
-            return self._network.encoder(to_input(*planes))
+            picture = to_input(y[part].to(self.device), u[part].to(self.device), v[part].to(self.device))
+            embeddings: torch.Tensor = self._network.encoder(picture)
+            return embeddings
 
         return torch.cat(self._for_each_slice(embed_slice, len(y)))
 

@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         self.mask = nn.Conv2d(config.deep_channels, 1, 1)
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
-        """float (N, 3, H, W) to (N, embedding_channels + 1, H/8, W/8); the last channel is the mask's logit."""
+        """Pictures (N, 3, H, W) to (N, embedding_channels + 1, H/8, W/8); the last channel is the mask's logit."""
         deep = self.deep(self.middle(self.stem(picture)))
         return torch.cat([torch.tanh(self.features(deep)), self.mask(deep)], dim=1)
 
@@ -109,7 +109,8 @@ class PairHead(nn.Module):
             mask_b.mean((2, 3)),
             both.sum((2, 3)) / weight,
         ]
-        return self.classify(torch.cat(pooled, dim=1))
+        logits: torch.Tensor = self.classify(torch.cat(pooled, dim=1))
+        return logits
 
 
 class CaptionNetwork(nn.Module):
@@ -123,7 +124,8 @@ class CaptionNetwork(nn.Module):
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """Pictures (N, 3, H, W) of the earlier and the later sample to logits (N, 5)."""
-        return self.head(self.encoder(a), self.encoder(b))
+        logits: torch.Tensor = self.head(self.encoder(a), self.encoder(b))
+        return logits
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

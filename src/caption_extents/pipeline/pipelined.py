@@ -94,7 +94,7 @@ def _timed_queues(stages: Stages) -> type[AsyncQueue]:
     return TimedQueue
 
 
-class _Assembly(Aggregator):  # type: ignore[type-arg]
+class _Assembly(Aggregator):
     """The chunk assembler in the engine's terms."""
 
     def __init__(self, encoding: Encoding) -> None:

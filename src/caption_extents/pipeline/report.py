@@ -7,11 +7,14 @@ from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UP
 
 def format_metrics(metrics: RunMetrics) -> str:
     """The "Performance metrics" block."""
-    extraction, inference, encoding, upload = (metrics.stages[name] for name in (EXTRACTION, INFERENCE, ENCODING, UPLOAD))
+    extraction, inference, encoding, upload = (
+        metrics.stages[name] for name in (EXTRACTION, INFERENCE, ENCODING, UPLOAD)
+    )
     overlap = metrics.overlap
     lines = [
         f"Performance metrics ({metrics.implementation}, {metrics.cpu_count} cores)",
-        f"  Total        {_s(metrics.total_seconds)}, of which set-up {_s(metrics.setup_seconds)}; CPU {_s(metrics.cpu_seconds)}",
+        f"  Total        {_s(metrics.total_seconds)}, set-up {_s(metrics.setup_seconds)}",
+        f"  CPU          {_s(metrics.cpu_seconds)}",
         "  Extraction",
         f"    {_time(extraction)}, {extraction.samples} samples, {extraction.samples_per_second:.1f} fps",
         *_idle(extraction),

@@ -76,7 +76,7 @@ def run_job(job: Job) -> CropInferResult:
     """
     started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
-    store = open_store(job.store)
+    store = open_store(job.store_address)
     with _local_video(store, job.video_key) as path:
         plan = _make_plan(job, path)
         with plan.model, claim_version(store, keys, run_id=uuid.uuid4().hex) as claim:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 from caption_extents.chunks.encode import EncodedChunk
 from caption_extents.chunks.plan import ChunkPlan
@@ -57,7 +58,7 @@ class _CropSpool:
             for first, count, height, width in self._shapes:
                 planes = empty_planes(count, height, width)
                 for plane in planes:
-                    view = memoryview(plane.numpy().reshape(-1))
+                    view = memoryview(cast(Any, plane.numpy().reshape(-1)))
                     while view:
                         view = view[file.readinto(view) :]
                 yield CropBatch(first, *planes)

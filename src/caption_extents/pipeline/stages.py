@@ -60,7 +60,7 @@ class Extraction:
         lost = self.decoder.undecodable_samples
         if len(lost) > self.max_undecodable_share * self.sample_count:
             raise DecodeError(
-                f"{len(lost)} of {self.sample_count} samples could not be decoded so far (the first is sample {lost[0]}), "
+                f"{len(lost)} of {self.sample_count} samples could not be decoded so far, from sample {lost[0]} on, "
                 f"more than the allowed share of {self.max_undecodable_share:g}; the video is damaged. "
                 "Raise max_undecodable_share to go on with the last good frame in their place"
             )

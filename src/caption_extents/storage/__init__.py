@@ -1,0 +1,1 @@
+"""Where objects are kept: names, stores, versions and manifests."""

@@ -80,9 +80,13 @@ class Manifest:
         try:
             fields: dict[str, Any] = json.loads(data)
             if fields["format_version"] > MANIFEST_FORMAT:
-                raise StoreError(f"manifest format {fields['format_version']} is newer than {MANIFEST_FORMAT}; update the package")
+                raise StoreError(
+                    f"manifest format {fields['format_version']} is newer than {MANIFEST_FORMAT}; update the package"
+                )
             fields["source"] = SourceRecord(**fields["source"])
-            fields["chunks"] = tuple(ChunkRecord(**{**chunk, "samples": tuple(chunk["samples"])}) for chunk in fields["chunks"])
+            fields["chunks"] = tuple(
+                ChunkRecord(**{**chunk, "samples": tuple(chunk["samples"])}) for chunk in fields["chunks"]
+            )
             fields["crop"], fields["crop_px"] = tuple(fields["crop"]), tuple(fields["crop_px"])
             return cls(**fields)
         except (KeyError, TypeError, ValueError) as error:

@@ -86,7 +86,7 @@ class Store:
         except FileNotFoundError:
             return False
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def keys(self, prefix: str) -> Iterator[str]:
         """Keys under a prefix, which ends at a ``/``."""
         if not self._missing:
             for page in obstore.list(self._backend, prefix=prefix):

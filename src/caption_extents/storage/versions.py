@@ -30,7 +30,9 @@ def claim_version(store: Store, keys: VideoKeys, run_id: str) -> VersionClaim:
     for version in range(first, first + _MAX_CLAIM_ATTEMPTS):
         if store.create(keys.claim(version), body, CONTENT_JSON):
             return VersionClaim(store, keys, version, run_id)
-    raise UploadError(f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken")
+    raise UploadError(
+        f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken"
+    )
 
 
 class VersionClaim:
@@ -63,11 +65,13 @@ class VersionClaim:
     def abandon(self) -> None:
         """Remove all that was written under the claim."""
         keys, version = self._keys, self.version
-        self._store.delete([*self._store.list(f"{keys.cropped_frames(version)}/"), keys.database(version), keys.claim(version)])
+        self._store.delete(
+            [*self._store.keys(f"{keys.cropped_frames(version)}/"), keys.database(version), keys.claim(version)]
+        )
 
 
 def _numbers(store: Store, prefix: str, pattern: str) -> list[int]:
-    found = (re.fullmatch(pattern, key.removeprefix(prefix)) for key in store.list(prefix))
+    found = (re.fullmatch(pattern, key.removeprefix(prefix)) for key in store.keys(prefix))
     return [int(match[1]) for match in found if match]
 
 
@@ -85,6 +89,8 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
     if version is None:
         versions = complete_versions(store, keys)
         if not versions:
-            raise StoreError(f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}")
+            raise StoreError(
+                f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
+            )
         version = versions[-1]
     return Manifest.from_json(store.get(keys.manifest(version)))

@@ -1,0 +1,1 @@
+"""Making training data, training the caption model, and judging it."""

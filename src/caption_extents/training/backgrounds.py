@@ -7,6 +7,7 @@ uint8 RGB frames (T, H, W, 3).
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from functools import lru_cache
@@ -47,9 +48,9 @@ def find_footage(folders: Sequence[Path] = FOOTAGE_FOLDERS) -> list[Path]:
 @lru_cache(maxsize=256)
 def load_picture(path: Path) -> Image.Image:
     """An RGB picture, at most 1600 pixels wide or high."""
-    with Image.open(path) as picture:
-        picture.draft("RGB", (_MAX_SIDE_PX, _MAX_SIDE_PX))
-        picture = picture.convert("RGB")
+    with Image.open(path) as file:
+        file.draft("RGB", (_MAX_SIDE_PX, _MAX_SIDE_PX))
+        picture = file.convert("RGB")
     picture.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
     return picture
 
@@ -64,7 +65,9 @@ def load_footage(path: Path, max_frames: int = 240) -> np.ndarray:
         for index, frame in enumerate(container.decode(video=0)):
             if index % step == 0:
                 height = min(480, frame.height)
-                frames.append(frame.to_ndarray(format="rgb24", width=frame.width * height // frame.height // 2 * 2, height=height))
+                frames.append(
+                    frame.to_ndarray(format="rgb24", width=frame.width * height // frame.height // 2 * 2, height=height)
+                )
             if len(frames) >= max_frames:
                 break
     return np.stack(frames)
@@ -103,7 +106,9 @@ def footage(rng: random.Random, video: np.ndarray, count: int, width: int, heigh
     frames = []
     for index in range(count):
         position = (start + (-index if backwards else index)) % len(video)
-        frames.append(np.asarray(Image.fromarray(video[position]).resize((width, height), Image.Resampling.BILINEAR, box=box)))
+        frames.append(
+            np.asarray(Image.fromarray(video[position]).resize((width, height), Image.Resampling.BILINEAR, box=box))
+        )
     return np.stack(frames)
 
 
@@ -134,7 +139,12 @@ def _stripes_picture(rng: random.Random, side: int) -> Image.Image:
 
 def _flat_picture(rng: random.Random, side: int) -> Image.Image:
     """A gradient between two colours, often dark, white or the same."""
-    pool = [(0, 0, 0), (255, 255, 255), tuple(rng.randint(0, 255) for _ in range(3)), tuple(rng.randint(0, 60) for _ in range(3))]
+    pool = [
+        (0, 0, 0),
+        (255, 255, 255),
+        tuple(rng.randint(0, 255) for _ in range(3)),
+        tuple(rng.randint(0, 60) for _ in range(3)),
+    ]
     first, second = np.asarray(rng.choice(pool), np.float32), np.asarray(rng.choice(pool), np.float32)
     ramp = np.linspace(0, 1, side, dtype=np.float32)[None, :, None]
     return Image.fromarray(np.repeat(first * (1 - ramp) + second * ramp, side // 2, axis=0).astype(np.uint8))
@@ -166,7 +176,7 @@ class BackgroundSource:
     def frames(self, rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
         """Several shots with cuts, changes of light and flashes; uint8 (count, height, width, 3)."""
         cuts = sorted({0, count, *(rng.randint(1, count) for _ in range(rng.choices([0, 1, 2], [5, 3, 1])[0]))})
-        shots = [self.shot(rng, end - start, width, height) for start, end in zip(cuts, cuts[1:], strict=False)]
+        shots = [self.shot(rng, end - start, width, height) for start, end in itertools.pairwise(cuts)]
         pictures = np.concatenate(shots).astype(np.float32)
         gain = rng.choice([1.0, 1.0, rng.uniform(0.3, 1.0), rng.uniform(1.0, 2.0)])
         lift = rng.choice([0.0, 0.0, rng.uniform(0, 120)])

@@ -61,7 +61,9 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
     if font is None:
         script, font = known["latin"], fonts.builtin_font(size_px)
     style = CaptionStyle(script=script, font=font, align=rng.choices(["center", "left", "right"], [8, 1, 1])[0])
-    fill = rng.choices([WHITE, (255, 255, 0), (240, 240, 240), (255, 230, 120), random_colour(rng, 120)], [9, 3, 2, 2, 3])[0]
+    fill = rng.choices(
+        [WHITE, (255, 255, 0), (240, 240, 240), (255, 230, 120), random_colour(rng, 120)], [9, 3, 2, 2, 3]
+    )[0]
     style = replace(
         style,
         fill=fill,
@@ -76,13 +78,17 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
         [8, 3, 2, 1.5, 1.5, 2, 1.2, 0.8],
     )[0]
     if kind == "outline":
-        return replace(style, name=kind, outline_px=thick, outline=rng.choice([BLACK, BLACK, BLACK, random_colour(rng)]))
+        return replace(
+            style, name=kind, outline_px=thick, outline=rng.choice([BLACK, BLACK, BLACK, random_colour(rng)])
+        )
     if kind == "outline-shadow":
         return replace(style, name=kind, outline_px=thick, shadow_px=max(1, size_px // 12))
     if kind == "shadow":
         return replace(style, name=kind, outline_px=0, shadow_px=max(1, size_px // 14))
     if kind == "glow":
-        return replace(style, name=kind, outline_px=rng.choice([0, 1]), glow_px=max(2, size_px // 6), outline=random_colour(rng))
+        return replace(
+            style, name=kind, outline_px=rng.choice([0, 1]), glow_px=max(2, size_px // 6), outline=random_colour(rng)
+        )
     if kind in {"box", "translucent-box"}:
         alpha = 1.0 if kind == "box" else rng.uniform(0.3, 0.8)
         return replace(
@@ -105,7 +111,9 @@ def _line_positions(style: CaptionStyle, lines: list[str], width: int, anchor_bo
     positions = []
     for index, line in enumerate(lines):
         length = round(style.font.getlength(line))
-        left = {"left": width // 20, "center": (width - length) // 2, "right": width - length - width // 20}[style.align]
+        left = {"left": width // 20, "center": (width - length) // 2, "right": width - length - width // 20}[
+            style.align
+        ]
         positions.append((left, anchor_bottom - descent - ascent - (len(lines) - 1 - index) * pitch))
     return positions
 
@@ -113,7 +121,9 @@ def _line_positions(style: CaptionStyle, lines: list[str], width: int, anchor_bo
 def _slanted(mask: Image.Image, slant: float) -> Image.Image:
     if not slant:
         return mask
-    return mask.transform(mask.size, Image.Transform.AFFINE, (1, slant, -slant * mask.height / 2, 0, 1, 0), Image.Resampling.BILINEAR)
+    return mask.transform(
+        mask.size, Image.Transform.AFFINE, (1, slant, -slant * mask.height / 2, 0, 1, 0), Image.Resampling.BILINEAR
+    )
 
 
 def draw_caption(
@@ -158,3 +168,14 @@ def draw_caption(
         put(outlined_coverage, style.outline)
     put(np.asarray(letters, np.float32) / 255, fill or style.fill)
     return Overlay(np.clip(colour, 0, 255).astype(np.uint8), alpha * style.opacity, outlined_coverage)
+
+
+def put_over(picture: np.ndarray, overlay: Overlay) -> np.ndarray:
+    """A copy of a uint8 RGB picture with an overlay of its size on it."""
+    result = picture.copy()
+    rows = np.flatnonzero(overlay.alpha.max(axis=1) > 0)
+    if len(rows):
+        part = slice(rows[0], rows[-1] + 1)
+        weight = overlay.alpha[part, :, None]
+        result[part] = (picture[part] * (1 - weight) + overlay.colour[part] * weight).astype(np.uint8)
+    return result

@@ -9,16 +9,20 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import cast
 
 import av
 import numpy as np
 from PIL import Image
 
+from caption_extents.planes import plane_view
 from caption_extents.training import captions, text
 from caption_extents.training.backgrounds import BackgroundSource
 
 VISIBLE_ALPHA = 0.35
 """A fading caption counts as shown from this opacity on."""
+
+_DECODERS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}
 
 UNSURE_ALPHAS = (0.12, 0.6)
 """Between these opacities people disagree, so pairs with such a sample weigh little in training."""
@@ -69,7 +73,9 @@ def _cut_to_width(line: str, style: captions.CaptionStyle, width: int) -> str:
     return line
 
 
-def _next_lines(rng: random.Random, style: captions.CaptionStyle, lines: list[str], width: int, max_lines: int) -> list[str]:
+def _next_lines(
+    rng: random.Random, style: captions.CaptionStyle, lines: list[str], width: int, max_lines: int
+) -> list[str]:
     """Lines of the caption that follows another: new, or different by one letter or one line."""
     kind = rng.random()
     if kind < 0.2:
@@ -82,7 +88,9 @@ def _next_lines(rng: random.Random, style: captions.CaptionStyle, lines: list[st
     return _random_lines(rng, style, width, max_lines)
 
 
-def _schedule(rng: random.Random, style: captions.CaptionStyle, count: int, width: int, max_lines: int) -> list[_Showing]:
+def _schedule(
+    rng: random.Random, style: captions.CaptionStyle, count: int, width: int, max_lines: int
+) -> list[_Showing]:
     """Captions over ``count`` samples: some back to back, some after a gap, some the same text again."""
     showings: list[_Showing] = []
     at = rng.choice([0, rng.randint(-8, 0), rng.randint(0, count)])
@@ -133,7 +141,9 @@ class _Effect:
 class _Layer:
     """One caption, drawn once, put over as many samples as it stands on."""
 
-    def __init__(self, style: captions.CaptionStyle, showing: _Showing, effect: _Effect, size: tuple[int, int], bottom: int) -> None:
+    def __init__(
+        self, style: captions.CaptionStyle, showing: _Showing, effect: _Effect, size: tuple[int, int], bottom: int
+    ) -> None:
         width, height = size
         self._effect, self._showing = effect, showing
         self._overlay = captions.draw_caption(style, showing.lines, width, height, bottom, showing.colour)
@@ -171,7 +181,7 @@ def _blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
 
 def _add_distractors(rng: random.Random, frames: np.ndarray) -> None:
     """Writing that is no caption: a channel mark or a sign that stays, interface text at the edge, a ticker."""
-    count, height, width = frames.shape[:3]
+    height, width = frames.shape[1:3]
     if rng.random() < 0.85:
         return
     size = max(8, int(height * rng.uniform(0.12, 0.4)))
@@ -187,7 +197,7 @@ def _add_distractors(rng: random.Random, frames: np.ndarray) -> None:
 def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Encode RGB frames (T, H, W, 3) with a video codec and decode them again; the planes of the result."""
     count, height, width = frames.shape[:3]
-    encoder = av.CodecContext.create(codec, "w")
+    encoder = cast(av.VideoCodecContext, av.CodecContext.create(codec, "w"))
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.time_base, encoder.framerate = Fraction(1, 10), Fraction(10)
     encoder.thread_count = 1
@@ -198,27 +208,19 @@ def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[n
         frame.pts = index
         packets.extend(encoder.encode(frame))
     packets.extend(encoder.encode(None))
-    decoder = av.CodecContext.create({"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}.get(codec, codec), "r")
+    decoder = cast(
+        av.VideoCodecContext,
+        av.CodecContext.create({"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}.get(codec, codec), "r"),
+    )
     decoder.thread_count = 1
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]
     if len(decoded) != count:
         raise RuntimeError(f"{codec} gave back {len(decoded)} of {count} frames")
-    pictures = np.stack([frame.to_ndarray() for frame in decoded])
-    half = height // 2
-    return (
-        pictures[:, :height],
-        pictures[:, height : height + half // 2].reshape(count, half, width // 2) if half % 2 == 0 else _plane(decoded, 1),
-        pictures[:, height + half // 2 :].reshape(count, half, width // 2) if half % 2 == 0 else _plane(decoded, 2),
-    )
+    return _plane(decoded, 0), _plane(decoded, 1), _plane(decoded, 2)
 
 
 def _plane(frames: list[av.VideoFrame], index: int) -> np.ndarray:
-    planes = []
-    for frame in frames:
-        plane = frame.planes[index]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-        planes.append(rows[: plane.height, : plane.width].copy())
-    return np.stack(planes)
+    return np.stack([plane_view(frame.planes[index]).copy() for frame in frames])
 
 
 def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
@@ -226,7 +228,12 @@ def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
     if rng.random() < 0.12:
         return "mpeg4", {"qmin": str(crf // 4), "qmax": str(crf // 3)}
     preset = rng.choice(["ultrafast", "superfast", "veryfast", "medium"])
-    return "libx264", {"crf": str(crf), "preset": preset, "g": str(rng.choice([5, 12, 250])), "x264-params": "log-level=none"}
+    return "libx264", {
+        "crf": str(crf),
+        "preset": preset,
+        "g": str(rng.choice([5, 12, 250])),
+        "x264-params": "log-level=none",
+    }
 
 
 def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, width: int, height: int) -> Clip:
@@ -266,4 +273,6 @@ def _rescale(rng: random.Random, pictures: np.ndarray) -> np.ndarray:
     factor = rng.uniform(0.5, 0.9)
     small = (max(8, int(width * factor)), max(8, int(height * factor)))
     resize = Image.Resampling.BICUBIC
-    return np.stack([np.asarray(Image.fromarray(p).resize(small, resize).resize((width, height), resize)) for p in pictures])
+    return np.stack(
+        [np.asarray(Image.fromarray(p).resize(small, resize).resize((width, height), resize)) for p in pictures]
+    )

@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,15 +44,14 @@ def _style(name: str, script: text.Script, size_px: int, seed: int) -> captions.
     if font is None:
         script, font = text.scripts()["latin"], fonts.builtin_font(size_px)
     plain = captions.CaptionStyle(script=script, font=font, outline_px=max(2, size_px // 14), name=name)
-    changed: dict[str, object] = {
-        "outline": {},
-        "outline-shadow": {"shadow_px": max(2, size_px // 10)},
-        "box": {"outline_px": 0, "box": captions.BLACK, "box_alpha": 1.0},
-        "translucent-box": {"outline_px": 0, "box": captions.BLACK, "box_alpha": 0.6},
-        "yellow": {"fill": (255, 230, 0)},
-        "glow": {"outline_px": 1, "glow_px": max(3, size_px // 6)},
+    return {
+        "outline": plain,
+        "outline-shadow": replace(plain, shadow_px=max(2, size_px // 10)),
+        "box": replace(plain, outline_px=0, box=captions.BLACK, box_alpha=1.0),
+        "translucent-box": replace(plain, outline_px=0, box=captions.BLACK, box_alpha=0.6),
+        "yellow": replace(plain, fill=(255, 230, 0)),
+        "glow": replace(plain, outline_px=1, glow_px=max(3, size_px // 6)),
     }[name]
-    return captions.CaptionStyle(**{**plain.__dict__, **changed})  # type: ignore[arg-type]
 
 
 def plan_captions(rng: random.Random, frame_count: int, rate: int) -> list[PlannedCaption]:
@@ -80,31 +79,29 @@ def _scenery(rng: random.Random, frame_count: int, rate: int, width: int, height
         frame_count -= shot
 
 
-def render(path: Path, *, seconds: float, seed: int = 1, rate: int = 30, width: int = 1280, height: int = 720) -> list[PlannedCaption]:
+def render(
+    path: Path, *, seconds: float, seed: int = 1, rate: int = 30, width: int = 1280, height: int = 720
+) -> list[PlannedCaption]:
     """Write an H.264 video and return its captions."""
     rng = random.Random(seed)
     frame_count = round(seconds * rate)
     planned = plan_captions(rng, frame_count, rate)
-    waiting, overlay, current = list(planned), None, None
+    waiting = list(planned)
+    current: PlannedCaption | None = None
+    overlay: captions.Overlay | None = None
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "24", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"  # type: ignore[attr-defined]
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index, scenery in enumerate(_scenery(rng, frame_count, rate, width, height)):
-            picture = scenery.astype(np.float32) if current or waiting else scenery
             if waiting and waiting[0].start_frame == index:
                 current = waiting.pop(0)
                 style = _style(current.style, text.scripts()[current.script], height // 22, seed * 1000 + len(waiting))
                 overlay = captions.draw_caption(style, current.lines, width, height, round(height * 0.95))
             if current is not None and index >= current.end_frame:
-                current = None
-            if current is not None and overlay is not None:
-                rows = np.flatnonzero(overlay.alpha.max(axis=1) > 0)
-                part = slice(rows[0], rows[-1] + 1)
-                weight = overlay.alpha[part, :, None]
-                picture[part] = picture[part] * (1 - weight) + overlay.colour[part] * weight
-            frame = av.VideoFrame.from_ndarray(np.clip(picture, 0, 255).astype(np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))  # type: ignore[attr-defined]
-        container.mux(stream.encode(None))  # type: ignore[attr-defined]
+                current = overlay = None
+            picture = scenery if overlay is None else captions.put_over(scenery, overlay)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
     return planned
 
 
@@ -113,7 +110,15 @@ def truth(planned: list[PlannedCaption], rate: int, sample_rate: Fraction = Frac
     records = []
     for caption in planned:
         first, last = (-(-frame * sample_rate // rate) for frame in (caption.start_frame, caption.end_frame))
-        records.append({"start_frame": int(first), "end_frame": int(last), "text": "\n".join(caption.lines), "style": caption.style, "script": caption.script})
+        records.append(
+            {
+                "start_frame": int(first),
+                "end_frame": int(last),
+                "text": "\n".join(caption.lines),
+                "style": caption.style,
+                "script": caption.script,
+            }
+        )
     return records
 
 
@@ -127,9 +132,13 @@ def main() -> None:
     arguments = parser.parse_args()
     width, height = map(int, arguments.size.split("x"))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    planned = render(arguments.out, seconds=arguments.seconds, seed=arguments.seed, rate=arguments.rate, width=width, height=height)
+    planned = render(
+        arguments.out, seconds=arguments.seconds, seed=arguments.seed, rate=arguments.rate, width=width, height=height
+    )
     description = {"crop": CROP, "rate": 10, "captions": truth(planned, arguments.rate)}
-    arguments.out.with_suffix(".json").write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+    arguments.out.with_suffix(".json").write_text(
+        json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

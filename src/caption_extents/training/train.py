@@ -59,8 +59,8 @@ def make_batch(seed: int, source: backgrounds.BackgroundSource, clip_count: int,
         scale = math.exp(rng.uniform(math.log(0.6), math.log(2.0)))
         crop = (max(16, round(height * scale / 2) * 2), max(64, round(width * scale / 2) * 2))
         clip = clips.random_clip(rng, source, samples, crop[1], crop[0])
-        planes = (torch.from_numpy(np.ascontiguousarray(plane)) for plane in (clip.y, clip.u, clip.v))
-        pictures.append(to_input(*planes, size=(height, width)).half())
+        y, u, v = (torch.from_numpy(np.ascontiguousarray(plane)) for plane in (clip.y, clip.u, clip.v))
+        pictures.append(to_input(y, u, v, (height, width)).half())
         ids.append(torch.from_numpy(clip.caption_ids))
         unsure.append(torch.from_numpy(clip.unsure))
         coarse = torch.from_numpy(clip.ink)[:, None]
@@ -141,7 +141,7 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
         first_step = state["step"]
     batches = _Batches(arguments.seed, first_step, arguments.steps, arguments.clips, arguments.samples)
     loader = DataLoader(batches, batch_size=None, num_workers=arguments.workers, prefetch_factor=4)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     started, log = time.perf_counter(), (out / "log.jsonl").open("a")
     running: dict[str, float] = {}
     for step, batch in enumerate(loader, start=first_step):
@@ -152,7 +152,7 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
         network.train()
         pair_loss, mask_loss, accuracy = losses(network, batch, random.Random(step))
         optimizer.zero_grad(set_to_none=True)
-        (pair_loss + MASK_LOSS_WEIGHT * mask_loss).backward()
+        (pair_loss + MASK_LOSS_WEIGHT * mask_loss).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
         optimizer.step()
         _average_into(average, network, min(0.998, (step + 1) / (step + 20)))

@@ -1,0 +1,1 @@
+"""Opening a video, placing its samples, decoding and cropping."""

@@ -31,7 +31,9 @@ class CropBatch:
         half = (self.y.shape[0], self.y.shape[1] // 2, self.y.shape[2] // 2)
         for name, plane in (("u", self.u), ("v", self.v)):
             if tuple(plane.shape) != half:
-                raise ValueError(f"chroma {name} must be {half} beside luma {tuple(self.y.shape)}, not {tuple(plane.shape)}")
+                raise ValueError(
+                    f"chroma {name} must be {half} beside luma {tuple(self.y.shape)}, not {tuple(plane.shape)}"
+                )
         if {plane.dtype for plane in self.planes} != {torch.uint8} or len({plane.device for plane in self.planes}) != 1:
             raise ValueError("planes must be uint8 and on one device")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import av.error
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from av.video.frame import VideoFrame
 
 from caption_extents.errors import DecodeError
+from caption_extents.planes import plane_view
 from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoder import BATCH_SAMPLES
@@ -30,11 +31,8 @@ def frame_planes(frame: VideoFrame) -> PlaneViews:
     if frame.format.name not in _UNCHANGED_FORMATS:
         full_range = frame.color_range == 2 and not frame.format.is_rgb
         frame = frame.reformat(format="yuvj420p" if full_range else "yuv420p")
-    views = []
-    for plane in frame.planes[:3]:
-        rows = np.frombuffer(plane, np.uint8)
-        views.append(rows[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)[:, : plane.width])
-    return views[0], views[1], views[2]
+    y, u, v = (plane_view(plane) for plane in frame.planes[:3])
+    return y, u, v
 
 
 class CpuDecoder:
@@ -57,7 +55,7 @@ class CpuDecoder:
         """Stop decoding; the file is closed."""
         self._batches.close()
 
-    def _decode(self) -> Iterator[CropBatch]:
+    def _decode(self) -> Generator[CropBatch]:
         sample_pts = self._timeline.sample_pts
         count, number = len(sample_pts), 0
         writer = _BatchWriter(self._crop, self._facts, count)

@@ -63,7 +63,7 @@ def resolve_crop(region: CropRegion, facts: VideoFacts) -> CropPixels:
     top, bottom = _outwards(region.crop_top, region.crop_bottom, facts.display_height)
     if right - left < MIN_CROP_PX or bottom - top < MIN_CROP_PX:
         raise CropError(
-            f"the crop is {right - left}x{bottom - top} pixels of a picture of {facts.display_width}x{facts.display_height}; "
+            f"the crop is {right - left}x{bottom - top} pixels of {facts.display_width}x{facts.display_height}; "
             f"at least {MIN_CROP_PX}x{MIN_CROP_PX} are needed, so make the region larger"
         )
     decoded = facts.orientation.to_decoded(left, top, right, bottom, facts.width // 2 * 2, facts.height // 2 * 2)

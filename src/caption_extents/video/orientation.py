@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from av.sidedata.sidedata import Type
@@ -28,11 +29,11 @@ class Orientation:
         Raises:
             VideoError: the matrix turns by an angle that is no multiple of 90 degrees.
         """
-        data = frame.side_data.get(Type.DISPLAYMATRIX)
+        data = frame.side_data.get(cast(Any, Type.DISPLAYMATRIX))
         if data is None:
             return cls()
         # Displayed x = a*x + c*y, displayed y = b*x + d*y, in 16.16 fixed point (FFmpeg's libavutil/display.h).
-        a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
+        a, b, _, c, d = struct.unpack("=5i", bytes(cast(Any, data))[:20])
         if (a, b, c, d) == (0, 0, 0, 0):
             return cls()
         size = max(map(abs, (a, b, c, d)))
@@ -57,7 +58,9 @@ class Orientation:
             plane = plane[::-1]
         return plane
 
-    def to_decoded(self, left: int, top: int, right: int, bottom: int, width: int, height: int) -> tuple[int, int, int, int]:
+    def to_decoded(
+        self, left: int, top: int, right: int, bottom: int, width: int, height: int
+    ) -> tuple[int, int, int, int]:
         """A box of the displayed picture as a box of the decoded frame of the given size."""
         display_width, display_height = self.display_size(width, height)
         if self.mirror_horizontal:

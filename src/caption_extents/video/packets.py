@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-import av.packet
+import av
 
-NonReferenceTest = Callable[[av.packet.Packet], bool]
+if TYPE_CHECKING:
+    AnyPacket = av.Packet[Any]
+    NonReferenceTest = Callable[[AnyPacket], bool]
 
 
 def _length_prefixed_units(data: memoryview, prefix_bytes: int) -> Iterator[int]:
@@ -39,7 +42,9 @@ class _NalReader:
 
     def units(self, data: memoryview) -> Iterator[memoryview]:
         """The first two bytes of every NAL unit."""
-        starts = _length_prefixed_units(data, self._prefix_bytes) if self._prefix_bytes else _start_code_units(bytes(data))
+        starts = (
+            _length_prefixed_units(data, self._prefix_bytes) if self._prefix_bytes else _start_code_units(bytes(data))
+        )
         for start in starts:
             yield data[start : start + 2]
 
@@ -47,7 +52,7 @@ class _NalReader:
 def _h264_test(extradata: bytes | None) -> NonReferenceTest:
     reader = _NalReader(extradata, 4)
 
-    def is_non_reference(packet: av.packet.Packet) -> bool:
+    def is_non_reference(packet: AnyPacket) -> bool:
         """Every slice has nal_ref_idc 0 (ITU-T H.264, 7.4.1)."""
         slices = 0
         for header in reader.units(memoryview(packet)):
@@ -63,7 +68,7 @@ def _h264_test(extradata: bytes | None) -> NonReferenceTest:
 def _hevc_test(extradata: bytes | None) -> NonReferenceTest:
     reader = _NalReader(extradata, 21)
 
-    def is_non_reference(packet: av.packet.Packet) -> bool:
+    def is_non_reference(packet: AnyPacket) -> bool:
         """Every slice is of a sub-layer non-reference type (ITU-T H.265, table 7-1).
 
         Such a picture may still be used by pictures of a higher temporal sub-layer, so streams with sub-layers are
@@ -95,7 +100,7 @@ class NonReferenceFinder:
         make = {"h264": _h264_test, "hevc": _hevc_test}.get(codec)
         self._test = make(extradata) if make else None
 
-    def __call__(self, packet: av.packet.Packet) -> bool:
+    def __call__(self, packet: AnyPacket) -> bool:
         """Whether this packet can be left out when no sample shows its frame."""
         if self._test is None or not self.reliable:
             return False

@@ -32,7 +32,11 @@ CONTAINERS = {
 """Containers that may be opened, by FFmpeg's demuxer name."""
 
 CODECS = frozenset(
-    "h264 hevc vp8 vp9 av1 libdav1d mpeg4 msmpeg4v2 msmpeg4v3 mpeg1video mpeg2video h263 flv1 wmv2 theora mjpeg prores dnxhd ffv1".split()
+    {
+        *("h264", "hevc", "vp8", "vp9", "av1", "libdav1d"),
+        *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "wmv2", "theora"),
+        *("mjpeg", "prores", "dnxhd", "ffv1"),
+    }
 )
 """Decoders that may be used, by the codec's name in FFmpeg."""
 
@@ -173,7 +177,9 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> VideoSt
     except AttributeError:
         name = None
     if name not in CODECS:
-        raise VideoError(f"{str(path)!r} has video of codec {name or 'unknown'!r}; known codecs are {', '.join(sorted(CODECS))}")
+        raise VideoError(
+            f"{str(path)!r} has video of codec {name or 'unknown'!r}; known codecs are {', '.join(sorted(CODECS))}"
+        )
     return stream
 
 
@@ -187,7 +193,9 @@ def probe(path: Path) -> VideoFacts:
     with open_video(path) as (container, stream):
         frame = _first_frame(container, stream, path)
         if not (0 < frame.width <= MAX_SIDE_PX and 0 < frame.height <= MAX_SIDE_PX):
-            raise VideoError(f"{str(path)!r} is {frame.width}x{frame.height} pixels; at most {MAX_SIDE_PX} a side are allowed")
+            raise VideoError(
+                f"{str(path)!r} is {frame.width}x{frame.height} pixels; at most {MAX_SIDE_PX} a side are allowed"
+            )
         first_pts = PresentationClock(container.format.name)(frame)
         if first_pts is None or stream.time_base is None:
             raise VideoError(f"{str(path)!r} gives its frames no timestamps; remux it, for example with ffmpeg -c copy")

@@ -45,7 +45,7 @@ class Timeline:
 
     Attributes:
         sample_pts: int64 (N,); pts of the frame that is sample k.
-        skippable_pts: int64, sorted; frames that neither a sample nor another frame needs. Their packets may be left out.
+        skippable_pts: int64, sorted; frames that neither a sample nor another frame needs: packets to leave out.
         packet_count: packets of the stream, for progress.
         frame_rate: samples a second.
         time_base: seconds in a tick.
@@ -67,7 +67,7 @@ class Timeline:
 
 
 def build_timeline(facts: VideoFacts, frame_rate: Fraction) -> Timeline:
-    """Read all packets of the video (decoding none, unless the container keeps no presentation times) and place samples.
+    """Read all packets of the video and place its samples; see :func:`index_frames`.
 
     Raises:
         VideoError: the file cannot be read, or its timestamps span more than two days.
@@ -106,7 +106,7 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
 
 
 def index_frames(facts: VideoFacts) -> FrameIndex:
-    """Timestamps of all frames: from the packets where the container keeps presentation times, by decoding where not."""
+    """Timestamps of all frames: from packets where the container keeps presentation times, else by decoding."""
     if facts.container in WITHOUT_PRESENTATION_TIMES:
         return _index_by_decoding(facts)
     pts: list[int] = []
@@ -156,7 +156,9 @@ def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
     return _frame_index(facts, pts, durations, [], count)
 
 
-def _frame_index(facts: VideoFacts, pts: list[int], durations: list[int], skippable: list[int], packets: int) -> FrameIndex:
+def _frame_index(
+    facts: VideoFacts, pts: list[int], durations: list[int], skippable: list[int], packets: int
+) -> FrameIndex:
     if not pts:
         raise VideoError(f"no frame of {str(facts.path)!r} has a timestamp; the file is damaged")
     times = np.asarray(pts, np.int64)
