@@ -43,5 +43,9 @@ class EncodeError(ProcessingError):
     """A chunk could not be encoded."""
 
 
-class UploadError(ProcessingError):
+class StoreAccessError(ProcessingError):
+    """The store did not answer, or refused."""
+
+
+class UploadError(StoreAccessError):
     """An object could not be written to the store."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, MemoryStore
 
-from caption_extents.errors import StoreError, UploadError
+from caption_extents.errors import StoreAccessError, StoreError, UploadError
 from caption_extents.storage.keys import check_key
 
 
@@ -64,41 +65,71 @@ class Store:
         except AlreadyExistsError:
             raise
         except (BaseError, OSError) as error:
-            raise UploadError(f"could not write {key!r} to {self.address}: {error}") from error
+            raise UploadError(f"could not write {key!r} to {self.address}: {_reason(error)}") from error
 
     def get(self, key: str) -> bytes:
         """An object's bytes.
 
         Raises:
             StoreError: there is no such object.
+            StoreAccessError: it cannot be read.
         """
         try:
             if self._missing:
                 raise FileNotFoundError(self.address)
-            return bytes(obstore.get(self._backend, check_key(key)).bytes())
+            with self._access(f"read {key!r}"):
+                return bytes(obstore.get(self._backend, check_key(key)).bytes())
         except FileNotFoundError as error:
             raise StoreError(f"{self.address} has no object {key!r}") from error
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object of this key."""
+        """Whether there is an object of this key.
+
+        Raises:
+            StoreAccessError: the store does not tell.
+        """
         try:
-            return not self._missing and bool(obstore.head(self._backend, check_key(key)))
+            with self._access(f"look for {key!r}"):
+                return not self._missing and bool(obstore.head(self._backend, check_key(key)))
         except FileNotFoundError:
             return False
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix, which ends at a ``/``."""
-        if not self._missing:
+        """Keys under a prefix, which ends at a ``/``.
+
+        Raises:
+            StoreAccessError: the prefix cannot be listed.
+        """
+        if self._missing:
+            return
+        with self._access(f"list {prefix!r}"):
             for page in obstore.list(self._backend, prefix=prefix):
                 yield from (entry["path"] for entry in page)
 
     def delete(self, keys: list[str]) -> None:
-        """Remove objects; missing ones are no error."""
+        """Remove objects; missing ones are no error.
+
+        Raises:
+            StoreAccessError: one cannot be removed.
+        """
         for key in keys:
-            try:
+            with suppress(FileNotFoundError), self._access(f"remove {key!r}"):
                 obstore.delete(self._backend, check_key(key))
-            except FileNotFoundError:
-                continue
+
+    @contextmanager
+    def _access(self, what: str) -> Iterator[None]:
+        """The backend's errors as ours; a missing object stays a FileNotFoundError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (BaseError, OSError) as error:
+            raise StoreAccessError(f"could not {what} in {self.address}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first paragraph of an error; what follows is for the library's developers."""
+    return str(error).split("\n\n")[0]
 
 
 def open_store(address: str) -> Store:

@@ -140,7 +140,9 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
         optimizer.load_state_dict(state["optimizer"])
         first_step = state["step"]
     batches = _Batches(arguments.seed, first_step, arguments.steps, arguments.clips, arguments.samples)
-    loader = DataLoader(batches, batch_size=None, num_workers=arguments.workers, prefetch_factor=4)
+    loader = DataLoader(
+        batches, batch_size=None, num_workers=arguments.workers, prefetch_factor=4 if arguments.workers else None
+    )
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     started, log = time.perf_counter(), (out / "log.jsonl").open("a")
     running: dict[str, float] = {}

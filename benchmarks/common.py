@@ -1,0 +1,114 @@
+"""Videos, machine description and result files that the benchmarks share."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+import caption_extents
+from caption_extents.training import sample_video
+
+CACHE = Path(tempfile.gettempdir()) / "caption-extents-benchmarks"
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+CROP = ",".join(map(str, sample_video.CROP))
+
+
+def captioned_video(minutes: float, *, height: int = 720, seed: int = 1) -> Path:
+    """A captioned 30 fps H.264 video: one rendered minute, its packets repeated as often as needed."""
+    CACHE.mkdir(exist_ok=True)
+    minute = CACHE / f"minute-{height}-{seed}.mp4"
+    if not minute.exists():
+        partial = minute.with_suffix(".partial.mp4")
+        sample_video.render(partial, seconds=60, seed=seed, width=height * 16 // 9, height=height)
+        partial.rename(minute)
+    video = CACHE / f"{minutes:g}-minutes-{height}-{seed}.mp4"
+    if not video.exists():
+        partial = video.with_suffix(".partial.mp4")
+        _repeat(minute, partial, Fraction(str(minutes)))
+        partial.rename(video)
+    return video
+
+
+def _repeat(source: Path, target: Path, times: Fraction) -> None:
+    with av.open(str(target), "w") as out:
+        stream: av.VideoStream | None = None
+        written, frames = 0, int(times * 1800)
+        while written < frames:
+            with av.open(str(source)) as container:
+                original = container.streams.video[0]
+                stream = stream or out.add_stream_from_template(original)
+                assert original.time_base is not None
+                minute = int(60 / original.time_base)
+                offset = written // 1800 * minute
+                for packet in container.demux(original):
+                    if packet.dts is None or packet.pts is None or written >= frames:
+                        continue
+                    packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, stream
+                    out.mux(packet)
+                    written += 1
+
+
+def run_cli(video: Path, *options: str, crop: str = CROP) -> dict[str, Any]:
+    """Run the command in a process of its own, with a fresh store; its JSON result."""
+    with tempfile.TemporaryDirectory() as store:
+        command = [
+            sys.executable,
+            "-m",
+            "caption_extents",
+            "run",
+            str(video),
+            "--crop",
+            crop,
+            "--store",
+            store,
+            "--json",
+        ]
+        done = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "package": caption_extents.__version__,
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "torch": torch.__version__,
+        "av": av.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=False, capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.stdout.strip()
+
+
+def write_result(name: str, result: dict[str, Any]) -> Path:
+    """Keep a result, stamped with the machine, under docs/results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+    return path

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import caption_extents
+from caption_extents.cli import app, id_from_name
+from caption_extents.storage.keys import check_id
+from tests.media import Recipe, make_video
+
+CROP = "0,0.3,1,0.9"
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    outcome = CliRunner().invoke(app, list(arguments))
+    assert outcome.exception is None or isinstance(outcome.exception, SystemExit), outcome.exception
+    return outcome.exit_code, outcome.stdout, outcome.stderr
+
+
+def test_a_run_for_people(tmp_path: Path) -> None:
+    video = make_video(Recipe("my video (1)"), tmp_path)
+    srt = tmp_path / "out.srt"
+    code, out, _ = call("run", str(video), "--crop", CROP, "--store", str(tmp_path / "s"), "--subtitles", str(srt))
+    assert code == 0
+    assert "local/client/videos/my-video-1/cropped_frames_v1" in out
+    for section in ("Performance metrics", "Extraction", "Inference", "Encoding", "Upload", "Overlap analysis"):
+        assert section in out
+    assert srt.exists()
+
+
+def test_a_run_for_programs(tmp_path: Path) -> None:
+    video = make_video(Recipe("video"), tmp_path)
+    code, out, _ = call("run", str(video), "--crop", CROP, "--store", str(tmp_path / "s"), "--tenant", "t", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["frame_count"] == 15
+    assert result["caption_frame_extents_db_key"] == "t/server/videos/video/caption_frame_extents_v1.db.gz"
+    assert set(result["metrics"]["stages"]) == {"extraction", "inference", "encoding", "upload"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--crop", "0,0,1"], "LEFT,TOP,RIGHT,BOTTOM"),
+        (["--crop", "0,0,1,1.2"], "between 0 and 1"),
+        (["--crop", "0.9,0,0.1,1"], "must be smaller"),
+        (["--crop", "0,0,0.05,1"], "at least 16x16"),
+        (["--rate", "0"], "frame_rate is 0.0"),
+        (["--rate", "100000"], "frame_rate is 100000.0"),
+        (["--tenant", "../up"], "tenant_id '../up'"),
+        (["--video-id", "a/b"], "video_id 'a/b'"),
+        (["--video-id", ".."], "video_id '..'"),
+        (["--implementation", "other"], "pipelined or sequential"),
+        (["--device", "tpu"], "auto or cpu"),
+        (["--encoder-workers", "0"], "encoder_workers is 0"),
+        (["--model", "none.safetensors"], "none.safetensors"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_usage_exits_with_2_and_writes_nothing(options: list[str], message: str, tmp_path: Path) -> None:
+    video = make_video(Recipe("video"), tmp_path)
+    store = tmp_path / "store"
+    code, _, errors = call("run", str(video), "--crop", CROP, "--store", str(store), *options)
+    assert code == 2
+    assert message in " ".join(errors.split())
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no video"), (b"", "cannot open"), (b"not a video at all" * 50, "cannot open")],
+    ids=["missing", "empty", "text"],
+)
+def test_bad_input_exits_with_2_and_writes_nothing(content: bytes | None, message: str, tmp_path: Path) -> None:
+    video, store = tmp_path / "video.mp4", tmp_path / "store"
+    if content is not None:
+        video.write_bytes(content)
+    code, _, errors = call("run", str(video), "--crop", CROP, "--store", str(store))
+    assert code == 2
+    assert message in errors
+    assert not store.exists()
+
+
+def test_a_failing_store_exits_with_1(tmp_path: Path) -> None:
+    video = make_video(Recipe("video"), tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "local").write_text("a file where a folder should be")
+    code, _, errors = call("run", str(video), "--crop", CROP, "--store", str(tmp_path / "store"))
+    assert code == 1
+    assert "could not list" in errors
+    assert "Not a directory" in errors
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "a b/ü (1).mkv", "...", "..mp4", "x" * 300, "-v.ts", "a..b.mp4", ""])
+def test_ids_from_names_can_be_used(name: str) -> None:
+    check_id(id_from_name(name), "video_id")
+
+
+@pytest.mark.parametrize("code", ["import caption_extents", "import caption_extents.cli as c; c.app(['--help'])"])
+def test_start_is_quick(code: str) -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+def test_start_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, caption_extents.cli; print([m for m in ('torch', 'av', 'numpy', 'obstore') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_version() -> None:
+    assert call("--version")[1].strip() == caption_extents.__version__

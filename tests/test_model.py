@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from caption_extents.errors import ModelError
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
+from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, to_input
+from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, save_weights
+
+SMALL = NetworkConfig(8, 8, 16, 1, 8, 16)
+
+
+def planes(count: int, height: int = 48, width: int = 400) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+
+    def plane(h: int, w: int) -> torch.Tensor:
+        return torch.randint(0, 256, (count, h, w), dtype=torch.uint8, generator=generator)
+
+    return plane(height, width), plane(height // 2, width // 2), plane(height // 2, width // 2)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (56, 1024), (28, 400), (200, 800), (30, 1200), (720, 1280), (1000, 20)])
+def test_input_keeps_its_area(size: tuple[int, int]) -> None:
+    height, width = input_size(*size)
+    assert height % STRIDE == width % STRIDE == 0
+    assert 0.7 < height * width / INPUT_AREA_PX < 1.4
+
+
+def test_input_of_a_flat_picture_is_flat() -> None:
+    y, u, v = (
+        torch.full((1, h, w), value, dtype=torch.uint8) for h, w, value in ((32, 64, 192), (16, 32, 128), (16, 32, 64))
+    )
+    picture = to_input(y, u, v)
+    assert picture.shape == (1, 3, *input_size(32, 64))
+    for channel, value in enumerate((1.0, 0.0, -1.0)):
+        torch.testing.assert_close(picture[0, channel], torch.full(input_size(32, 64), value))
+
+
+def test_folding_changes_nothing() -> None:
+    torch.manual_seed(0)
+    network = CaptionNetwork(SMALL)
+    network.train()
+    pictures = torch.randn(6, 3, 32, 64)
+    network(pictures[:3], pictures[3:])
+    network.eval()
+    before = network(pictures[:3], pictures[3:])
+    fold_batch_norms(network)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    torch.testing.assert_close(network(pictures[:3], pictures[3:]), before, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_do_not_depend_on_the_batch() -> None:
+    y, u, v = planes(20)
+    with CaptionModel(threads=2) as model:
+        whole = model.embed(y, u, v)
+        single = torch.cat([model.embed(y[k : k + 1], u[k : k + 1], v[k : k + 1]) for k in range(20)])
+        torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-4)
+
+
+def test_results_do_not_depend_on_threads() -> None:
+    y, u, v = planes(33)
+    results = []
+    for threads in (1, 2, 5):
+        before = torch.get_num_threads()
+        with CaptionModel(threads=threads) as model:
+            embeddings = model.embed(y, u, v)
+            results.append((embeddings, model.compare(embeddings[:-1], embeddings[1:])))
+        assert torch.get_num_threads() == before
+    for embeddings, probabilities in results[1:]:
+        assert embeddings.equal(results[0][0])
+        assert probabilities.equal(results[0][1])
+
+
+def test_directions_are_what_they_say() -> None:
+    y, u, v = planes(3)
+    with CaptionModel() as model:
+        e = model.embed(y, u, v)
+        there, back = model.compare(e[:1], e[1:2]), model.compare(e[1:2], e[:1])
+    torch.testing.assert_close(there[:, 0], back[:, 1])
+    torch.testing.assert_close(there[:, 1], back[:, 0])
+    torch.testing.assert_close(there.sum(dim=2), torch.ones(1, 2))
+
+
+def test_the_package_carries_small_weights() -> None:
+    assert DEFAULT_WEIGHTS.stat().st_size < 10_000_000
+    _, name = load_weights()
+    assert name
+
+
+def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = CaptionNetwork(SMALL).eval()
+    save_weights(network, tmp_path / "w.safetensors", name="mine")
+    loaded, name = load_weights(tmp_path / "w.safetensors")
+    assert name == "mine"
+    pictures = torch.randn(2, 3, 32, 64)
+    torch.testing.assert_close(loaded(pictures, pictures), network(pictures, pictures), rtol=1e-4, atol=1e-4)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('code ran')",))
+
+
+def test_weights_never_run_code(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(pickle.dumps(_Bomb()))
+    with pytest.raises(ModelError, match="cannot read model weights"):
+        load_weights(path)
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ModelError, match="cannot read"):
+        load_weights(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match="does not hold weights of this network"):
+        load_weights(path)
+    save_file({"x": torch.zeros(1)}, path, metadata={"kind": "caption-network", "config": "{}"})
+    with pytest.raises(ModelError, match="do not fit"):
+        load_weights(path)

@@ -1,0 +1,68 @@
+"""The clips that training sees, and that training trains."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from caption_extents.model.labels import Label
+from caption_extents.model.weights import load_weights
+from caption_extents.training import captions, clips, fonts, text
+from caption_extents.training.backgrounds import BackgroundSource
+from caption_extents.training.train import pair_labels, train
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_clips_are_what_they_say(seed: int) -> None:
+    clip = clips.random_clip(random.Random(seed), BackgroundSource(), 6, 256, 48)
+    assert clip.y.shape == (6, 48, 256)
+    assert clip.u.shape == clip.v.shape == (6, 24, 128)
+    assert clip.ink.shape == (6, 12, 64)
+    assert clip.caption_ids.shape == clip.unsure.shape == (6,)
+    for k in range(6):
+        if not clip.unsure[k]:
+            assert (clip.ink[k].max() > 0.05) == (clip.caption_ids[k] > 0)
+
+
+def test_a_seed_repeats_a_clip() -> None:
+    first, second = (clips.random_clip(random.Random(5), BackgroundSource(), 4, 256, 48) for _ in range(2))
+    for name in ("y", "u", "v", "caption_ids", "ink"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+@pytest.mark.parametrize("script", sorted(text.scripts()))
+def test_every_script_writes_lines(script: str) -> None:
+    rng, chosen = random.Random(1), text.scripts()[script]
+    for _ in range(50):
+        line = text.random_line(rng, chosen, 20)
+        assert line.strip()
+        assert text.small_edit(rng, chosen, line) != line
+
+
+def test_captions_are_drawn_without_any_fonts_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "fonts_for", lambda language: {})
+    style = captions.random_style(random.Random(2), 24, "han")
+    overlay = captions.draw_caption(style, ["Hello"], 300, 60, 50)
+    assert overlay.ink.max() > 0.9
+
+
+def test_labels_of_pairs() -> None:
+    first, second = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])
+    expected = [Label.EMPTY_EMPTY, Label.EMPTY_VALID, Label.VALID_EMPTY, Label.SAME, Label.DIFFERENT]
+    assert pair_labels(first, second).tolist() == expected
+
+
+def test_training_runs_and_resumes(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(
+        out=str(tmp_path), name="tiny", steps=2, clips=1, samples=4, rate=1e-3, seed=1, workers=0,
+        log_every=1, save_every=1, fresh=False,
+    )  # fmt: skip
+    train(arguments)
+    train(argparse.Namespace(**{**vars(arguments), "steps": 3}))
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    assert load_weights(tmp_path / "caption-network.safetensors")[1] == "tiny"
