@@ -51,6 +51,17 @@ def test_captions_are_drawn_without_any_fonts_of_the_machine(monkeypatch: pytest
     assert overlay.ink.max() > 0.9
 
 
+def test_seven_scripts_are_drawn_with_the_fonts_of_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "_installed_fonts", lambda language: {})
+    fonts.fonts_for.cache_clear()
+    try:
+        found = [name for name, script in text.scripts().items() if fonts.fonts_for(script.language)]
+        assert len(found) == 7
+        assert all(fonts.random_font(random.Random(1), text.scripts()[name].language, 20) for name in found)
+    finally:
+        fonts.fonts_for.cache_clear()
+
+
 def test_labels_of_pairs() -> None:
     first, second = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])
     expected = [Label.EMPTY_EMPTY, Label.EMPTY_VALID, Label.VALID_EMPTY, Label.SAME, Label.DIFFERENT]

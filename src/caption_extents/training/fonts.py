@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import shutil
 import subprocess
@@ -23,9 +24,26 @@ class FontFile:
     family: str
 
 
+_DEJAVU_LANGUAGES = frozenset({"en", "ru", "el", "ar", "he", "hy", "ka"})
+_DEJAVU_FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif")
+
+
 @cache
 def fonts_for(language: str) -> dict[str, tuple[FontFile, ...]]:
-    """Scalable fonts that cover a language, grouped by family; empty where fontconfig or such fonts are missing."""
+    """Scalable fonts that cover a language, grouped by family: the machine's, or else those in matplotlib's wheel."""
+    return _installed_fonts(language) or _wheel_fonts(language)
+
+
+def _wheel_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
+    """DejaVu as matplotlib carries it, so that a machine without fonts can still write seven scripts."""
+    package = importlib.util.find_spec("matplotlib")
+    if package is None or package.origin is None or language not in _DEJAVU_LANGUAGES:
+        return {}
+    folder = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf"
+    return {face: (FontFile(str(folder / f"{face}.ttf"), 0, face),) for face in _DEJAVU_FACES}
+
+
+def _installed_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
     if shutil.which("fc-list") is None:
         return {}
     listing = subprocess.run(
