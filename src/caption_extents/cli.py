@@ -70,6 +70,9 @@ def run(
         str, typer.Option(help=f"Where to decode and compute: {_choices(jobs.DEVICES)}.")
     ] = jobs.DEFAULT_DEVICE,
     encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
+    inference_workers: Annotated[
+        int | None, typer.Option(help="Threads for the model on a CPU; default one a core, sequential 1.")
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -88,6 +91,7 @@ def run(
                 implementation=implementation,
                 store=store,
                 device=device,
+                inference_workers=inference_workers,
                 model=model,
                 progress=progress,
             )

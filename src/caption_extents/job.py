@@ -29,6 +29,8 @@ DEFAULT_DEVICE = "auto"
 DEVICES = ("auto", "cpu")
 MAX_FRAME_RATE = 240
 MAX_WORKERS = 256
+MAX_INFERENCE_THREADS = 16
+"""Of those that are chosen without being asked for."""
 
 STORE_VARIABLE = "CAPTION_EXTENTS_STORE"
 IMPLEMENTATION_VARIABLE = "CAPTION_EXTENTS_IMPLEMENTATION"
@@ -43,16 +45,12 @@ class JobOptions(TypedDict, total=False):
     preset: str
     model: str | os.PathLike[str] | None
     decode_threads: int
-    inference_workers: int
+    inference_workers: int | None
     upload_workers: int
     queue_size: int
     max_undecodable_share: float
     price_per_hour: float | None
     progress: ProgressCallback | None
-
-
-def _default_inference_workers() -> int:
-    return max(1, min(8, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,8 @@ class Job:
         preset: encoder preset; None for the default.
         model: weights; None for the package's own.
         decode_threads: of the CPU decoder, 0 for one for each core.
-        inference_workers: batches embedded at once.
+        inference_workers: threads that compute the model on a CPU; None for one for each core in the pipelined
+            implementation, and for one in the sequential, which does one thing at a time.
         upload_workers: objects uploaded at once.
         queue_size: items that wait between two stages.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
@@ -94,7 +93,7 @@ class Job:
     preset: str = DEFAULT_PRESET
     model: str | os.PathLike[str] | None = None
     decode_threads: int = 0
-    inference_workers: int = field(default_factory=_default_inference_workers)
+    inference_workers: int | None = None
     upload_workers: int = 4
     queue_size: int = 2
     max_undecodable_share: float = 0.01
@@ -105,16 +104,10 @@ class Job:
         if not isinstance(self.crop_region, CropRegion):
             raise InputError(f"crop_region is {self.crop_region!r}; give a CropRegion")
         _check_rate(self.frame_rate)
-        for name, least in (
-            ("encoder_workers", 1),
-            ("inference_workers", 1),
-            ("upload_workers", 1),
-            ("queue_size", 1),
-            ("decode_threads", 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WORKERS:
-                raise InputError(f"{name} is {value!r}; give a whole number between {least} and {MAX_WORKERS}")
+        for name, least in (("encoder_workers", 1), ("upload_workers", 1), ("queue_size", 1), ("decode_threads", 0)):
+            _check_count(name, getattr(self, name), least)
+        if self.inference_workers is not None:
+            _check_count("inference_workers", self.inference_workers, 1)
         if self.implementation not in IMPLEMENTATION_NAMES:
             raise InputError(
                 f"implementation {self.implementation!r} is unknown; choose {' or '.join(IMPLEMENTATION_NAMES)}"
@@ -128,6 +121,12 @@ class Job:
             object.__setattr__(self, "price_per_hour", _price(os.environ[PRICE_VARIABLE]))
 
     @property
+    def inference_threads(self) -> int:
+        """How many threads compute the model on a CPU."""
+        alone = 1 if self.implementation == "sequential" else min(MAX_INFERENCE_THREADS, os.cpu_count() or 1)
+        return self.inference_workers or alone
+
+    @property
     def store_address(self) -> str:
         """The store that was asked for, by argument or by environment."""
         return os.fspath(self.store or os.environ.get(STORE_VARIABLE) or DEFAULT_STORE)
@@ -136,6 +135,11 @@ class Job:
     def rate(self) -> Fraction:
         """The frame rate, exactly."""
         return self.frame_rate if isinstance(self.frame_rate, Fraction) else Fraction(str(self.frame_rate))
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WORKERS:
+        raise InputError(f"{name} is {value!r}; give a whole number between {least} and {MAX_WORKERS}")
 
 
 def _check_rate(rate: float | Fraction) -> None:

@@ -145,7 +145,7 @@ def _make_plan(job: Job, path: Path) -> _Plan:
         facts=facts,
         timeline=build_timeline(facts, job.rate),
         crop=crop,
-        model=CaptionModel(Path(job.model) if job.model else None, threads=job.inference_workers),
+        model=CaptionModel(Path(job.model) if job.model else None, threads=job.inference_threads),
         preset=preset,
         source=SourceRecord(job.video_key, facts.size_bytes, content_fingerprint(path)),
     )

@@ -20,7 +20,10 @@ from caption_extents.video.batch import CropBatch, empty_planes
 
 
 def run_sequential(stages: Stages) -> list[ChunkRecord]:
-    """Run all stages one after the other, each with the whole machine to itself."""
+    """Run all stages one after the other: one batch, one chunk, one object at a time.
+
+    Decoder and encoder still use the threads that they have of their own.
+    """
     clocks = stages.clocks
     with TemporaryDirectory(prefix="caption-extents-") as folder:
         crops, chunks = _CropSpool(Path(folder) / "crops.yuv"), _ChunkSpool(Path(folder) / "chunks.bin")
