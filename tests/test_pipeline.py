@@ -143,6 +143,28 @@ def test_metrics_add_up(captioned_video: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(result.to_dict()))["metrics"]["stages"]["upload"]["nbytes"] > 1000
 
 
+def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = make_video(Recipe("many", pts=tuple(range(500))), tmp_path)
+    quick = stages.encode_chunk
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.4)
+        return quick(*arguments)
+
+    monkeypatch.setattr(stages, "encode_chunk", slow)
+    options: dict[str, Any] = {"frame_rate": 30.0, "encoder_workers": 1, "queue_size": 1}
+    metrics = run(video, tmp_path / "store", CropRegion(0, 0, 1, 1), **options).metrics
+    assert metrics.overlap.bottleneck == "encoding"
+    assert "encoding is" in metrics.overlap.advice
+    extraction, inference, encoding, upload = (
+        metrics.stages[n] for n in ("extraction", "inference", "encoding", "upload")
+    )
+    assert extraction.wait_room_seconds > 0.3
+    assert inference.wait_room_seconds > 0.3
+    assert encoding.wait_room_seconds < 0.3
+    assert upload.wait_input_seconds > 1
+
+
 def test_progress_reaches_the_end(captioned_video: Path, tmp_path: Path) -> None:
     seen: dict[str, list[int]] = {}
     result = run(captioned_video, tmp_path, progress=lambda p: seen.setdefault(p.stage, []).append(p.done))

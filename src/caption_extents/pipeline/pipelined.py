@@ -66,7 +66,7 @@ def _timed_queues(stages: Stages) -> type[AsyncQueue]:
     """
     clocks = stages.clocks
     ends: dict[str, tuple[StageClock | None, StageClock | None]] = {
-        "source": (clocks[EXTRACTION], clocks[INFERENCE]),
+        "src": (clocks[EXTRACTION], clocks[INFERENCE]),
         "infer": (clocks[INFERENCE], None),
         "disaggregate": (None, clocks[ENCODING]),
         "encode": (clocks[ENCODING], clocks[UPLOAD]),
