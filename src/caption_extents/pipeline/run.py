@@ -86,6 +86,8 @@ def run_job(job: Job) -> CropInferResult:
                 records = IMPLEMENTATIONS[job.implementation](stages)
             _check_complete(records, len(plan.timeline))
             probabilities = stages.inference.probabilities
+            if np.isnan(probabilities).any():
+                raise ProcessingError("the model gave no probability for some pair; its weights are damaged")
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)
             manifest = _manifest(job, plan, records, claim.version, claim.run_id)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
@@ -164,7 +166,7 @@ def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: 
     )
     return Stages(
         extraction=Extraction(decoder, count, job.max_undecodable_share, clocks[EXTRACTION]),
-        inference=Inference(plan.model, clocks[INFERENCE]),
+        inference=Inference(plan.model, count, clocks[INFERENCE]),
         encoding=Encoding(plan.preset, form, clocks[ENCODING]),
         upload=Upload(store, keys, version, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),

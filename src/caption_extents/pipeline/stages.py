@@ -14,6 +14,7 @@ from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chun
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.labels import Label
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import ChunkRecord
@@ -69,10 +70,12 @@ class Extraction:
 class Inference:
     """Embeds each sample and compares it with the one before it. Batches must come in order."""
 
-    def __init__(self, model: CaptionModel, clock: StageClock) -> None:
+    def __init__(self, model: CaptionModel, sample_count: int, clock: StageClock) -> None:
         self._model, self._clock = model, clock
         self._last: torch.Tensor | None = None
-        self._probabilities: list[np.ndarray] = []
+        # All at once: small results kept between large short-lived ones would hold the heap open (1 MiB a batch).
+        self.probabilities = np.full((sample_count - 1, 2, len(Label)), np.nan, np.float32)
+        """Forward and backward probabilities of every pair; NaN where none was looked at yet."""
 
     def infer(self, batch: CropBatch) -> CropBatch:
         """Keep the probabilities of the pairs that end in this batch, and give the batch on."""
@@ -81,14 +84,10 @@ class Inference:
             later = self._model.embed(*batch.planes)
             if pairs:
                 earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
-                self._probabilities.append(self._model.compare(earlier, later[-pairs:]).numpy())
+                first = batch.first_sample + len(batch) - pairs - 1
+                self.probabilities[first : first + pairs] = self._model.compare(earlier, later[-pairs:]).numpy()
             self._last = later[-1:].clone()
         return batch
-
-    @property
-    def probabilities(self) -> np.ndarray:
-        """Forward and backward probabilities of all pairs so far; float32 (P, 2, 5)."""
-        return np.concatenate(self._probabilities) if self._probabilities else np.empty((0, 2, 5), np.float32)
 
 
 @dataclass
