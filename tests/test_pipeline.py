@@ -24,7 +24,8 @@ from caption_extents.errors import DecodeError, EncodeError, UploadError
 from caption_extents.pipeline import stages
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
-from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.leases import complete_versions
+from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
 from caption_extents.training.sample_video import CROP
 from caption_extents.video.cpu import CpuDecoder
@@ -116,7 +117,6 @@ def test_stored_samples_are_the_source_frames(captioned_video: Path, tmp_path: P
     assert files(tmp_path) == sorted(
         [chunk.key for chunk in manifest.chunks]
         + [VideoKeys("t1", "v1").manifest(1), VideoKeys("t1", "v1").database(1), VideoKeys("t1", "v1").database()]
-        + [VideoKeys("t1", "v1").claim(1)]
     )
     reference = reference_samples(captioned_video, Fraction(10))
     left, top, right, bottom = manifest.crop_px
@@ -196,13 +196,13 @@ def _fails_after(function: Callable[..., Any], calls: int, error: Exception) -> 
     ("target", "name", "error", "expected"),
     [
         (stages, "encode_chunk", EncodeError("chunk 7 is bad"), EncodeError),
-        (Store, "put", UploadError("the store is gone"), UploadError),
+        (stages.Upload, "upload", UploadError("the store is gone"), UploadError),
         (CpuDecoder, "_settle", DecodeError("frame is bad"), DecodeError),
         (stages.Inference, "infer", MemoryError("too large"), ProcessingError),
     ],
     ids=["encode", "upload", "decode", "unforeseen"],
 )
-def test_a_failing_stage_stops_the_run_and_leaves_nothing(
+def test_a_failing_stage_stops_the_run_which_can_be_finished(
     implementation: str,
     target: Any,
     name: str,
@@ -213,22 +213,31 @@ def test_a_failing_stage_stops_the_run_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(target, name, _fails_after(getattr(target, name), 2, error))
+    store = tmp_path / "store"
     with pytest.raises(expected, match=str(error)):
-        run(captioned_video, tmp_path, implementation=implementation)
-    assert files(tmp_path) == []
+        run(captioned_video, store, implementation=implementation)
+    assert complete_versions(open_store(store), VideoKeys("t1", "v1")) == []
+    monkeypatch.undo()
+    assert_finishes_like_an_undisturbed_run(captioned_video, store, tmp_path / "undisturbed")
+
+
+def assert_finishes_like_an_undisturbed_run(video: Path, store: Path, other: Path, region: CropRegion = REGION) -> None:
+    expected = outcome(run(video, other, region), other)
+    assert outcome(run(video, store, region, lease_seconds=1.0), store) == expected
+    assert files(store) == files(other)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_interrupt_stops_at_once_and_leaves_nothing(implementation: str, tmp_path: Path) -> None:
+def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, tmp_path: Path) -> None:
     video = make_video(
         Recipe("long", pts=tuple(range(1500)), width=640, height=360, options={"preset": "ultrafast"}), tmp_path
     )
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "caption_extents", "run", str(video), "--crop", "0,0.2,1,1"]
-    command += ["--store", str(store), "--implementation", implementation, "--quiet"]
+    command = [sys.executable, "-m", "caption_extents", "run", str(video), "--crop", "0,0.2,1,1", "--quiet"]
+    command += ["--store", str(store), "--implementation", implementation, "--tenant", "t1", "--video-id", "v1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
         deadline = time.monotonic() + 60
-        while not files(store) and time.monotonic() < deadline:
+        while len(files(store)) < 1 and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1.0)
         assert process.poll() is None
@@ -240,7 +249,7 @@ def test_interrupt_stops_at_once_and_leaves_nothing(implementation: str, tmp_pat
     assert time.monotonic() - interrupted < 10
     assert "interrupted" in message
     assert "Traceback" not in message
-    assert files(store) == []
+    assert_finishes_like_an_undisturbed_run(video, store, tmp_path / "undisturbed", CropRegion(0, 0.2, 1, 1))
 
 
 def _damage(video: Path, share: float) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_extents.errors import InputError, StoreError, UploadError
+from caption_extents.errors import InputError, LeaseLostError, StoreError, UploadError
 from caption_extents.storage.keys import VideoKeys, check_id, check_key
+from caption_extents.storage.leases import Claim, VersionLease, acquire_version, complete_versions, latest_claim
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
-from caption_extents.storage.versions import claim_version, complete_versions, read_manifest
+from caption_extents.storage.versions import list_versions, prunable_versions, read_manifest, remove_version
 
 KEYS = VideoKeys("t1", "v1")
 
@@ -115,37 +118,105 @@ def test_unknown_kinds_of_store() -> None:
 
 def test_versions_are_claimed_alone(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
-        claims = list(pool.map(lambda n: claim_version(store, KEYS, str(n)), range(8)))
-    assert sorted(claim.version for claim in claims) == list(range(1, 9))
+        leases = list(pool.map(lambda n: acquire_version(store, KEYS, "same", fresh=True), range(8)))
+    assert sorted(lease.version for lease in leases) == list(range(1, 9))
 
 
 def test_nothing_is_visible_before_the_commit(store: Store) -> None:
-    with claim_version(store, KEYS, "r") as claim:
-        store.put(KEYS.chunk(claim.version, 16, 0), b"x", "video/webm")
+    with acquire_version(store, KEYS, "inputs") as lease:
+        store.put(KEYS.chunk(lease.version, 16, 0), b"x", "video/webm")
         assert complete_versions(store, KEYS) == []
         with pytest.raises(StoreError, match="no complete version"):
             read_manifest(store, KEYS)
-        claim.commit(manifest(), b"db")
+        lease.commit(manifest(), b"db")
     assert complete_versions(store, KEYS) == [1]
     assert read_manifest(store, KEYS) == manifest()
     assert store.get(KEYS.database()) == store.get(KEYS.database(1)) == b"db"
+    assert list(store.keys(f"{KEYS.claims}/")) == []
 
 
-def test_an_abandoned_claim_leaves_nothing(store: Store) -> None:
-    claim = claim_version(store, KEYS, "r")
-    store.put(KEYS.chunk(claim.version, 16, 0), b"x", "video/webm")
-    with claim:
-        assert len(list(store.keys("t1/"))) == 2
+def test_a_lease_that_stored_nothing_leaves_nothing(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs"):
+        assert len(list(store.keys("t1/"))) == 1
     assert list(store.keys("t1/")) == []
 
 
+def stored_chunk(store: Store, lease: VersionLease, sample: int, data: bytes = b"chunk") -> ChunkRecord:
+    key = KEYS.chunk(lease.version, 16, sample)
+    record = ChunkRecord(key, 16, (sample,), len(data), hashlib.sha256(data).hexdigest())
+    lease.record(record, store.put(key, data, "video/webm"))
+    return record
+
+
+def test_a_failed_run_is_taken_over_at_once(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs") as first:
+        records = [stored_chunk(store, first, sample) for sample in (0, 512, 1024)]
+    store.put(records[1].key, b"chunK", "video/webm")
+    store.delete([records[2].key])
+    with acquire_version(store, KEYS, "other inputs") as other:
+        assert (other.version, other.done) == (2, {})
+    started = time.monotonic()
+    with acquire_version(store, KEYS, "inputs") as second:
+        assert time.monotonic() - started < 1
+        assert (second.version, second.generation) == (1, 2)
+        assert second.done == {(16, 0): records[0]}
+        second.commit(manifest(), b"db")
+    assert list(store.keys(f"{KEYS.claims}/")) == []
+
+
+def test_a_living_run_is_left_alone(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs", lease_seconds=0.6) as first:
+        stored_chunk(store, first, 0)
+        time.sleep(1)
+        with acquire_version(store, KEYS, "inputs", lease_seconds=0.6) as second:
+            assert second.version == 2
+
+
+def test_a_dead_run_is_taken_over_by_one(store: Store) -> None:
+    dead = acquire_version(store, KEYS, "inputs", lease_seconds=0.5)
+    with ThreadPoolExecutor(4) as pool:
+        leases = list(pool.map(lambda n: acquire_version(store, KEYS, "inputs", lease_seconds=0.5), range(4)))
+    versions = sorted(lease.version for lease in leases)
+    assert dead.version == 1
+    assert versions[0] == 1
+    assert len({(lease.version, lease.generation) for lease in leases}) == 4
+
+
+def test_a_run_that_was_taken_over_notices(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs", lease_seconds=0.4) as first:
+        stored_chunk(store, first, 0)
+        store.put(KEYS.claim(1, 2), Claim("thief", "inputs", 9).to_json(), "application/json")
+        time.sleep(0.5)
+        with pytest.raises(LeaseLostError, match="taken over by another run"):
+            stored_chunk(store, first, 16)
+    assert latest_claim(store, KEYS, 1) == (2, Claim("thief", "inputs", 9))
+
+
 def test_an_older_version_that_finishes_late_does_not_become_the_newest(store: Store) -> None:
-    with claim_version(store, KEYS, "slow") as slow:
-        with claim_version(store, KEYS, "fast") as fast:
+    with acquire_version(store, KEYS, "slow") as slow:
+        with acquire_version(store, KEYS, "fast") as fast:
             fast.commit(manifest(2), b"new")
         slow.commit(manifest(1), b"old")
     assert store.get(KEYS.database()) == b"new"
     assert complete_versions(store, KEYS) == [1, 2]
+
+
+def test_states_and_pruning(store: Store) -> None:
+    for inputs in ("a", "b"):
+        with acquire_version(store, KEYS, inputs) as lease:
+            stored_chunk(store, lease, 0)
+            lease.commit(manifest(lease.version), b"db")
+    with acquire_version(store, KEYS, "c") as failed:
+        stored_chunk(store, failed, 0)
+    with acquire_version(store, KEYS, "d") as running:
+        states = [(s.version, s.state, s.chunk_count) for s in list_versions(store, KEYS)]
+        assert states == [(1, "complete", 1), (2, "complete", 1), (3, "abandoned", 1), (4, "running", 0)]
+        assert [s.version for s in prunable_versions(store, KEYS)] == [3]
+        assert [s.version for s in prunable_versions(store, KEYS, keep=1)] == [1, 3]
+        for state in prunable_versions(store, KEYS, keep=1):
+            assert remove_version(store, KEYS, state.version) > 0
+        assert [(s.version, s.state) for s in list_versions(store, KEYS)] == [(2, "complete"), (4, "running")]
+        assert running.version == 4
 
 
 def test_damaged_manifests_are_errors() -> None:

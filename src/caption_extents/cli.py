@@ -102,7 +102,7 @@ def run(
     except ProcessingError as error:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing was left in the store", EXIT_INTERRUPTED)
+        _fail("interrupted; the next run with the same input goes on from here", EXIT_INTERRUPTED)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:

@@ -47,5 +47,9 @@ class StoreAccessError(ProcessingError):
     """The store did not answer, or refused."""
 
 
+class LeaseLostError(ProcessingError):
+    """Another run has taken over the version that this run was writing."""
+
+
 class UploadError(StoreAccessError):
     """An object could not be written to the store."""

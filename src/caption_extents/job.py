@@ -27,6 +27,8 @@ DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
 DEFAULT_DEVICE = "auto"
 DEVICES = ("auto", "cpu")
+DEFAULT_LEASE_SECONDS = 12.0
+MIN_LEASE_SECONDS = 0.2
 MAX_FRAME_RATE = 240
 MAX_WORKERS = 256
 MAX_INFERENCE_THREADS = 16
@@ -50,6 +52,8 @@ class JobOptions(TypedDict, total=False):
     queue_size: int
     max_undecodable_share: float
     price_per_hour: float | None
+    new_version: bool
+    lease_seconds: float
     progress: ProgressCallback | None
 
 
@@ -75,6 +79,8 @@ class Job:
         queue_size: items that wait between two stages.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
         price_per_hour: of this machine, for the cost in the metrics; by default ``CAPTION_EXTENTS_PRICE_PER_HOUR``.
+        new_version: claim a new version even if a run with the same inputs has left one unfinished.
+        lease_seconds: a run that gives no sign of life for this long counts as dead, and may be taken over.
         progress: called from worker threads with each stage's progress.
 
     Raises:
@@ -98,6 +104,8 @@ class Job:
     queue_size: int = 2
     max_undecodable_share: float = 0.01
     price_per_hour: float | None = None
+    new_version: bool = False
+    lease_seconds: float = DEFAULT_LEASE_SECONDS
     progress: ProgressCallback | None = None
 
     def __post_init__(self) -> None:
@@ -114,6 +122,10 @@ class Job:
             )
         if self.device not in DEVICES:
             raise InputError(f"device {self.device!r} is unknown; choose {' or '.join(DEVICES)}")
+        if not MIN_LEASE_SECONDS <= self.lease_seconds <= 3600:
+            raise InputError(
+                f"lease_seconds is {self.lease_seconds!r}; give seconds between {MIN_LEASE_SECONDS} and 3600"
+            )
         if not 0 <= self.max_undecodable_share <= 1:
             raise InputError(f"max_undecodable_share is {self.max_undecodable_share!r}; give a share between 0 and 1")
         object.__setattr__(self, "video_key", os.fspath(self.video_key))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure, StageInfo
@@ -31,27 +33,35 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
     """
     stages.clocks[ENCODING].workers = stages.workers.encoder
     stages.clocks[UPLOAD].workers = stages.workers.upload
-    pipeline = _build(stages)
-    try:
-        with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
-            return list(pipeline.get_iterator())
-    except PipelineFailure as failure:
-        raise _cause(failure) from failure
+    with ExitStack() as executors:
+        pipeline = _build(stages, executors)
+        try:
+            with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
+                return list(pipeline.get_iterator())
+        except PipelineFailure as failure:
+            raise _cause(failure) from failure
 
 
-def _build(stages: Stages) -> Pipeline[ChunkRecord]:
+def _build(stages: Stages, executors: ExitStack) -> Pipeline[ChunkRecord]:
     workers, encoding = stages.workers, stages.encoding
+
+    def threads(name: str, count: int) -> ThreadPoolExecutor:
+        # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
+        return executors.enter_context(ThreadPoolExecutor(count, name))
+
     return (
         PipelineBuilder[CropBatch, ChunkRecord]()
         .add_source(stages.extraction)
-        .pipe(stages.inference.infer, name="infer")
+        .pipe(stages.inference.infer, executor=threads("infer", 1), name="infer")
         .aggregate(_Assembly(encoding))
         .disaggregate()
-        .pipe(encoding.encode, concurrency=workers.encoder, name="encode")
-        .pipe(stages.upload.upload, concurrency=workers.upload, name="upload")
+        .pipe(encoding.encode, concurrency=workers.encoder, executor=threads("encode", workers.encoder), name="encode")
+        .pipe(
+            stages.upload.upload, concurrency=workers.upload, executor=threads("upload", workers.upload), name="upload"
+        )
         .add_sink(workers.upload)
         .build(
-            num_threads=2 + workers.encoder + workers.upload,
+            num_threads=1,
             max_failures=0,
             queue_class=_timed_queues(stages),
             task_hook_factory=lambda _: [],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -41,9 +42,9 @@ from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
 from caption_extents.results.database import CaptionRow, build_database
 from caption_extents.storage.keys import VideoKeys, check_key
-from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
+from caption_extents.storage.leases import VersionLease, acquire_version
+from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
-from caption_extents.storage.versions import claim_version
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import open_decoder
 from caption_extents.video.source import VideoFacts, probe
@@ -79,28 +80,31 @@ def run_job(job: Job) -> CropInferResult:
     store = open_store(job.store_address)
     with _local_video(store, job.video_key) as path:
         plan = _make_plan(job, path)
-        with plan.model, claim_version(store, keys, run_id=uuid.uuid4().hex) as claim:
-            stages = _make_stages(job, plan, store, keys, claim.version)
+        lease = acquire_version(
+            store, keys, _inputs_digest(plan), fresh=job.new_version, lease_seconds=job.lease_seconds
+        )
+        with plan.model, lease:
+            stages = _make_stages(job, plan, lease)
             setup_seconds = time.perf_counter() - started
             with closing(stages.extraction.decoder), _as_processing_error():
-                records = IMPLEMENTATIONS[job.implementation](stages)
+                records = [*lease.done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             _check_complete(records, len(plan.timeline))
             probabilities = stages.inference.probabilities
             if np.isnan(probabilities).any():
                 raise ProcessingError("the model gave no probability for some pair; its weights are damaged")
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)
-            manifest = _manifest(job, plan, records, claim.version, claim.run_id)
+            manifest = _manifest(job, plan, records, lease)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
-            claim.commit(manifest, build_database(metadata, probabilities, captions))
+            lease.commit(manifest, build_database(metadata, probabilities, captions))
     metrics = _metrics(job, stages, setup_seconds, time.perf_counter() - started, time.process_time() - started_cpu)
     forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
     return CropInferResult(
-        version=claim.version,
+        version=lease.version,
         frame_count=len(plan.timeline),
         label_counts={label.text: forward[label] for label in Label},
         processing_duration_seconds=metrics.total_seconds,
-        caption_frame_extents_db_key=keys.database(claim.version),
-        cropped_frames_prefix=keys.cropped_frames(claim.version),
+        caption_frame_extents_db_key=keys.database(lease.version),
+        cropped_frames_prefix=keys.cropped_frames(lease.version),
         caption_count=len(captions),
         undecodable_samples=tuple(stages.extraction.decoder.undecodable_samples),
         decoder=stages.extraction.decoder.name,
@@ -153,7 +157,20 @@ def _make_plan(job: Job, path: Path) -> _Plan:
     )
 
 
-def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: int) -> Stages:
+def _inputs_digest(plan: _Plan) -> str:
+    """What the content of a version depends on: runs with one digest make the same chunks and results."""
+    inputs = {
+        "source": plan.source.fingerprint,
+        "crop_px": plan.crop.as_tuple(),
+        "frame_rate": str(plan.timeline.frame_rate),
+        "preset": [plan.preset.name, plan.preset.threads, dict(plan.preset.options)],
+        "model": hashlib.sha256(plan.model.path.read_bytes()).hexdigest(),
+        "manifest_format": MANIFEST_FORMAT,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _make_stages(job: Job, plan: _Plan, lease: VersionLease) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
     clocks = make_clocks(count, job.progress)
     decoder = open_decoder(facts, plan.timeline, plan.crop, device=job.device, threads=job.decode_threads)
@@ -167,8 +184,8 @@ def _make_stages(job: Job, plan: _Plan, store: Store, keys: VideoKeys, version: 
     return Stages(
         extraction=Extraction(decoder, count, job.max_undecodable_share, clocks[EXTRACTION]),
         inference=Inference(plan.model, count, clocks[INFERENCE]),
-        encoding=Encoding(plan.preset, form, clocks[ENCODING]),
-        upload=Upload(store, keys, version, clocks[UPLOAD]),
+        encoding=Encoding(plan.preset, form, clocks[ENCODING], lease.done),
+        upload=Upload(lease, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
         clocks=clocks,
     )
@@ -198,10 +215,10 @@ def _caption_rows(probabilities: np.ndarray, rate: Fraction) -> list[CaptionRow]
     ]
 
 
-def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], version: int, run_id: str) -> Manifest:
+def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], lease: VersionLease) -> Manifest:
     return Manifest(
-        version=version,
-        run_id=run_id,
+        version=lease.version,
+        run_id=lease.run_id,
         source=plan.source,
         crop=job.crop_region.as_tuple(),
         crop_px=plan.crop.as_tuple(),

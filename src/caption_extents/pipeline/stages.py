@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,12 +16,12 @@ from caption_extents.errors import DecodeError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.labels import Label
 from caption_extents.pipeline.metrics import StageClock
-from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
-from caption_extents.storage.store import Store
-from caption_extents.storage.versions import CONTENT_WEBM
 from caption_extents.video.batch import CropBatch
 from caption_extents.video.decoder import SampleDecoder
+
+CONTENT_WEBM = "video/webm"
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,27 @@ class Inference:
 
 @dataclass
 class Encoding:
-    """Sorts samples into chunks and encodes them."""
+    """Sorts samples into chunks and encodes those that are not stored yet."""
 
     preset: EncoderPreset
     form: ChunkFormat
     clock: StageClock
+    done: Mapping[tuple[int, int], ChunkRecord]
     _assembler: ChunkAssembler = field(default_factory=ChunkAssembler)
 
     def assemble(self, batch: CropBatch) -> list[ChunkFrames]:
-        """Take a batch, in order; the chunks that it completes."""
+        """Take a batch, in order; the chunks that it completes and that are still to do."""
         y, u, v = (plane.numpy() for plane in batch.planes)
-        return self._assembler.add(batch.first_sample, (y, u, v))
+        return self._missing(self._assembler.add(batch.first_sample, (y, u, v)))
 
     def flush(self) -> list[ChunkFrames]:
         """The last, partial chunk of each level."""
-        return self._assembler.flush()
+        return self._missing(self._assembler.flush())
+
+    def _missing(self, chunks: list[ChunkFrames]) -> list[ChunkFrames]:
+        missing = [chunk for chunk in chunks if (chunk.plan.level, chunk.plan.first_sample) not in self.done]
+        self.clock.count(samples=sum(len(chunk.plan.samples) for chunk in chunks if chunk not in missing))
+        return missing
 
     def encode(self, frames: ChunkFrames) -> EncodedChunk:
         """Encode a chunk, at once with others."""
@@ -120,18 +126,18 @@ class Encoding:
 class Upload:
     """Writes chunks to the store, and remembers what was written."""
 
-    store: Store
-    keys: VideoKeys
-    version: int
+    lease: VersionLease
     clock: StageClock
 
     def upload(self, chunk: EncodedChunk) -> ChunkRecord:
         """Write a chunk, at once with others."""
-        plan, data = chunk.plan, chunk.data
-        key = self.keys.chunk(self.version, plan.level, plan.first_sample)
+        plan, data, lease = chunk.plan, chunk.data, self.lease
+        key = lease.keys.chunk(lease.version, plan.level, plan.first_sample)
         with self.clock.busy(samples=len(plan.samples), items=1, nbytes=len(data)):
-            self.store.put(key, data, CONTENT_WEBM)
-        return ChunkRecord(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
+            e_tag = lease.store.put(key, data, CONTENT_WEBM)
+        record = ChunkRecord(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
+        lease.record(record, e_tag)
+        return record
 
 
 @dataclass

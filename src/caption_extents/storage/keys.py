@@ -73,9 +73,14 @@ class VideoKeys:
         """Written last of a version's chunks: no manifest, no version."""
         return f"{self.cropped_frames(version)}/manifest.json"
 
-    def claim(self, version: int) -> str:
-        """Taken by the run that writes the version, with a conditional create."""
-        return f"{self.server_prefix}/claims/v{version}.json"
+    @property
+    def claims(self) -> str:
+        """Prefix of what runs say to each other; empty once all have finished."""
+        return f"{self.server_prefix}/claims"
+
+    def claim(self, version: int, generation: int) -> str:
+        """Held by the run that writes the version; a higher generation has taken it over."""
+        return f"{self.claims}/v{version}/{generation:04d}.json"
 
     def database(self, version: int | None = None) -> str:
         """Database of a version, or of the newest complete one."""

@@ -1,71 +1,160 @@
-"""The store: a folder, or anything else that obstore opens."""
+"""Objects by key, in any store, with retries in one place and every write verified."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import hashlib
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, MemoryStore
+import tenacity
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotSupportedError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 
 from caption_extents.errors import StoreAccessError, StoreError, UploadError
+from caption_extents.storage.backends import Backend, folder_backend, mask_secrets, open_backend
 from caption_extents.storage.keys import check_key
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
+_REFUSED = (PermissionDeniedError, UnauthenticatedError)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long a request is tried again: with exponential backoff and jitter, for at most a time.
+
+    Attributes:
+        seconds: after this time the request has failed.
+        refused_seconds: the same for requests that the store refuses (401, 403): a service that hiccups says so too,
+            but wrong credentials should not take a minute to be reported.
+        first_pause_seconds, longest_pause_seconds: of the backoff; each pause is a random part of it.
+    """
+
+    seconds: float = 60.0
+    refused_seconds: float = 8.0
+    first_pause_seconds: float = 0.1
+    longest_pause_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """What a store says of an object without giving it."""
+
+    size_bytes: int
+    e_tag: str | None
+    last_modified: datetime
 
 
 class Store:
     """Objects by key. Puts are atomic: a reader sees a whole object or none."""
 
-    def __init__(self, address: str, folder: Path | None = None) -> None:
-        self.address = address
-        self.folder = folder
+    def __init__(self, backend: Backend, retry: RetryPolicy | None = None) -> None:
+        self.address = backend.address
+        self.folder = backend.folder
         """Where the objects are files, if the store is a folder."""
-        self._memory = MemoryStore() if folder is None else None
+        self._opened = backend.obstore
+        self._conditional = backend.conditional
+        self._retry = retry or RetryPolicy()
+        self._e_tag_is_md5: bool | None = None if backend.conditional is None else False
+
+    def __repr__(self) -> str:
+        return f"Store({self.address!r})"
 
     @cached_property
     def _backend(self) -> Any:
         # A folder is made when it is first used, so that a run that is refused leaves nothing behind.
-        return self._memory or LocalStore(self.folder, mkdir=True)
+        return folder_backend(self.folder) if self.folder is not None else self._opened
 
     @property
     def _missing(self) -> bool:
         return self.folder is not None and not self.folder.exists()
 
-    def __repr__(self) -> str:
-        return f"Store({self.address!r})"
-
-    def put(self, key: str, data: bytes, content_type: str) -> None:
-        """Write an object, over an older one if there is one.
+    def put(self, key: str, data: bytes, content_type: str) -> str | None:
+        """Write an object, over an older one if there is one; what arrived is verified. Returns its entity tag.
 
         Raises:
-            UploadError: it could not be written.
+            UploadError: it could not be written in time.
         """
-        self._put(key, data, content_type, "overwrite")
+
+        def write() -> str | None:
+            e_tag = self._put(key, data, content_type, "overwrite")
+            self._verify(key, data, e_tag)
+            return e_tag
+
+        return self._with_retries(f"write {key!r} to", write, UploadError)
 
     def create(self, key: str, data: bytes, content_type: str) -> bool:
         """Write an object that must not exist yet; False if it does. Of several at once, exactly one succeeds.
 
-        Raises:
-            UploadError: it could not be written.
-        """
-        try:
-            self._put(key, data, content_type, "create")
-        except AlreadyExistsError:
-            return False
-        return True
+        Only for stores that honour conditional writes (:meth:`honours_conditions`). The data must differ from what any
+        other writer of the key would write: that is how a success whose answer was lost is told from a failure.
 
-    def _put(self, key: str, data: bytes, content_type: str, mode: Any) -> None:
+        Raises:
+            UploadError: it could not be written in time.
+        """
+
+        def write() -> bool:
+            try:
+                self._put(key, data, content_type, "create")
+            except AlreadyExistsError:
+                return bytes(obstore.get(self._backend, key).bytes()) == data
+            return True
+
+        return self._with_retries(f"create {key!r} in", write, UploadError)
+
+    def honours_conditions(self, probe_prefix: str) -> bool:
+        """Whether a put that must create an object fails when there is one; found out once, below a prefix."""
+        if self._conditional is None:
+            key = f"{probe_prefix}/probe-{uuid.uuid4().hex}"
+            try:
+                self._with_retries("probe", lambda: self._put(key, b"first", "text/plain", "overwrite"), UploadError)
+                self._conditional = not self.create(key, b"second", "text/plain")
+            finally:
+                self.delete([key])
+            if not self._conditional:
+                log.warning("%s ignores conditional writes; versions are claimed by the slower protocol", self.address)
+        return self._conditional
+
+    def _put(self, key: str, data: bytes, content_type: str, mode: Any) -> str | None:
         # obstore's folder store knows no attributes.
         attributes: Any = None if self.folder is not None else {"Content-Type": content_type}
-        try:
-            obstore.put(self._backend, check_key(key), data, mode=mode, attributes=attributes, use_multipart=False)
-        except AlreadyExistsError:
-            raise
-        except (BaseError, OSError) as error:
-            raise UploadError(f"could not write {key!r} to {self.address}: {_reason(error)}") from error
+        done = obstore.put(self._backend, check_key(key), data, mode=mode, attributes=attributes, use_multipart=False)
+        return done["e_tag"]
+
+    def _verify(self, key: str, data: bytes, e_tag: str | None) -> None:
+        """Compare what arrived with what was sent.
+
+        Most services give an object's MD5 as its tag. Where one does not (encrypted buckets, some gateways), the first
+        object is read back once, and the transport's own checks must do from then on.
+        """
+        if self._e_tag_is_md5 is False:
+            return
+        match = _MD5.fullmatch(e_tag or "")
+        equal = match is not None and match[1] == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if equal:
+            self._e_tag_is_md5 = True
+        elif bytes(obstore.get(self._backend, key).bytes()) != data:
+            raise OSError(f"{key!r} arrived damaged")
+        elif self._e_tag_is_md5 is None:
+            self._e_tag_is_md5 = False
 
     def get(self, key: str) -> bytes:
         """An object's bytes.
@@ -74,37 +163,77 @@ class Store:
             StoreError: there is no such object.
             StoreAccessError: it cannot be read.
         """
-        try:
+        check_key(key)
+
+        def read() -> bytes:
             if self._missing:
                 raise FileNotFoundError(self.address)
-            with self._access(f"read {key!r}"):
-                return bytes(obstore.get(self._backend, check_key(key)).bytes())
+            return bytes(obstore.get(self._backend, key).bytes())
+
+        try:
+            return self._with_retries(f"read {key!r} from", read)
         except FileNotFoundError as error:
             raise StoreError(f"{self.address} has no object {key!r}") from error
 
-    def exists(self, key: str) -> bool:
-        """Whether there is an object of this key.
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes ``start`` up to, not including, ``end`` of an object.
+
+        Raises:
+            StoreAccessError: they cannot be read.
+        """
+
+        def read() -> bytes:
+            data = bytes(obstore.get_range(self._backend, check_key(key), start=start, end=end))
+            if len(data) != end - start:
+                raise OSError(f"{len(data)} bytes came instead of {end - start}")
+            return data
+
+        return self._with_retries(f"read {key!r} from", read)
+
+    def head(self, key: str) -> ObjectFacts | None:
+        """Size, tag and time of an object; None if there is none.
 
         Raises:
             StoreAccessError: the store does not tell.
         """
+        check_key(key)
+        if self._missing:
+            return None
         try:
-            with self._access(f"look for {key!r}"):
-                return not self._missing and bool(obstore.head(self._backend, check_key(key)))
+            meta = self._with_retries(f"look for {key!r} in", lambda: obstore.head(self._backend, key))
         except FileNotFoundError:
-            return False
+            return None
+        return ObjectFacts(meta["size"], meta["e_tag"], meta["last_modified"])
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of this key."""
+        return self.head(key) is not None
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Keys under a prefix, which ends at a ``/``.
+        """Keys under a prefix, which ends at a ``/``, in no particular order.
+
+        Raises:
+            StoreAccessError: the prefix cannot be listed.
+        """
+
+        def list_all() -> list[str]:
+            return [entry["path"] for page in obstore.list(self._backend, prefix=prefix) for entry in page]
+
+        if not self._missing:
+            yield from self._with_retries(f"list {prefix!r} in", list_all)
+
+    def prefixes(self, prefix: str) -> list[str]:
+        """What keys under a prefix begin with, up to the next ``/``: the folders of a folder.
 
         Raises:
             StoreAccessError: the prefix cannot be listed.
         """
         if self._missing:
-            return
-        with self._access(f"list {prefix!r}"):
-            for page in obstore.list(self._backend, prefix=prefix):
-                yield from (entry["path"] for entry in page)
+            return []
+        listing = self._with_retries(
+            f"list {prefix!r} in", lambda: obstore.list_with_delimiter(self._backend, prefix=f"{prefix}/")
+        )
+        return [found.rstrip("/") for found in listing["common_prefixes"]]
 
     def delete(self, keys: list[str]) -> None:
         """Remove objects; missing ones are no error.
@@ -113,36 +242,58 @@ class Store:
             StoreAccessError: one cannot be removed.
         """
         for key in keys:
-            with suppress(FileNotFoundError), self._access(f"remove {key!r}"):
-                obstore.delete(self._backend, check_key(key))
+            check_key(key)
+            try:
+                self._with_retries(f"remove {key!r} from", lambda key=key: obstore.delete(self._backend, key))  # type: ignore[misc]
+            except FileNotFoundError:
+                continue
 
-    @contextmanager
-    def _access(self, what: str) -> Iterator[None]:
-        """The backend's errors as ours; a missing object stays a FileNotFoundError."""
+    def _with_retries(
+        self, what: str, request: Callable[[], T], failure: type[StoreAccessError] = StoreAccessError
+    ) -> T:
+        """Make a request until it succeeds, fails for good, or its time is over."""
+        policy = self._retry
+        # A folder answers the same the second time.
+        attempts: Any = tenacity.stop_after_attempt(1) if self.folder is not None else _Deadline(policy)
+        retrying = tenacity.Retrying(
+            stop=attempts,
+            wait=tenacity.wait_random_exponential(policy.first_pause_seconds, policy.longest_pause_seconds),
+            retry=tenacity.retry_if_exception(
+                lambda e: isinstance(e, (BaseError, OSError)) and not isinstance(e, _FINAL)
+            ),
+            reraise=True,
+        )
         try:
-            yield
-        except FileNotFoundError:
+            return retrying(request)
+        except (FileNotFoundError, AlreadyExistsError):
             raise
         except (BaseError, OSError) as error:
-            raise StoreAccessError(f"could not {what} in {self.address}: {_reason(error)}") from error
+            tried = retrying.statistics.get("attempt_number", 1)
+            times = f" ({tried} attempts)" if tried > 1 else ""
+            raise failure(f"could not {what} {self.address}{times}: {_reason(error)}") from error
+
+
+class _Deadline:
+    """When to stop retrying: sooner when the store refuses than when it does not answer."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        limit = self._policy.refused_seconds if isinstance(error, _REFUSED) else self._policy.seconds
+        return (state.seconds_since_start or 0.0) >= limit
 
 
 def _reason(error: Exception) -> str:
-    """The first paragraph of an error; what follows is for the library's developers."""
-    return str(error).split("\n\n")[0]
+    """The first paragraph of an error, without secrets; what follows is for the library's developers."""
+    return mask_secrets(str(error).split("\n\n")[0])
 
 
-def open_store(address: str) -> Store:
-    """Open the store of an address: a folder (made if missing), ``file://``, or ``memory://``.
+def open_store(address: str | Path, retry: RetryPolicy | None = None) -> Store:
+    """Open the store of an address: a folder (made when something is written), or a URL.
 
     Raises:
-        StoreError: the address is of no known kind, or the folder cannot be made.
+        StoreError: the address is of no known kind, or its settings are not complete.
     """
-    if address.startswith("memory://"):
-        return Store(address)
-    if "://" in address and not address.startswith("file://"):
-        raise StoreError(f"store {address!r} is of no known kind; give a folder, file:// or memory://")
-    folder = Path(address.removeprefix("file://")).expanduser().absolute()
-    if folder.exists() and not folder.is_dir():
-        raise StoreError(f"store {address!r} is a file; give a folder")
-    return Store(str(folder), folder)
+    return Store(open_backend(str(address)), retry)

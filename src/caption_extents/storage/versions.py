@@ -1,83 +1,16 @@
-"""Versions of a video's results: claiming a number, committing, and reading what is complete."""
+"""What readers see of a video's versions, and clearing away what nobody needs."""
 
 from __future__ import annotations
 
-import json
-import re
-from datetime import UTC, datetime
+from dataclasses import dataclass
 
-from caption_extents.errors import StoreError, UploadError
+from caption_extents.errors import StoreError
 from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.leases import claimed_versions, complete_versions, is_dead, latest_claim
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
 
-CONTENT_WEBM = "video/webm"
-CONTENT_JSON = "application/json"
-CONTENT_GZIP = "application/gzip"
-
-_MAX_CLAIM_ATTEMPTS = 1000
-
-
-def claim_version(store: Store, keys: VideoKeys, run_id: str) -> VersionClaim:
-    """Take the next free version number, alone: of several runs at once, each gets its own.
-
-    Raises:
-        UploadError: the store cannot be written to.
-    """
-    taken = [*_numbers(store, f"{keys.server_prefix}/claims/", r"v(\d+)\.json"), *complete_versions(store, keys)]
-    body = json.dumps({"run_id": run_id, "claimed_at": datetime.now(UTC).isoformat()}).encode()
-    first = max(taken, default=0) + 1
-    for version in range(first, first + _MAX_CLAIM_ATTEMPTS):
-        if store.create(keys.claim(version), body, CONTENT_JSON):
-            return VersionClaim(store, keys, version, run_id)
-    raise UploadError(
-        f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken"
-    )
-
-
-class VersionClaim:
-    """A version number that belongs to one run, from claim to commit.
-
-    Nothing is visible to readers before :meth:`commit`. Leaving the ``with`` block without it removes everything.
-    """
-
-    def __init__(self, store: Store, keys: VideoKeys, version: int, run_id: str) -> None:
-        self.version, self.run_id = version, run_id
-        self._store, self._keys = store, keys
-        self._committed = False
-
-    def __enter__(self) -> VersionClaim:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if not self._committed:
-            self.abandon()
-
-    def commit(self, manifest: Manifest, database: bytes) -> None:
-        """Make the version visible: its database, then the manifest, then the newest database."""
-        keys, version = self._keys, self.version
-        self._store.put(keys.database(version), database, CONTENT_GZIP)
-        self._store.put(keys.manifest(version), manifest.to_json(), CONTENT_JSON)
-        self._committed = True
-        if version == max(complete_versions(self._store, keys)):
-            self._store.put(keys.database(), database, CONTENT_GZIP)
-
-    def abandon(self) -> None:
-        """Remove all that was written under the claim."""
-        keys, version = self._keys, self.version
-        self._store.delete(
-            [*self._store.keys(f"{keys.cropped_frames(version)}/"), keys.database(version), keys.claim(version)]
-        )
-
-
-def _numbers(store: Store, prefix: str, pattern: str) -> list[int]:
-    found = (re.fullmatch(pattern, key.removeprefix(prefix)) for key in store.keys(prefix))
-    return [int(match[1]) for match in found if match]
-
-
-def complete_versions(store: Store, keys: VideoKeys) -> list[int]:
-    """Version numbers that have a manifest, ascending."""
-    return sorted(_numbers(store, f"{keys.client_prefix}/", r"cropped_frames_v(\d+)/manifest\.json"))
+COMPLETE, RUNNING, ABANDONED = "complete", "running", "abandoned"
 
 
 def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> Manifest:
@@ -94,3 +27,70 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
             )
         version = versions[-1]
     return Manifest.from_json(store.get(keys.manifest(version)))
+
+
+@dataclass(frozen=True)
+class VersionState:
+    """A version as it stands in the store.
+
+    Attributes:
+        version: N.
+        state: ``complete``, ``running``, or ``abandoned`` (its run has died or failed; a run with the same inputs goes
+            on with it).
+        chunk_count: chunks that are stored.
+        run_id: who wrote it last; empty if unknown.
+    """
+
+    version: int
+    state: str
+    chunk_count: int
+    run_id: str
+
+
+def list_versions(store: Store, keys: VideoKeys) -> list[VersionState]:
+    """All versions of a video, ascending."""
+    prefix = f"{keys.client_prefix}/cropped_frames_v"
+    counts: dict[int, int] = {}
+    for key in store.keys(f"{keys.client_prefix}/"):
+        number, _, rest = key.removeprefix(prefix).partition("/")
+        if key.startswith(prefix) and number.isdecimal():
+            counts[int(number)] = counts.get(int(number), 0) + rest.endswith(".webm")
+    complete = set(complete_versions(store, keys))
+    numbers = sorted({*counts, *complete, *claimed_versions(store, keys)})
+    return [_state(store, keys, number, number in complete, counts.get(number, 0)) for number in numbers]
+
+
+def _state(store: Store, keys: VideoKeys, version: int, complete: bool, chunk_count: int) -> VersionState:
+    if complete:
+        return VersionState(version, COMPLETE, chunk_count, read_manifest(store, keys, version).run_id)
+    found = latest_claim(store, keys, version)
+    if found is None:
+        return VersionState(version, ABANDONED, chunk_count, "")
+    generation, claim = found
+    state = ABANDONED if is_dead(store, keys, version, generation, claim, wait=False) else RUNNING
+    return VersionState(version, state, chunk_count, claim.run_id)
+
+
+def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) -> list[VersionState]:
+    """Abandoned versions, and complete ones but for the newest ``keep``; never one that is being written.
+
+    Raises:
+        ValueError: ``keep`` is below 1.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep is {keep}; at least one complete version must stay")
+    states = list_versions(store, keys)
+    complete = [state for state in states if state.state == COMPLETE]
+    old = complete[:-keep] if keep is not None else []
+    return [state for state in states if state.state == ABANDONED or state in old]
+
+
+def remove_version(store: Store, keys: VideoKeys, version: int) -> int:
+    """Remove all objects of a version, the manifest first, so that no reader meets half of it; how many there were."""
+    objects = [
+        *sorted(store.keys(f"{keys.cropped_frames(version)}/"), key=lambda key: not key.endswith("/manifest.json")),
+        *(key for key in [keys.database(version)] if store.exists(key)),
+        *store.keys(f"{keys.claims}/v{version}/"),
+    ]
+    store.delete(objects)
+    return len(objects)

@@ -1,0 +1,129 @@
+"""From a store's address to an obstore backend, with credentials from the environment."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, MemoryStore, S3Store, from_url
+
+from caption_extents.errors import StoreError
+
+KINDS = "a folder, file://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
+
+_CLIENT_OPTIONS: dict[str, Any] = {"timeout": "30s", "connect_timeout": "5s"}
+_NO_RETRIES: dict[str, Any] = {"max_retries": 0}
+"""Retrying is done in one place: :class:`~caption_extents.storage.store.Store` knows of refusals and lost answers."""
+
+_WASABI = {
+    "key": "WASABI_ACCESS_KEY_READWRITE",
+    "secret": "WASABI_SECRET_KEY_READWRITE",
+    "bucket": "WASABI_BUCKET",
+    "region": "WASABI_REGION",
+}
+
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|SAS", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An opened store.
+
+    Attributes:
+        obstore: what obstore's functions take.
+        address: for messages; holds no secret.
+        conditional: whether a put that must create is known to be honoured; None if that must be found out.
+        folder: where objects are files, if they are.
+    """
+
+    obstore: Any
+    address: str
+    conditional: bool | None
+    folder: Path | None = None
+
+
+def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> Backend:
+    """Open the store of an address.
+
+    S3 settings come from the usual variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``,
+    ``AWS_REGION``, ``AWS_ENDPOINT_URL``), or from ``WASABI_ACCESS_KEY_READWRITE``, ``WASABI_SECRET_KEY_READWRITE`` and
+    ``WASABI_REGION`` when the bucket is that of ``WASABI_BUCKET``.
+
+    Raises:
+        StoreError: the address is of no known kind, or its settings are not complete.
+    """
+    scheme = urlsplit(address).scheme if "://" in address else ""
+    if scheme in {"", "file"}:
+        return _open_folder(address)
+    if scheme == "memory":
+        return Backend(MemoryStore(), "memory://", conditional=True)
+    parts = urlsplit(address)
+    if parts.username or parts.password:
+        raise StoreError(
+            f"store {scheme}://{parts.hostname}... carries credentials; give them in the environment instead"
+        )
+    if scheme not in {"s3", "gs", "az"} or not parts.netloc:
+        raise StoreError(f"store {address!r} is of no known kind; give {KINDS}")
+    prefix = parts.path.strip("/") or None
+    try:
+        if scheme == "s3":
+            opened: Any = S3Store(parts.netloc, prefix=prefix, **_s3_settings(parts.netloc, environment))
+        else:
+            opened = from_url(address, client_options=_CLIENT_OPTIONS, retry_config=_NO_RETRIES)  # type: ignore[call-overload]
+    except (BaseError, ValueError) as error:
+        raise StoreError(f"store {address!r} cannot be opened: {mask_secrets(str(error), environment)}") from None
+    return Backend(opened, address.rstrip("/"), conditional=None)
+
+
+def _open_folder(address: str) -> Backend:
+    folder = Path(address.removeprefix("file://")).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"store {address!r} is a file; give a folder")
+    return Backend(None, str(folder), conditional=True, folder=folder)
+
+
+def folder_backend(folder: Path) -> Any:
+    """The obstore of a folder, made if missing."""
+    return LocalStore(folder, mkdir=True)
+
+
+def _s3_settings(bucket: str, environment: Mapping[str, str]) -> dict[str, Any]:
+    key: str | None
+    secret: str | None
+    values = {name: environment.get(variable) for name, variable in _WASABI.items()}
+    if values["key"] and values["secret"] and values["bucket"] == bucket:
+        region = values["region"] or "us-east-1"
+        endpoint: str | None = f"https://s3.{region}.wasabisys.com"
+        key, secret, token = values["key"], values["secret"], None
+    else:
+        region = environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "us-east-1"
+        endpoint = (
+            environment.get("AWS_ENDPOINT_URL_S3")
+            or environment.get("AWS_ENDPOINT_URL")
+            or environment.get("AWS_ENDPOINT")
+        )
+        key, secret = environment.get("AWS_ACCESS_KEY_ID"), environment.get("AWS_SECRET_ACCESS_KEY")
+        token = environment.get("AWS_SESSION_TOKEN")
+    settings: dict[str, Any] = {
+        "region": region,
+        # Services other than AWS are reached by path: their certificates need not cover bucket names.
+        "virtual_hosted_style_request": endpoint is None,
+        "client_options": {**_CLIENT_OPTIONS, "allow_http": bool(endpoint and endpoint.startswith("http://"))},
+        "retry_config": _NO_RETRIES,
+    }
+    optional = {"endpoint": endpoint, "access_key_id": key, "secret_access_key": secret, "token": token}
+    return {**settings, **{name: value for name, value in optional.items() if value}}
+
+
+def mask_secrets(text: str, environment: Mapping[str, str] = os.environ) -> str:
+    """The text with every secret of the environment replaced by stars."""
+    for name, value in environment.items():
+        if len(value) >= 6 and _SECRET_NAME.search(name):
+            text = text.replace(value, "***")
+    return text
