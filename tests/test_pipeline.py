@@ -230,7 +230,7 @@ def assert_finishes_like_an_undisturbed_run(video: Path, store: Path, other: Pat
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, tmp_path: Path) -> None:
     video = make_video(
-        Recipe("long", pts=tuple(range(1500)), width=640, height=360, options={"preset": "ultrafast"}), tmp_path
+        Recipe("long", pts=tuple(range(900)), width=640, height=360, options={"preset": "ultrafast"}), tmp_path
     )
     store = tmp_path / "store"
     command = [sys.executable, "-m", "caption_extents", "run", str(video), "--crop", "0,0.2,1,1", "--quiet"]

@@ -36,7 +36,8 @@ class ChunkAssembler:
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[list[int], Planes]] = {}
-        self._next_sample = 0
+        self.sample_count = 0
+        """Samples taken so far."""
 
     def add(self, first_sample: int, planes: Planes) -> list[ChunkFrames]:
         """Take consecutive samples (copied) and give the chunks that they complete.
@@ -44,8 +45,8 @@ class ChunkAssembler:
         Raises:
             ValueError: a sample was left out or came twice.
         """
-        if first_sample != self._next_sample:
-            raise ValueError(f"sample {self._next_sample} was expected, but {first_sample} came")
+        if first_sample != self.sample_count:
+            raise ValueError(f"sample {self.sample_count} was expected, but {first_sample} came")
         finished = []
         for offset in range(len(planes[0])):
             sample = first_sample + offset
@@ -57,7 +58,7 @@ class ChunkAssembler:
             if len(samples) == CHUNK_SAMPLES:
                 del self._open[level]
                 finished.append(ChunkFrames(ChunkPlan(level, tuple(samples)), buffers))
-        self._next_sample += len(planes[0])
+        self.sample_count += len(planes[0])
         return finished
 
     def flush(self) -> list[ChunkFrames]:

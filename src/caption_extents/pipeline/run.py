@@ -20,7 +20,7 @@ import numpy as np
 import caption_extents
 from caption_extents.captions.extents import find_captions
 from caption_extents.chunks.encode import ChunkFormat
-from caption_extents.chunks.plan import plan_chunks
+from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
 from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
 from caption_extents.job import CropInferResult, Job
@@ -80,18 +80,14 @@ def run_job(job: Job) -> CropInferResult:
     store = open_store(job.store_address)
     with _local_video(store, job.video_key) as path:
         plan = _make_plan(job, path)
-        lease = acquire_version(
-            store, keys, _inputs_digest(plan), fresh=job.new_version, lease_seconds=job.lease_seconds
-        )
-        with plan.model, lease:
-            stages = _make_stages(job, plan, lease)
+        with plan.model, _acquire(job, plan, store, keys) as lease:
+            done = _planned_and_done(lease, len(plan.timeline))
+            stages = _make_stages(job, plan, lease, done)
             setup_seconds = time.perf_counter() - started
             with closing(stages.extraction.decoder), _as_processing_error():
-                records = [*lease.done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
+                records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             _check_complete(records, len(plan.timeline))
-            probabilities = stages.inference.probabilities
-            if np.isnan(probabilities).any():
-                raise ProcessingError("the model gave no probability for some pair; its weights are damaged")
+            probabilities = _checked(stages.inference.probabilities)
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)
             manifest = _manifest(job, plan, records, lease)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
@@ -139,7 +135,7 @@ def _local_video(store: Store, video_key: str) -> Iterator[Path]:
             raise VideoError(f"there is no video {video_key!r}, neither as a file here nor as a key in {store.address}")
         with TemporaryDirectory(prefix="caption-extents-") as folder:
             copy = Path(folder) / "video"
-            copy.write_bytes(store.get(video_key))
+            store.download(video_key, copy)
             yield copy
 
 
@@ -157,6 +153,11 @@ def _make_plan(job: Job, path: Path) -> _Plan:
     )
 
 
+def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLease:
+    inputs = _inputs_digest(plan)
+    return acquire_version(store, keys, inputs, fresh=job.new_version, lease_seconds=job.lease_seconds)
+
+
 def _inputs_digest(plan: _Plan) -> str:
     """What the content of a version depends on: runs with one digest make the same chunks and results."""
     inputs = {
@@ -170,7 +171,7 @@ def _inputs_digest(plan: _Plan) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _make_stages(job: Job, plan: _Plan, lease: VersionLease) -> Stages:
+def _make_stages(job: Job, plan: _Plan, lease: VersionLease, done: dict[ChunkPlan, ChunkRecord]) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
     clocks = make_clocks(count, job.progress)
     decoder = open_decoder(facts, plan.timeline, plan.crop, device=job.device, threads=job.decode_threads)
@@ -184,11 +185,17 @@ def _make_stages(job: Job, plan: _Plan, lease: VersionLease) -> Stages:
     return Stages(
         extraction=Extraction(decoder, count, job.max_undecodable_share, clocks[EXTRACTION]),
         inference=Inference(plan.model, count, clocks[INFERENCE]),
-        encoding=Encoding(plan.preset, form, clocks[ENCODING], lease.done),
+        encoding=Encoding(plan.preset, form, clocks[ENCODING], count, done),
         upload=Upload(lease, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
         clocks=clocks,
     )
+
+
+def _planned_and_done(lease: VersionLease, sample_count: int) -> dict[ChunkPlan, ChunkRecord]:
+    """Chunks of this video that an earlier run has stored in full."""
+    found = ((chunk, lease.done.get((chunk.level, chunk.first_sample))) for chunk in plan_chunks(sample_count))
+    return {chunk: record for chunk, record in found if record is not None and record.samples == chunk.samples}
 
 
 def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
@@ -200,6 +207,12 @@ def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
             f"{len(planned)} chunks were planned but {len(records)} stored ({len(planned - stored)} missing); "
             "this is a bug, please report it"
         )
+
+
+def _checked(probabilities: np.ndarray) -> np.ndarray:
+    if np.isnan(probabilities).any():
+        raise ProcessingError("the model gave no probability for some pair; its weights are damaged")
+    return probabilities
 
 
 def _caption_rows(probabilities: np.ndarray, rate: Fraction) -> list[CaptionRow]:

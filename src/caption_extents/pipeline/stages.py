@@ -11,6 +11,7 @@ import torch
 
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
+from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
 from caption_extents.model.captioner import CaptionModel
@@ -97,7 +98,8 @@ class Encoding:
     preset: EncoderPreset
     form: ChunkFormat
     clock: StageClock
-    done: Mapping[tuple[int, int], ChunkRecord]
+    sample_count: int
+    done: Mapping[ChunkPlan, ChunkRecord]
     _assembler: ChunkAssembler = field(default_factory=ChunkAssembler)
 
     def assemble(self, batch: CropBatch) -> list[ChunkFrames]:
@@ -106,12 +108,18 @@ class Encoding:
         return self._missing(self._assembler.add(batch.first_sample, (y, u, v)))
 
     def flush(self) -> list[ChunkFrames]:
-        """The last, partial chunk of each level."""
+        """The last, partial chunk of each level; none if samples are missing, because the run has failed then."""
+        if self._assembler.sample_count != self.sample_count:
+            return []
         return self._missing(self._assembler.flush())
 
     def _missing(self, chunks: list[ChunkFrames]) -> list[ChunkFrames]:
-        missing = [chunk for chunk in chunks if (chunk.plan.level, chunk.plan.first_sample) not in self.done]
-        self.clock.count(samples=sum(len(chunk.plan.samples) for chunk in chunks if chunk not in missing))
+        missing = []
+        for chunk in chunks:
+            if chunk.plan in self.done:
+                self.clock.count(samples=len(chunk.plan.samples))
+            else:
+                missing.append(chunk)
         return missing
 
     def encode(self, frames: ChunkFrames) -> EncodedChunk:

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_DOWNLOAD_PART_BYTES = 8 << 20
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
@@ -175,20 +176,24 @@ class Store:
         except FileNotFoundError as error:
             raise StoreError(f"{self.address} has no object {key!r}") from error
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Bytes ``start`` up to, not including, ``end`` of an object.
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to a file, part by part.
 
         Raises:
-            StoreAccessError: they cannot be read.
+            StoreError: there is no such object.
+            StoreAccessError: it cannot be read.
         """
+        check_key(key)
 
-        def read() -> bytes:
-            data = bytes(obstore.get_range(self._backend, check_key(key), start=start, end=end))
-            if len(data) != end - start:
-                raise OSError(f"{len(data)} bytes came instead of {end - start}")
-            return data
+        def stream() -> None:
+            with path.open("wb") as file:
+                for part in obstore.get(self._backend, key).stream(min_chunk_size=_DOWNLOAD_PART_BYTES):
+                    file.write(part)
 
-        return self._with_retries(f"read {key!r} from", read)
+        try:
+            self._with_retries(f"read {key!r} from", stream)
+        except FileNotFoundError as error:
+            raise StoreError(f"{self.address} has no object {key!r}") from error
 
     def head(self, key: str) -> ObjectFacts | None:
         """Size, tag and time of an object; None if there is none.
