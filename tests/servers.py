@@ -8,6 +8,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -229,3 +230,23 @@ async def _read_message(reader: asyncio.StreamReader, bodiless: bool = False) ->
             if size == 0:
                 return head + body
     return head + await reader.readexactly(int(headers.get(b"content-length", b"0")))
+
+
+@contextmanager
+def seaweedfs_elsewhere(folder: Path) -> Iterator[Server]:
+    """SeaweedFS, started and awaited by another process: this one stays without threads, and can be forked."""
+    command = [sys.executable, "-m", "tests.servers", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield Server(int(process.stdout.readline()))
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+if __name__ == "__main__":
+    with seaweedfs(Path(sys.argv[1])) as running:
+        print(running.port, flush=True)
+        sys.stdin.read()

@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 import caption_extents
 from caption_extents.cli import app, id_from_name
-from caption_extents.storage.keys import check_id
+from caption_extents.storage.keys import VideoKeys, check_id
+from caption_extents.storage.leases import acquire_version
+from caption_extents.storage.manifest import ChunkRecord
+from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
 
 CROP = "0,0.3,1,0.9"
@@ -121,3 +124,34 @@ def test_start_loads_nothing_heavy() -> None:
 
 def test_version() -> None:
     assert call("--version")[1].strip() == caption_extents.__version__
+
+
+def test_versions_and_prune(tmp_path: Path) -> None:
+    video, store = make_video(Recipe("video"), tmp_path), str(tmp_path / "s")
+    assert call("versions", "video", "--store", store) == (0, "no versions of video\n", "")
+    for _ in range(2):
+        assert call("run", str(video), "--crop", CROP, "--store", store, "--quiet")[0] == 0
+    keys, opened = VideoKeys("local", "video"), open_store(store)
+    with acquire_version(opened, keys, "other") as failed:
+        record = ChunkRecord(keys.chunk(3, 16, 0), 16, (0,), 1, "")
+        failed.record(record, opened.put(record.key, b"x", "video/webm"))
+    code, out, _ = call("versions", "video", "--store", store)
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["v1", "complete"],
+        ["v2", "complete"],
+        ["v3", "abandoned"],
+    ]
+    assert [state["version"] for state in json.loads(call("versions", "video", "--store", store, "--json")[1])] == [
+        1,
+        2,
+        3,
+    ]
+    assert call("prune", "video", "--store", store, "--dry-run")[1] == "would remove v3 (abandoned, 1 chunks)\n"
+    answered = CliRunner().invoke(app, ["prune", "video", "--store", store], input="n\n")
+    assert "removed" not in answered.stdout
+    assert "removed v3" in call("prune", "video", "--store", store, "--yes")[1]
+    assert "removed v1" in call("prune", "video", "--store", store, "--keep", "1", "--yes")[1]
+    assert call("versions", "video", "--store", store)[1].startswith("v2")
+    assert call("prune", "video", "--store", store, "--keep", "0")[0] == 2
+    assert call("versions", "../x", "--store", store)[0] == 2

@@ -6,9 +6,11 @@ import json
 import logging
 import re
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -17,6 +19,10 @@ from caption_extents import job as jobs
 from caption_extents.errors import InputError, ProcessingError
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
+
+if TYPE_CHECKING:
+    from caption_extents.storage.keys import VideoKeys
+    from caption_extents.storage.store import Store
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -76,11 +82,14 @@ def run(
     ] = None,
     model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
+    new_version: Annotated[
+        bool, typer.Option("--new-version", help="Start anew even if an unfinished version could be finished.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
-    try:
+    with _errors_as_exit_codes():
         with nullcontext() if as_json or quiet else progress_display() as progress:
             result = caption_extents.crop_and_infer_caption_frame_extents(
                 video,
@@ -94,20 +103,87 @@ def run(
                 device=device,
                 inference_workers=inference_workers,
                 model=model,
+                new_version=new_version,
                 progress=progress,
             )
         if subtitles is not None:
             _write_subtitles(result, store, subtitles)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+    else:
+        _print_result(result)
+
+
+_StoreOption = Annotated[
+    str | None,
+    typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL; default {jobs.DEFAULT_STORE}."),
+]
+_TenantOption = Annotated[str, typer.Option(help="Tenant id.")]
+
+
+@app.command()
+def versions(
+    video_id: Annotated[str, typer.Argument(help="Video id.")],
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List a video's versions: complete, running or abandoned."""
+    from caption_extents.storage.versions import list_versions
+
+    with _errors_as_exit_codes():
+        states = list_versions(*_opened(store, tenant, video_id))
+    if as_json:
+        typer.echo(json.dumps([asdict(state) for state in states]))
+        return
+    for state in states:
+        typer.echo(f"v{state.version}  {state.state:<9}  {state.chunk_count} chunks  run {state.run_id or 'unknown'}")
+    if not states:
+        typer.echo(f"no versions of {video_id}")
+
+
+@app.command()
+def prune(
+    video_id: Annotated[str, typer.Argument(help="Video id.")],
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Also remove complete versions but for the newest KEEP.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove versions whose runs have died or failed, and old ones if asked to."""
+    from caption_extents.storage.versions import prunable_versions, remove_version
+
+    with _errors_as_exit_codes():
+        opened, keys = _opened(store, tenant, video_id)
+        for state in prunable_versions(opened, keys, keep):
+            what = f"v{state.version} ({state.state}, {state.chunk_count} chunks)"
+            if dry_run:
+                typer.echo(f"would remove {what}")
+            elif yes or typer.confirm(f"remove {what}?"):
+                typer.echo(f"removed {what}: {remove_version(opened, keys, state.version)} objects")
+
+
+def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, VideoKeys]:
+    from caption_extents.storage.keys import VideoKeys
+    from caption_extents.storage.store import open_store
+
+    return open_store(store or jobs.DEFAULT_STORE), VideoKeys(tenant, video_id)
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    """Report an error in a line on stderr and end with its exit code."""
+    try:
+        yield
     except InputError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     except ProcessingError as error:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; the next run with the same input goes on from here", EXIT_INTERRUPTED)
-    if as_json:
-        typer.echo(json.dumps(result.to_dict()))
-    else:
-        _print_result(result)
 
 
 def id_from_name(video: str) -> str:

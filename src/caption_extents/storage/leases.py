@@ -309,6 +309,9 @@ class VersionLease:
         if self._thread is not None:
             self._thread.join()
         store.delete(list(store.keys(f"{keys.claims}/v{self.version}/")))
+        if self.generation > 1:
+            for prefix in (keys.cropped_frames(self.version), keys.server_prefix):
+                store.remove_leftovers(prefix)
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(self.claim.lease_seconds / _BEATS_IN_A_LEASE):

@@ -253,6 +253,12 @@ class Store:
             except FileNotFoundError:
                 continue
 
+    def remove_leftovers(self, prefix: str) -> None:
+        """In a folder, remove the temporary files of writers that were killed; no listing shows them."""
+        if self.folder is not None:
+            for path in (self.folder / check_key(prefix)).rglob("*#*"):
+                path.unlink(missing_ok=True)
+
     def _with_retries(
         self, what: str, request: Callable[[], T], failure: type[StoreAccessError] = StoreAccessError
     ) -> T:
