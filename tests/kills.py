@@ -104,9 +104,7 @@ def _kill_once(video: Path, address: str, after_seconds: float) -> str:
     return "killed"
 
 
-def kill_and_finish(
-    runs: int, seed: int, address_of: Callable[[int], str], video: Path, undisturbed: str
-) -> Counter[str]:
+def kill_and_finish(runs: int, seed: int, prefix: str, video: Path) -> Counter[str]:
     """Kill one to three runs of each store at random moments, then finish; what happened, counted."""
     rng, counts = random.Random(seed), Counter[str]()
     started = time.monotonic()

@@ -93,7 +93,7 @@ class CpuDecoder:
                         continue
                     try:
                         frames = packet.decode()
-                    except av.error.InvalidDataError:
+                    except av.error.FFmpegError:
                         continue
                     for frame in frames:
                         pts = clock(frame)

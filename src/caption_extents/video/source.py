@@ -44,14 +44,23 @@ WITHOUT_PRESENTATION_TIMES = frozenset({"avi"})
 """Containers that store the order of decoding only; what their demuxers call pts is a guess."""
 
 MAX_SIDE_PX = 16_384
-MAX_PROBE_PACKETS = 2_000
+MAX_PIXELS = 8_192 * 8_192
+MAX_STREAMS = 200
+MAX_PROBE_PACKETS = 500
 """Packets of the video stream that are tried before it counts as undecodable."""
+MAX_OPEN_SECONDS = 20.0
+MAX_PACKETS_PER_SECOND = 1_000
+"""Of video, on average; more are no film but an attempt to keep the machine busy."""
 
 _OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(CONTAINERS),
     "enable_drefs": "0",
+    "max_streams": str(MAX_STREAMS),
+    "probesize": str(5 << 20),
+    "analyzeduration": str(5_000_000),
 }
+_DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 
 
 @dataclass(frozen=True)
@@ -124,14 +133,20 @@ def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container
     if not path.is_file():
         raise VideoError(f"no such video file: {str(path)!r}")
     try:
-        container = av.open(str(path.absolute()), container_options=_OPEN_OPTIONS, metadata_errors="replace")
+        container = av.open(
+            str(path.absolute()),
+            container_options=_OPEN_OPTIONS,
+            metadata_errors="replace",
+            timeout=(MAX_OPEN_SECONDS, None),
+        )
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"cannot open {str(path)!r} as a video ({_reason(error)}); "
-            f"known containers are {', '.join(CONTAINERS.values())}"
+            f"known containers are {', '.join(CONTAINERS.values())}, with at most {MAX_STREAMS} streams"
         ) from error
     try:
         stream = _video_stream(container, path)
+        stream.codec_context.options = dict(_DECODER_OPTIONS)
         stream.codec_context.thread_count = thread_count
         stream.thread_type = "AUTO"
         yield container, stream
@@ -180,7 +195,16 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> VideoSt
         raise VideoError(
             f"{str(path)!r} has video of codec {name or 'unknown'!r}; known codecs are {', '.join(sorted(CODECS))}"
         )
+    context = stream.codec_context
+    _check_size(path, context.width, context.height)
     return stream
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
+        raise VideoError(
+            f"{str(path)!r} is {width}x{height} pixels; {MAX_SIDE_PX} a side and {MAX_PIXELS} in all are allowed"
+        )
 
 
 def probe(path: Path) -> VideoFacts:
@@ -192,10 +216,7 @@ def probe(path: Path) -> VideoFacts:
     """
     with open_video(path) as (container, stream):
         frame = _first_frame(container, stream, path)
-        if not (0 < frame.width <= MAX_SIDE_PX and 0 < frame.height <= MAX_SIDE_PX):
-            raise VideoError(
-                f"{str(path)!r} is {frame.width}x{frame.height} pixels; at most {MAX_SIDE_PX} a side are allowed"
-            )
+        _check_size(path, frame.width, frame.height)
         first_pts = PresentationClock(container.format.name)(frame)
         if first_pts is None or stream.time_base is None:
             raise VideoError(f"{str(path)!r} gives its frames no timestamps; remux it, for example with ffmpeg -c copy")
@@ -236,7 +257,7 @@ def _first_frame(container: av.container.InputContainer, stream: VideoStream, pa
                 for frame in packet.decode():
                     if isinstance(frame, VideoFrame) and not frame.is_corrupt:
                         return frame
-            except av.error.InvalidDataError as reason:
+            except av.error.FFmpegError as reason:
                 error = reason
             if index >= MAX_PROBE_PACKETS:
                 break

@@ -14,10 +14,19 @@ import numpy as np
 
 from caption_extents.errors import VideoError
 from caption_extents.video.packets import NonReferenceFinder
-from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, PresentationClock, VideoFacts, open_video
+from caption_extents.video.source import (
+    MAX_PACKETS_PER_SECOND,
+    WITHOUT_PRESENTATION_TIMES,
+    PresentationClock,
+    VideoFacts,
+    open_video,
+)
 
 MAX_SAMPLES = 10 * 3600 * 48
 """Two days at ten samples a second; a longer timeline is taken for damaged timestamps."""
+
+MAX_PACKETS = 48 * 3600 * 120
+"""Two days at 120 frames a second."""
 
 _FALLBACK_FRAME_SECONDS = Fraction(1, 25)
 
@@ -117,6 +126,8 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
             for packet in container.demux(stream):
+                if count > MAX_PACKETS:
+                    raise VideoError(f"{str(facts.path)!r} has more than {MAX_PACKETS} packets of video")
                 if packet.size == 0:
                     continue
                 count += 1
@@ -146,7 +157,7 @@ def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
             count += packet.size > 0
             try:
                 frames = packet.decode()
-            except av.error.InvalidDataError:
+            except av.error.FFmpegError:
                 continue
             for frame in frames:
                 time = clock(frame)
@@ -163,6 +174,7 @@ def _frame_index(
         raise VideoError(f"no frame of {str(facts.path)!r} has a timestamp; the file is damaged")
     times = np.asarray(pts, np.int64)
     unique = np.unique(times)
+    _check_density(facts, packets, int(unique[-1] - unique[0]))
     last = int(unique[-1])
     duration = int(np.asarray(durations, np.int64)[times == last].max()) or _likely_duration(facts, unique)
     # Two frames with one pts share their fate: left out only if both may be.
@@ -173,6 +185,15 @@ def _frame_index(
         skippable_pts=np.setdiff1d(np.asarray(skippable, np.int64), repeated),
         packet_count=packets,
     )
+
+
+def _check_density(facts: VideoFacts, packets: int, span: int) -> None:
+    seconds = float(span * facts.time_base)
+    if packets > MAX_PACKETS_PER_SECOND * (1 + seconds):
+        raise VideoError(
+            f"{str(facts.path)!r} has {packets} packets in {seconds:.1f} s of video; {MAX_PACKETS_PER_SECOND} a second are "
+            "allowed. If the film is longer, its timestamps are damaged: remux it"
+        )
 
 
 def _likely_duration(facts: VideoFacts, pts: np.ndarray) -> int:
