@@ -87,7 +87,7 @@ def cases(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str, Path]
         yield name, kind, path
 
 
-def _work(connection: Any) -> None:
+def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
     """A worker: runs the job on each path that it is sent, and says how it ended."""
     import gc
 
@@ -97,7 +97,8 @@ def _work(connection: Any) -> None:
     from caption_extents import CropRegion, InputError, ProcessingError, crop_and_infer_caption_frame_extents
 
     av.logging.set_level(av.logging.PANIC)
-    while (job := connection.recv()) is not None:
+    job: tuple[str, str, float] | None = warm_up
+    while job is not None:
         path, store, share = job
         before = psutil.Process().memory_info().rss
         try:
@@ -112,13 +113,16 @@ def _work(connection: Any) -> None:
         except BaseException as error:
             ended = f"UNFORESEEN {type(error).__name__}: {error}"
         gc.collect()
-        connection.send((ended, psutil.Process().memory_info().rss - before))
+        if job is not warm_up:
+            connection.send((ended, psutil.Process().memory_info().rss - before))
+        job = connection.recv()
 
 
 class Worker:
     """A process that is started anew after it dies or is too slow."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: tuple[str, str, float]) -> None:
+        self._warm_up = warm_up
         self._process: Any = None
 
     def run(self, job: tuple[str, str, float]) -> tuple[str, int]:
@@ -126,7 +130,7 @@ class Worker:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._connection, there = context.Pipe()
-            self._process = context.Process(target=_work, args=(there,), daemon=True)
+            self._process = context.Process(target=_work, args=(there, self._warm_up), daemon=True)
             self._process.start()
             there.close()
         self._connection.send(job)
@@ -156,9 +160,10 @@ def run_all(count: int, seed: int, folder: Path, worker_count: int = 2) -> tuple
     """Run the job on ``count`` damaged files; how they ended, and what must not happen."""
     table: Counter[str] = Counter()
     bad: list[str] = []
-    workers = [Worker() for _ in range(worker_count)]
     found = list(cases(count, seed, folder))
     store = folder / "stores"
+    good = folder / f"{RECIPES[0].name}.{RECIPES[0].container}"
+    workers = [Worker((str(good), str(store / f"warm-{n}"), 0.0)) for n in range(worker_count)]
 
     def share(number: int) -> None:
         for position in range(number, len(found), worker_count):

@@ -226,8 +226,6 @@ def _write_subtitles(result: caption_extents.CropInferResult, store: str | None,
 def main() -> None:
     """Entry point of the ``caption-extents`` command."""
     logging.basicConfig(format="caption-extents: %(message)s", level=logging.WARNING)
-    # The engine logs every stage that a failure stops; the failure itself is reported once, at the end.
-    logging.getLogger("spdl").setLevel(logging.CRITICAL)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     app()

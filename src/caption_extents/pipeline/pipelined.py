@@ -6,6 +6,7 @@ everything at the first failure. What this module adds is the wiring and the mea
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,9 @@ from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
 
 _STOP_TIMEOUT_SECONDS = 60.0
+
+# The engine logs a traceback for every stage that a failure stops; here the failure itself is raised, once.
+logging.getLogger("spdl.pipeline").setLevel(logging.CRITICAL)
 
 
 def run_pipelined(stages: Stages) -> list[ChunkRecord]:

@@ -56,7 +56,8 @@ _OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(CONTAINERS),
     "enable_drefs": "0",
-    "max_streams": str(MAX_STREAMS),
+    # One more than is allowed: demuxers leave further streams out without a word.
+    "max_streams": str(MAX_STREAMS + 1),
     "probesize": str(5 << 20),
     "analyzeduration": str(5_000_000),
 }
@@ -142,7 +143,7 @@ def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
             f"cannot open {str(path)!r} as a video ({_reason(error)}); "
-            f"known containers are {', '.join(CONTAINERS.values())}, with at most {MAX_STREAMS} streams"
+            f"known containers are {', '.join(CONTAINERS.values())}"
         ) from error
     try:
         stream = _video_stream(container, path)
@@ -182,6 +183,8 @@ def _reason(error: Exception) -> str:
 
 
 def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
+    if len(container.streams) > MAX_STREAMS:
+        raise VideoError(f"{str(path)!r} has more than {MAX_STREAMS} streams, and at most {MAX_STREAMS} are allowed")
     # Cover pictures of music files are video streams too, with the attached_pic disposition.
     streams = [s for s in container.streams.video if not (s.disposition & s.disposition.attached_pic)]
     if not streams:

@@ -191,7 +191,7 @@ def _check_density(facts: VideoFacts, packets: int, span: int) -> None:
     seconds = float(span * facts.time_base)
     if packets > MAX_PACKETS_PER_SECOND * (1 + seconds):
         raise VideoError(
-            f"{str(facts.path)!r} has {packets} packets in {seconds:.1f} s of video; {MAX_PACKETS_PER_SECOND} a second are "
+            f"{str(facts.path)!r} has {packets} packets in {seconds:.1f} s; {MAX_PACKETS_PER_SECOND} a second are "
             "allowed. If the film is longer, its timestamps are damaged: remux it"
         )
 
