@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import pytest
 import caption_extents
 from caption_extents import CropRegion
 from caption_extents.errors import StoreAccessError, StoreError, UploadError
+from caption_extents.pipeline import stages
+from caption_extents.storage import store as store_module
 from caption_extents.storage.backends import mask_secrets, open_backend
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
@@ -217,3 +220,64 @@ def test_secrets_are_masked() -> None:
     with pytest.raises(StoreError, match="carries credentials") as caught:
         open_store("s3://user:pass@bucket/x")
     assert "pass" not in str(caught.value)
+
+
+def _breaks_after(proxy: FaultProxy, chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the proxy spoil everything once a number of chunks has been uploaded; its heartbeats fail too."""
+    original, count = stages.Upload.upload, 0
+
+    def upload(self: stages.Upload, chunk: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > chunks:
+            proxy.share = 1.0
+        return original(self, chunk)
+
+    monkeypatch.setattr(stages.Upload, "upload", upload)
+
+
+GONE, EXPIRED = ("reset", "could not write"), ("403", "AccessDenied")
+
+
+@pytest.mark.parametrize(("fault", "message"), [GONE, EXPIRED], ids=["gone", "expired"])
+def test_a_store_that_goes_away_in_mid_run(
+    fault: str, message: str, honest_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    video = make_video(Recipe("video", pts=tuple(range(600))), tmp_path)
+    quick = RetryPolicy(seconds=1, refused_seconds=1, first_pause_seconds=0.05, longest_pause_seconds=0.2)
+    proxy = FaultProxy(honest_server, 0.0, (fault,))
+    with proxy as between, monkeypatch.context() as patch:
+        address = use(between, monkeypatch, f"away-{fault}")
+        patch.setattr(store_module, "RetryPolicy", lambda: quick)
+        _breaks_after(proxy, 3, patch)
+        with pytest.raises(UploadError, match=message):
+            run(video, address, lease_seconds=1.0)
+    use(honest_server, monkeypatch, "")
+    store = open_store(address)
+    assert [state.state for state in list_versions(store, KEYS)] != ["complete"]
+    assert run(video, address, lease_seconds=1.0).version == 1
+    undisturbed = str(tmp_path / "undisturbed")
+    run(video, undisturbed)
+    assert objects(store) == objects(open_store(undisturbed))
+    assert sorted(store.keys("t1/")) == sorted(open_store(undisturbed).keys("t1/"))
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    video = make_video(Recipe("video", pts=tuple(range(600)), width=320, height=180), tmp_path)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small disk takes root")
+    try:
+        with pytest.raises(UploadError, match="No space left on device"):
+            run(video, str(disk / "store"), lease_seconds=1.0)
+        assert [state.state for state in list_versions(open_store(disk / "store"), KEYS)] == ["abandoned"]
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        assert run(video, str(disk / "store"), lease_seconds=1.0).version == 1
+        run(video, str(tmp_path / "undisturbed"))
+        assert objects(open_store(disk / "store")) == objects(open_store(tmp_path / "undisturbed"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
