@@ -116,7 +116,11 @@ class Store:
             try:
                 self._put(key, data, content_type, "create")
             except AlreadyExistsError:
-                return bytes(obstore.get(self._backend, key).bytes()) == data
+                try:
+                    return bytes(obstore.get(self._backend, key).bytes()) == data
+                except FileNotFoundError:
+                    # Somebody else's, and gone again.
+                    return False
             return True
 
         return self._with_retries(f"create {key!r} in", write, UploadError)
