@@ -113,7 +113,7 @@ def kill_and_finish(runs: int, seed: int, prefix: str, video: Path) -> Counter[s
     usual_seconds = time.monotonic() - started
     expected = _child(_content, undisturbed)
     killed = 0
-    for number in range(runs):
+    for number in range(5 * runs):
         if killed >= runs:
             break
         address = f"{prefix}/{number}"

@@ -1,8 +1,9 @@
 """Damaged videos by the thousand: ``python -m tests.mutations --count 2000``.
 
 A seeded script flips bits, cuts, splices and swaps headers of made videos in many containers and codecs, and runs the
-whole job on each in a worker process. No file may crash the process, keep it for more than 20 seconds, leave it more
-than 200 MB larger, raise anything but the package's own errors, or write outside its prefix. Prints how each ended.
+whole job on each in a worker process. No file may crash the process, keep it for 20 seconds without progress, leave it
+more than 200 MB larger, raise anything but the package's own errors, or write outside its prefix. Prints how
+each ended.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import psutil
 from tests.media import Recipe, make_video
 
 MAX_SECONDS = 20.0
+STARTING_SECONDS = 40.0
 MAX_GROWTH_BYTES = 200 << 20
 
 FRAMES = tuple(range(60))
@@ -103,7 +105,13 @@ def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
         before = psutil.Process().memory_info().rss
         try:
             result = crop_and_infer_caption_frame_extents(
-                path, "t1", "v1", CropRegion(0.1, 0.2, 0.9, 0.9), store=store, max_undecodable_share=share
+                path,
+                "t1",
+                "v1",
+                CropRegion(0.1, 0.2, 0.9, 0.9),
+                store=store,
+                max_undecodable_share=share,
+                progress=lambda _: connection.send(None),
             )
             ended = "done, samples listed" if result.undecodable_samples else "done"
         except (InputError, ProcessingError) as error:
@@ -124,6 +132,7 @@ class Worker:
     def __init__(self, warm_up: tuple[str, str, float]) -> None:
         self._warm_up = warm_up
         self._process: Any = None
+        self._fresh = True
 
     def run(self, job: tuple[str, str, float]) -> tuple[str, int]:
         """How the job ended, and by how many bytes the process grew."""
@@ -132,12 +141,16 @@ class Worker:
             self._connection, there = context.Pipe()
             self._process = context.Process(target=_work, args=(there, self._warm_up), daemon=True)
             self._process.start()
+            self._fresh = True
             there.close()
         self._connection.send(job)
         try:
-            if self._connection.poll(MAX_SECONDS + 20):
-                ended: tuple[str, int] = self._connection.recv()
-                return ended
+            # A new process loads for some seconds before it works.
+            while self._connection.poll(MAX_SECONDS + (STARTING_SECONDS if self._fresh else 0)):
+                self._fresh = False
+                ended: tuple[str, int] | None = self._connection.recv()
+                if ended is not None:
+                    return ended
             self.close(kill=True)
             return "HUNG", 0
         except EOFError:

@@ -14,7 +14,7 @@ from caption_extents.planes import plane_view
 from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoder import BATCH_SAMPLES
-from caption_extents.video.source import PresentationClock, VideoFacts, open_video
+from caption_extents.video.source import PresentationClock, VideoFacts, open_video, read_packets
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
@@ -88,7 +88,7 @@ class CpuDecoder:
         last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container)
         with open_video(facts.path, self._threads) as (container, stream):
             try:
-                for packet in container.demux(stream):
+                for packet in read_packets(container, stream):
                     if packet.pts in skippable:
                         continue
                     try:

@@ -155,6 +155,20 @@ def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container
         container.close()
 
 
+def read_packets(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """All packets of a stream, and an empty one at the end that flushes the decoder.
+
+    In a damaged MPEG-TS new streams appear in mid-file, which PyAV does not expect: it raises IndexError for each of
+    their packets, and can be asked for the next.
+    """
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:
+            continue
+        return
+
+
 class PresentationClock:
     """Tells when decoded frames are shown, in ticks. One clock reads one pass over a video, frame by frame.
 
@@ -255,7 +269,7 @@ def _colour(frame: VideoFrame) -> Colour:
 def _first_frame(container: av.container.InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
     error: Exception | None = None
     try:
-        for index, packet in enumerate(container.demux(stream)):
+        for index, packet in enumerate(read_packets(container, stream)):
             try:
                 for frame in packet.decode():
                     if isinstance(frame, VideoFrame) and not frame.is_corrupt:

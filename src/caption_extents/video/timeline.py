@@ -20,6 +20,7 @@ from caption_extents.video.source import (
     PresentationClock,
     VideoFacts,
     open_video,
+    read_packets,
 )
 
 MAX_SAMPLES = 10 * 3600 * 48
@@ -27,6 +28,9 @@ MAX_SAMPLES = 10 * 3600 * 48
 
 MAX_PACKETS = 48 * 3600 * 120
 """Two days at 120 frames a second."""
+
+MAX_FRAME_SECONDS = 600
+"""Films and screen recordings show no picture longer than this without storing it again."""
 
 _FALLBACK_FRAME_SECONDS = Fraction(1, 25)
 
@@ -125,7 +129,7 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
     with open_video(facts.path) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
-            for packet in container.demux(stream):
+            for packet in read_packets(container, stream):
                 if count > MAX_PACKETS:
                     raise VideoError(f"{str(facts.path)!r} has more than {MAX_PACKETS} packets of video")
                 if packet.size == 0:
@@ -153,7 +157,7 @@ def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
     durations: list[int] = []
     count, clock = 0, PresentationClock(facts.container)
     with open_video(facts.path, thread_count=0) as (container, stream):
-        for packet in container.demux(stream):
+        for packet in read_packets(container, stream):
             count += packet.size > 0
             try:
                 frames = packet.decode()
@@ -176,6 +180,7 @@ def _frame_index(
     unique = np.unique(times)
     _check_density(facts, packets, int(unique[-1] - unique[0]))
     last = int(unique[-1])
+    _check_gaps(facts, unique)
     duration = int(np.asarray(durations, np.int64)[times == last].max()) or _likely_duration(facts, unique)
     # Two frames with one pts share their fate: left out only if both may be.
     repeated = unique[np.unique(times, return_counts=True)[1] > 1]
@@ -193,6 +198,17 @@ def _check_density(facts: VideoFacts, packets: int, span: int) -> None:
         raise VideoError(
             f"{str(facts.path)!r} has {packets} packets in {seconds:.1f} s; {MAX_PACKETS_PER_SECOND} a second are "
             "allowed. If the film is longer, its timestamps are damaged: remux it"
+        )
+
+
+def _check_gaps(facts: VideoFacts, pts: np.ndarray) -> None:
+    gaps = np.diff(pts)
+    longest = int(gaps.argmax()) if len(gaps) else 0
+    seconds = float(int(gaps[longest]) * facts.time_base) if len(gaps) else 0.0
+    if seconds > MAX_FRAME_SECONDS:
+        raise VideoError(
+            f"the timestamps of {str(facts.path)!r} jump by {seconds:.0f} s after frame {longest}, and a frame may "
+            f"stay for {MAX_FRAME_SECONDS} s at most; its timestamps are damaged: remux it"
         )
 
 
