@@ -92,13 +92,16 @@ def cases(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str, Path]
 def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
     """A worker: runs the job on each path that it is sent, and says how it ended."""
     import gc
-
-    import av
-    import obstore  # noqa: F401
+    import threading
 
     from caption_extents import CropRegion, InputError, ProcessingError, crop_and_infer_caption_frame_extents
 
-    av.logging.set_level(av.logging.PANIC)
+    sending = threading.Lock()
+
+    def still_alive(_: object) -> None:
+        with sending:
+            connection.send(None)
+
     job: tuple[str, str, float] | None = warm_up
     while job is not None:
         path, store, share = job
@@ -111,7 +114,7 @@ def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
                 CropRegion(0.1, 0.2, 0.9, 0.9),
                 store=store,
                 max_undecodable_share=share,
-                progress=lambda _: connection.send(None),
+                progress=still_alive if job is not warm_up else None,
             )
             ended = "done, samples listed" if result.undecodable_samples else "done"
         except (InputError, ProcessingError) as error:
