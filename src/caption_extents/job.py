@@ -227,7 +227,8 @@ def crop_and_infer_caption_frame_extents(
 
     Raises:
         InputError: (a ValueError) an argument or the video cannot be used; nothing was written.
-        ProcessingError: (a RuntimeError) a stage failed; nothing of the run is left in the store.
+        ProcessingError: (a RuntimeError) a stage failed; readers see nothing of the run, and the next one with the same
+            inputs goes on where it stopped.
     """
     chosen = implementation or os.environ.get(IMPLEMENTATION_VARIABLE) or DEFAULT_IMPLEMENTATION
     job = Job(

@@ -73,7 +73,7 @@ def run_job(job: Job) -> CropInferResult:
 
     Raises:
         InputError: an argument or the video cannot be used; nothing was written.
-        ProcessingError: a stage failed; nothing of the run is left in the store.
+        ProcessingError: a stage failed; readers see nothing of the run, and the next one with the same inputs goes on.
     """
     started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)

@@ -181,7 +181,9 @@ def _frame_index(
     _check_density(facts, packets, int(unique[-1] - unique[0]))
     last = int(unique[-1])
     _check_gaps(facts, unique)
-    duration = int(np.asarray(durations, np.int64)[times == last].max()) or _likely_duration(facts, unique)
+    duration = int(np.asarray(durations, np.int64)[times == last].max())
+    if not 0 < duration * facts.time_base <= MAX_FRAME_SECONDS:
+        duration = _likely_duration(facts, unique)
     # Two frames with one pts share their fate: left out only if both may be.
     repeated = unique[np.unique(times, return_counts=True)[1] > 1]
     return FrameIndex(
