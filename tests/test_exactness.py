@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
-from tests.media import Recipe, make_video, reference_samples
+from tests.media import Recipe, ReferenceFrame, make_video, reference_samples
 
 F = Fraction
 B_FRAMES = {"bf": "3", "x264-params": "b-adapt=0:keyint=12:min-keyint=12:log-level=none"}
@@ -41,6 +42,7 @@ RECIPES = [
     Recipe("variable-mp4", "mp4", pts=VARIABLE, time_base=F(1, 1000), options=B_FRAMES),
     Recipe("first-pts", "mkv", pts=tuple(range(1234, 1279)), options=B_FRAMES),
     Recipe("first-pts-ts", "ts", pts=tuple(range(5000, 5045)), options=B_FRAMES),
+    Recipe("first-pts-mp4", "mp4", pts=tuple(range(40, 85)), options=B_FRAMES),
     Recipe("open-gop", options=OPEN_GOP),
     Recipe("open-gop-ts", "ts", options=OPEN_GOP),
     Recipe("h264-mkv", "mkv", options=B_FRAMES),
@@ -102,7 +104,10 @@ REGION = CropRegion(0.13, 0.4, 0.88, 0.97)
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_samples_are_the_frames_a_player_shows(recipe: Recipe, rate: Fraction, tmp_path: Path) -> None:
     path = make_video(recipe, tmp_path)
-    expected = reference_samples(path, rate)
+    assert_samples_are(path, rate, reference_samples(path, rate))
+
+
+def assert_samples_are(path: Path, rate: Fraction, expected: list[ReferenceFrame]) -> None:
     batches = decode_samples(path, REGION, rate)
     assert sum(map(len, batches)) == len(expected)
     assert [batch.first_sample for batch in batches] == list(range(0, len(expected), BATCH_SAMPLES))
@@ -113,6 +118,28 @@ def test_samples_are_the_frames_a_player_shows(recipe: Recipe, rate: Fraction, t
             for shift, plane, whole in zip((0, 1, 1), batch.planes, expected[sample].planes, strict=True):
                 box = whole[crop.top >> shift : crop.bottom >> shift, crop.left >> shift : crop.right >> shift]
                 np.testing.assert_array_equal(plane[offset].numpy(), box, err_msg=f"sample {sample}")
+
+
+@pytest.mark.parametrize("cut", [1, 7, 16])
+def test_an_edit_list_that_cuts_off_the_beginning(cut: int, tmp_path: Path) -> None:
+    """As editors trim without encoding anew: everything is stored, and the edit list says where to start."""
+    original = make_video(Recipe("original", options=B_FRAMES), tmp_path)
+    trimmed = tmp_path / "trimmed.mp4"
+    with (
+        av.open(str(original)) as source,
+        av.open(str(trimmed), "w", options={"avoid_negative_ts": "disabled"}) as target,
+    ):
+        video = source.streams.video[0]
+        stream = target.add_stream_from_template(video)
+        assert video.time_base is not None
+        shift = int(F(cut, 30) / video.time_base)
+        for packet in source.demux(video):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    expected = reference_samples(trimmed, F(30))
+    assert len(expected) == 45 - cut
+    assert_samples_are(trimmed, F(30), expected)
 
 
 @pytest.mark.parametrize("options", [B_FRAMES, OPEN_GOP], ids=["closed", "open"])
