@@ -53,16 +53,20 @@ def _main(
     pass
 
 
+_StoreOption = Annotated[
+    str | None,
+    typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL; default {jobs.DEFAULT_STORE}."),
+]
+_TenantOption = Annotated[str, typer.Option(help="Tenant id, part of every key.")]
+
+
 @app.command()
 def run(
     video: Annotated[str, typer.Argument(help="A video file, or the key of one in the store.")],
     crop: Annotated[str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture.")],
     rate: Annotated[float, typer.Option(help="Samples a second.")] = jobs.DEFAULT_FRAME_RATE,
-    store: Annotated[
-        str | None,
-        typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL to write to; default {jobs.DEFAULT_STORE}."),
-    ] = None,
-    tenant: Annotated[str, typer.Option(help="Tenant id, part of every key.")] = "local",
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
     video_id: Annotated[
         str | None, typer.Option(help="Video id, part of every key; by default from the file's name.")
     ] = None,
@@ -112,13 +116,6 @@ def run(
         typer.echo(json.dumps(result.to_dict()))
     else:
         _print_result(result)
-
-
-_StoreOption = Annotated[
-    str | None,
-    typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL; default {jobs.DEFAULT_STORE}."),
-]
-_TenantOption = Annotated[str, typer.Option(help="Tenant id.")]
 
 
 @app.command()

@@ -43,13 +43,11 @@ class FrameIndex:
         pts: int64 (F,), strictly increasing, in ticks.
         end_pts: end of the last frame's display, in ticks.
         skippable_pts: int64, sorted; frames that no other frame needs.
-        packet_count: packets of the stream.
     """
 
     pts: np.ndarray
     end_pts: int
     skippable_pts: np.ndarray
-    packet_count: int
 
 
 @dataclass(frozen=True)
@@ -59,24 +57,17 @@ class Timeline:
     Attributes:
         sample_pts: int64 (N,); pts of the frame that is sample k.
         skippable_pts: int64, sorted; frames that neither a sample nor another frame needs: packets to leave out.
-        packet_count: packets of the stream, for progress.
         frame_rate: samples a second.
         time_base: seconds in a tick.
     """
 
     sample_pts: np.ndarray
     skippable_pts: np.ndarray
-    packet_count: int
     frame_rate: Fraction
     time_base: Fraction
 
     def __len__(self) -> int:
         return len(self.sample_pts)
-
-    @property
-    def duration_seconds(self) -> float:
-        """Time that the samples span."""
-        return float(len(self) / self.frame_rate)
 
 
 def build_timeline(facts: VideoFacts, frame_rate: Fraction) -> Timeline:
@@ -112,7 +103,6 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
     return Timeline(
         sample_pts=sample_pts,
         skippable_pts=np.setdiff1d(index.skippable_pts, sample_pts),
-        packet_count=index.packet_count,
         frame_rate=frame_rate,
         time_base=time_base,
     )
@@ -190,7 +180,6 @@ def _frame_index(
         pts=unique,
         end_pts=last + duration,
         skippable_pts=np.setdiff1d(np.asarray(skippable, np.int64), repeated),
-        packet_count=packets,
     )
 
 
