@@ -14,7 +14,7 @@ from caption_extents.planes import plane_view
 from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoder import BATCH_SAMPLES
-from caption_extents.video.source import PresentationClock, VideoFacts, open_video, read_packets
+from caption_extents.video.source import PresentationClock, VideoFacts, decode_or_skip, open_video, read_packets
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
@@ -91,11 +91,7 @@ class CpuDecoder:
                 for packet in read_packets(container, stream):
                     if packet.pts in skippable:
                         continue
-                    try:
-                        frames = packet.decode()
-                    except av.error.FFmpegError:
-                        continue
-                    for frame in frames:
+                    for frame in decode_or_skip(packet):
                         pts = clock(frame)
                         if pts is not None and pts >= last_pts and self._is_good(frame):
                             last_pts = pts

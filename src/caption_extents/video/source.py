@@ -169,6 +169,14 @@ def read_packets(container: av.container.InputContainer, stream: VideoStream) ->
         return
 
 
+def decode_or_skip(packet: av.Packet[VideoStream]) -> list[VideoFrame]:
+    """The frames that a packet releases; none where it is too damaged to decode."""
+    try:
+        return packet.decode()
+    except av.error.FFmpegError:
+        return []
+
+
 class PresentationClock:
     """Tells when decoded frames are shown, in ticks. One clock reads one pass over a video, frame by frame.
 

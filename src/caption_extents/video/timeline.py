@@ -19,6 +19,7 @@ from caption_extents.video.source import (
     WITHOUT_PRESENTATION_TIMES,
     PresentationClock,
     VideoFacts,
+    decode_or_skip,
     open_video,
     read_packets,
 )
@@ -149,11 +150,7 @@ def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
     with open_video(facts.path, thread_count=0) as (container, stream):
         for packet in read_packets(container, stream):
             count += packet.size > 0
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError:
-                continue
-            for frame in frames:
+            for frame in decode_or_skip(packet):
                 time = clock(frame)
                 if time is not None and time >= facts.first_pts:
                     pts.append(time)
