@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 
 import av.error
@@ -47,13 +48,21 @@ class CpuDecoder:
         self._crop = crop
         self._threads = threads
         self._batches = self._decode()
+        self._closing = False
+        self._turn = threading.Lock()
 
     def __iter__(self) -> Iterator[CropBatch]:
-        return self._batches
+        return self
+
+    def __next__(self) -> CropBatch:
+        with self._turn:
+            return next(self._batches)
 
     def close(self) -> None:
-        """Stop decoding; the file is closed."""
-        self._batches.close()
+        """Stop decoding; the file is closed. A thread that is decoding stops at its next frame."""
+        self._closing = True
+        with self._turn:
+            self._batches.close()
 
     def _decode(self) -> Generator[CropBatch]:
         sample_pts = self._timeline.sample_pts
@@ -61,6 +70,8 @@ class CpuDecoder:
         writer = _BatchWriter(self._crop, self._facts, count)
         shown: tuple[int, VideoFrame] | None = None
         for pts, frame in self._frames():
+            if self._closing:
+                return
             # A sample is settled when a frame arrives that is too late for it: the one before it was the right one.
             while shown is not None and number < count and sample_pts[number] < pts:
                 yield from self._settle(number, shown, writer)
