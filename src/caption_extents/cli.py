@@ -78,7 +78,7 @@ def run(
         ),
     ] = jobs.DEFAULT_IMPLEMENTATION,
     device: Annotated[
-        str, typer.Option(help=f"Where to decode and compute: {_choices(jobs.DEVICES)}.")
+        str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")
     ] = jobs.DEFAULT_DEVICE,
     encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
     inference_workers: Annotated[

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -26,7 +27,7 @@ DEFAULT_PRESET = "reference"
 DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
 DEFAULT_DEVICE = "auto"
-DEVICES = ("auto", "cpu")
+DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 DEFAULT_LEASE_SECONDS = 12.0
 MIN_LEASE_SECONDS = 0.2
 MAX_FRAME_RATE = 240
@@ -69,7 +70,8 @@ class Job:
         encoder_workers: chunks encoded at once.
         implementation: ``pipelined`` or ``sequential``.
         store: folder or URL; by default the environment's ``CAPTION_EXTENTS_STORE``, or a folder beside.
-        device: where to decode and compute: ``auto`` or ``cpu``.
+        device: where to decode and compute: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one;
+            with ``auto``, a video that the GPU cannot decode is decoded on the CPU.
         preset: encoder preset; None for the default.
         model: weights; None for the package's own.
         decode_threads: of the CPU decoder, 0 for one for each core.
@@ -120,8 +122,8 @@ class Job:
             raise InputError(
                 f"implementation {self.implementation!r} is unknown; choose {' or '.join(IMPLEMENTATION_NAMES)}"
             )
-        if self.device not in DEVICES:
-            raise InputError(f"device {self.device!r} is unknown; choose {' or '.join(DEVICES)}")
+        if not DEVICE_PATTERN.fullmatch(self.device):
+            raise InputError(f"device {self.device!r} is unknown; choose auto, cpu, cuda or cuda:N")
         if not MIN_LEASE_SECONDS <= self.lease_seconds <= 3600:
             raise InputError(
                 f"lease_seconds is {self.lease_seconds!r}; give seconds between {MIN_LEASE_SECONDS} and 3600"

@@ -53,7 +53,7 @@ class _CropSpool:
     def write(self, batch: CropBatch) -> None:
         with self._path.open("ab") as file:
             for plane in batch.planes:
-                file.write(plane.numpy().data)
+                file.write(plane.cpu().numpy().data)
         self._shapes.append((batch.first_sample, len(batch), batch.height, batch.width))
 
     def read(self) -> Iterator[CropBatch]:

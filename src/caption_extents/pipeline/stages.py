@@ -79,16 +79,20 @@ class Inference:
         """Forward and backward probabilities of every pair; NaN where none was looked at yet."""
 
     def infer(self, batch: CropBatch) -> CropBatch:
-        """Keep the probabilities of the pairs that end in this batch, and give the batch on."""
+        """Keep the probabilities of the pairs that end in this batch, and give the batch on, in host memory."""
         pairs = len(batch) - (self._last is None)
         with self._clock.busy(samples=len(batch), items=pairs):
+            host = batch.to_host()
             later = self._model.embed(*batch.planes)
             if pairs:
                 earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
                 first = batch.first_sample + len(batch) - pairs - 1
                 self.probabilities[first : first + pairs] = self._model.compare(earlier, later[-pairs:]).numpy()
             self._last = later[-1:].clone()
-        return batch
+            if later.is_cuda:
+                # The copy of the batch was queued before: it has come when this stream is done.
+                torch.cuda.current_stream(later.device).synchronize()
+        return host
 
 
 @dataclass

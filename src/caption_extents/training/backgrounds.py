@@ -17,7 +17,12 @@ import av
 import numpy as np
 from PIL import Image
 
-PICTURE_FOLDERS = (Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds"))
+PICTURE_FOLDERS = (
+    Path("/usr/share/wallpapers"),
+    Path("/usr/share/backgrounds"),
+    Path("/usr/share/stellarium/landscapes"),
+    Path("/usr/share/doc/opencv-doc/examples/data"),
+)
 FOOTAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples/data"),)
 _MAX_SIDE_PX = 1600
 
@@ -27,7 +32,8 @@ def find_pictures(folders: Sequence[Path] = PICTURE_FOLDERS) -> list[Path]:
     best: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in {".jpg", ".jpeg", ".png"} and path.stat().st_size > 20_000:
+            wanted = path.suffix.lower() in {".jpg", ".jpeg", ".png"} and path.stem != "screenshot"
+            if wanted and path.stat().st_size > 20_000:
                 motif = str(path.parent.relative_to(folder)) if "images" in str(path.parent) else str(path)
                 if motif not in best or path.stat().st_size > best[motif].stat().st_size:
                     best[motif] = path
@@ -150,6 +156,44 @@ def _flat_picture(rng: random.Random, side: int) -> Image.Image:
     return Image.fromarray(np.repeat(first * (1 - ramp) + second * ramp, side // 2, axis=0).astype(np.uint8))
 
 
+def sway(rng: random.Random, frames: np.ndarray) -> np.ndarray:
+    """Let parts of a picture move to and fro on their own, as leaves, water, cloth and crowds do."""
+    count, height, width = frames.shape[:3]
+    seed = np.random.default_rng(rng.getrandbits(32))
+    cells = (max(2, height // rng.randint(8, 40)), max(2, width // rng.randint(8, 60)))
+    reach = rng.uniform(1.0, max(1.5, height / 12))
+    rows, columns = np.mgrid[:height, :width]
+    fields = []
+    for _ in range(4):
+        coarse = Image.fromarray(seed.standard_normal(cells).astype(np.float32))
+        fields.append(np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) * reach)
+    speed = rng.uniform(0.2, 1.5)
+    moved = np.empty_like(frames)
+    for index in range(count):
+        first, second = np.sin(speed * index), np.cos(speed * 0.7 * index)
+        down = np.clip(rows + fields[0] * first + fields[1] * second, 0, height - 1).astype(np.int32)
+        right = np.clip(columns + fields[2] * first + fields[3] * second, 0, width - 1).astype(np.int32)
+        moved[index] = frames[index][down, right]
+    return moved
+
+
+def add_passers_by(rng: random.Random, frames: np.ndarray) -> np.ndarray:
+    """Blobs of another texture that cross the picture: people, cars, hands, the edge of a moving object."""
+    count, height, width = frames.shape[:3]
+    texture = np.asarray(_noise_picture(rng, 640).resize((width, max(height, 2))), np.float32)
+    result = frames.astype(np.float32)
+    rows, columns = np.mgrid[:height, :width]
+    for _ in range(rng.randint(1, 3)):
+        radius = (height * rng.uniform(0.3, 2.0), height * rng.uniform(0.3, 3.0))
+        x, y = rng.uniform(-0.1, 1.1) * width, rng.uniform(-0.3, 1.3) * height
+        dx, dy = rng.uniform(-0.06, 0.06) * width, rng.uniform(-0.1, 0.1) * height
+        tint = np.asarray([rng.uniform(0.2, 1.3) for _ in range(3)], np.float32)
+        for index in range(count):
+            inside = ((columns - x - dx * index) / radius[1]) ** 2 + ((rows - y - dy * index) / radius[0]) ** 2 < 1
+            result[index][inside] = texture[inside] * tint
+    return np.clip(result, 0, 255).astype(np.uint8)
+
+
 def procedural(rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
     """A made-up background, still or moving."""
     make = rng.choices([_noise_picture, _stripes_picture, _flat_picture], [3, 1, 3])[0]
@@ -167,11 +211,17 @@ class BackgroundSource:
         """One shot without a cut; uint8 (count, height, width, 3)."""
         kinds = ["procedural"] + ["picture"] * (3 if self._pictures else 0) + ["footage"] * (3 if self._videos else 0)
         kind = rng.choice(kinds)
-        if kind == "picture":
-            return pan(rng, load_picture(rng.choice(self._pictures)), count, width, height)
         if kind == "footage":
             return footage(rng, load_footage(rng.choice(self._videos)), count, width, height)
-        return procedural(rng, count, width, height)
+        if kind == "picture":
+            frames = pan(rng, load_picture(rng.choice(self._pictures)), count, width, height)
+        else:
+            frames = procedural(rng, count, width, height)
+        if rng.random() < 0.3:
+            frames = sway(rng, frames)
+        if rng.random() < 0.15:
+            frames = add_passers_by(rng, frames)
+        return frames
 
     def frames(self, rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
         """Several shots with cuts, changes of light and flashes; uint8 (count, height, width, 3)."""
@@ -181,8 +231,13 @@ class BackgroundSource:
         gain = rng.choice([1.0, 1.0, rng.uniform(0.3, 1.0), rng.uniform(1.0, 2.0)])
         lift = rng.choice([0.0, 0.0, rng.uniform(0, 120)])
         drift = np.linspace(0, rng.choice([0, 0, rng.uniform(-80, 80)]), count, dtype=np.float32)
-        if rng.random() < 0.06:
-            drift[rng.randrange(count)] += rng.uniform(60, 200)
+        if rng.random() < 0.08:
+            drift[rng.randrange(count)] += rng.choice([-1, 1]) * rng.uniform(60, 255)
+        if rng.random() < 0.08:
+            # A fade of the picture to or from black or white, under captions that stay.
+            ramp = np.clip(np.linspace(rng.uniform(-1, 0.5), rng.uniform(0.5, 2), count, dtype=np.float32), 0, 1)
+            ramp = (ramp if rng.random() < 0.5 else ramp[::-1])[:, None, None, None]
+            pictures = pictures * ramp + (1 - ramp) * rng.choice([0.0, 0.0, 255.0])
         if rng.random() < 0.04:
             drift += np.asarray([rng.uniform(-25, 25) for _ in range(count)], np.float32)
         pictures = pictures * gain + (lift + drift)[:, None, None, None]

@@ -35,6 +35,17 @@ class CaptionStyle:
     opacity: float = 1.0
     line_spacing: float = 1.2
     name: str = "outline"
+    fill_bottom: Colour | None = None
+    """Colour of the letters' feet, for a vertical gradient."""
+    outer: Colour | None = None
+    outer_px: int = 0
+    """A second outline around the first."""
+    stretch: float = 1.0
+    """Width of letters over their natural width."""
+    soft_px: float = 0.0
+    """Blur of everything drawn, as from old discs and upscaled pictures."""
+    bar: bool = False
+    """Whether the box is as wide as the picture."""
     speakers: tuple[Colour, ...] = field(default=())
     """Other fill colours that captions of this video take now and then."""
 
@@ -60,7 +71,7 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
     font = fonts.random_font(rng, script.language, size_px)
     if font is None:
         script, font = known["latin"], fonts.builtin_font(size_px)
-    style = CaptionStyle(script=script, font=font, align=rng.choices(["center", "left", "right"], [8, 1, 1])[0])
+    style = CaptionStyle(script=script, font=font, align=rng.choices(["center", "left", "right"], [7, 1.5, 1])[0])
     fill = rng.choices(
         [WHITE, (255, 255, 0), (240, 240, 240), (255, 230, 120), random_colour(rng, 120)], [9, 3, 2, 2, 3]
     )[0]
@@ -70,13 +81,25 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
         slant=rng.choice([0.0, 0.0, 0.0, 0.2]),
         opacity=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.7, 1.0)]),
         line_spacing=rng.uniform(1.0, 1.4),
+        fill_bottom=random_colour(rng, 80) if rng.random() < 0.06 else None,
+        stretch=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.75, 1.3)]),
+        soft_px=rng.choice([0.0, 0.0, 0.0, rng.uniform(0.4, 1.2)]),
         speakers=tuple(random_colour(rng, 100) for _ in range(3)) if rng.random() < 0.1 else (),
     )
     thick = max(1, round(size_px * rng.uniform(0.03, 0.12)))
     kind = rng.choices(
-        ["outline", "outline-shadow", "shadow", "glow", "box", "translucent-box", "plain", "dark-on-light"],
-        [8, 3, 2, 1.5, 1.5, 2, 1.2, 0.8],
+        ["outline", "outline-shadow", "shadow", "glow", "box", "translucent-box", "plain", "dark-on-light", "double"],
+        [8, 3, 2.5, 1.5, 1.5, 2, 2.2, 1, 0.8],
     )[0]
+    if kind == "double":
+        return replace(
+            style,
+            name=kind,
+            outline_px=max(1, thick // 2),
+            outline=random_colour(rng),
+            outer=rng.choice([WHITE, BLACK, random_colour(rng)]),
+            outer_px=max(1, thick // 2),
+        )
     if kind == "outline":
         return replace(
             style, name=kind, outline_px=thick, outline=rng.choice([BLACK, BLACK, BLACK, random_colour(rng)])
@@ -98,6 +121,8 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
             box=rng.choice([BLACK, BLACK, random_colour(rng)]),
             box_alpha=alpha,
             box_padding_px=rng.randint(2, max(3, size_px // 3)),
+            bar=rng.random() < 0.2,
+            fill=rng.choice([fill, fill, BLACK]) if kind == "box" else fill,
         )
     if kind == "dark-on-light":
         return replace(style, name=kind, fill=rng.choice([BLACK, (40, 40, 40)]), outline=WHITE, outline_px=thick)
@@ -118,12 +143,24 @@ def _line_positions(style: CaptionStyle, lines: list[str], width: int, anchor_bo
     return positions
 
 
-def _slanted(mask: Image.Image, slant: float) -> Image.Image:
-    if not slant:
-        return mask
-    return mask.transform(
-        mask.size, Image.Transform.AFFINE, (1, slant, -slant * mask.height / 2, 0, 1, 0), Image.Resampling.BILINEAR
-    )
+def _shaped(mask: Image.Image, style: CaptionStyle) -> Image.Image:
+    """Slanted and stretched about the side that the text is aligned to, and softened."""
+    if style.slant or style.stretch != 1.0:
+        fixed = {"left": 0.0, "center": mask.width / 2, "right": float(mask.width)}[style.align]
+        shrink = 1 / style.stretch
+        matrix = (shrink, style.slant, fixed * (1 - shrink) - style.slant * mask.height / 2, 0, 1, 0)
+        mask = mask.transform(mask.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    return mask.filter(ImageFilter.GaussianBlur(style.soft_px)) if style.soft_px else mask
+
+
+def _paint(style: CaptionStyle, letters: Image.Image, fill: Colour) -> Colour | np.ndarray:
+    """One colour, or a gradient from the top of the letters to their feet, float32 (H, 1, 3)."""
+    box = letters.getbbox()
+    if style.fill_bottom is None or box is None:
+        return fill
+    down = np.clip((np.arange(letters.height, dtype=np.float32) - box[1]) / max(1, box[3] - box[1]), 0, 1)
+    top, bottom = np.asarray(fill, np.float32), np.asarray(style.fill_bottom, np.float32)
+    return ((1 - down)[:, None] * top + down[:, None] * bottom)[:, None]
 
 
 def draw_caption(
@@ -133,16 +170,20 @@ def draw_caption(
     letters = Image.new("L", (width, height))
     outlined = Image.new("L", (width, height))
     positions = _line_positions(style, lines, width, anchor_bottom)
-    for picture, stroke in ((letters, 0), (outlined, style.outline_px)):
+    outer = Image.new("L", (width, height)) if style.outer else None
+    strokes = [(letters, 0), (outlined, style.outline_px), (outer, style.outline_px + style.outer_px)]
+    for picture, stroke in strokes:
+        if picture is None:
+            continue
         draw = ImageDraw.Draw(picture)
         for line, position in zip(lines, positions, strict=True):
             draw.text(position, line, fill=255, font=style.font, stroke_width=stroke)
-    letters, outlined = _slanted(letters, style.slant), _slanted(outlined, style.slant)
+    letters, outlined = _shaped(letters, style), _shaped(outlined, style)
 
     colour = np.zeros((height, width, 3), np.float32)
     alpha = np.zeros((height, width), np.float32)
 
-    def put(coverage: np.ndarray, paint: Colour) -> None:
+    def put(coverage: np.ndarray, paint: Colour | np.ndarray) -> None:
         nonlocal colour, alpha
         total = coverage + alpha * (1 - coverage)
         share = np.divide(coverage, total, out=np.zeros_like(total), where=total > 0)[..., None]
@@ -152,6 +193,7 @@ def draw_caption(
     if style.box is not None and letters.getbbox():
         left, top, right, bottom = outlined.getbbox() or (0, 0, 0, 0)
         pad = style.box_padding_px
+        left, right = (0, width) if style.bar else (left, right)
         box = np.zeros_like(alpha)
         box[max(0, top - pad) : bottom + pad, max(0, left - pad) : right + pad] = style.box_alpha
         put(box, style.box)
@@ -163,10 +205,12 @@ def draw_caption(
         moved.paste(outlined, (style.shadow_px, style.shadow_px))
         blurred = moved.filter(ImageFilter.GaussianBlur(style.shadow_px / 2))
         put(np.asarray(blurred, np.float32) / 255 * 0.8, BLACK)
+    if outer is not None and style.outer is not None:
+        put(np.asarray(_shaped(outer, style), np.float32) / 255, style.outer)
     outlined_coverage = np.asarray(outlined, np.float32) / 255
     if style.outline_px:
         put(outlined_coverage, style.outline)
-    put(np.asarray(letters, np.float32) / 255, fill or style.fill)
+    put(np.asarray(letters, np.float32) / 255, _paint(style, letters, fill or style.fill))
     return Overlay(np.clip(colour, 0, 255).astype(np.uint8), alpha * style.opacity, outlined_coverage)
 
 

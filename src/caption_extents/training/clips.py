@@ -59,7 +59,7 @@ class _Showing:
 
 
 def _random_lines(rng: random.Random, style: captions.CaptionStyle, width: int, max_lines: int) -> list[str]:
-    letter = max(1.0, style.font.getlength(style.script.letters[:20]) / 20)
+    letter = max(1.0, style.font.getlength(style.script.letters[:20]) * style.stretch / 20)
     fit = max(2, int(width * 0.9 / letter))
     longest = rng.randint(2, fit) if rng.random() < 0.7 else fit
     count = rng.randint(1, max_lines)
@@ -68,7 +68,7 @@ def _random_lines(rng: random.Random, style: captions.CaptionStyle, width: int, 
 
 
 def _cut_to_width(line: str, style: captions.CaptionStyle, width: int) -> str:
-    while len(line) > 1 and style.font.getlength(line) > width * 0.96:
+    while len(line) > 1 and style.font.getlength(line) * style.stretch > width * 0.96:
         line = line[: max(1, len(line) * 9 // 10)]
     return line
 
@@ -121,8 +121,9 @@ class _Effect:
 
     @classmethod
     def random(cls, rng: random.Random) -> _Effect:
-        fade = rng.random() < 0.2
-        kind = rng.choices(["plain", "karaoke", "typing", "jitter"], [20, 1.5, 1, 0.7])[0]
+        fade = rng.random() < 0.25
+        kinds = ["plain", "karaoke", "word", "typing", "jitter", "slide", "flicker"]
+        kind = rng.choices(kinds, [20, 2, 1.5, 1, 1, 0.8, 1])[0]
         return cls(
             fade_in=rng.randint(1, 4) if fade else 0,
             fade_out=rng.randint(1, 4) if fade and rng.random() < 0.8 else 0,
@@ -148,7 +149,7 @@ class _Layer:
         self._effect, self._showing = effect, showing
         self._overlay = captions.draw_caption(style, showing.lines, width, height, bottom, showing.colour)
         self._second = None
-        if effect.kind == "karaoke":
+        if effect.kind in {"karaoke", "word"}:
             self._second = captions.draw_caption(style, showing.lines, width, height, bottom, effect.second_colour)
         columns = np.flatnonzero(self._overlay.alpha.max(axis=0) > 0.02)
         self._left, self._right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
@@ -160,8 +161,15 @@ class _Layer:
         progress = (sample - self._showing.start + 1) / self._effect.duration
         edge = self._left + round(min(1.0, progress) * (self._right - self._left))
         if self._second is not None:
+            word = max(4, (self._right - self._left) // 6)
+            start = 0 if self._effect.kind == "karaoke" else edge - word
             colour = colour.copy()
-            colour[:, :edge] = self._second.colour[:, :edge]
+            colour[:, max(0, start) : edge] = self._second.colour[:, max(0, start) : edge]
+        elif self._effect.kind == "slide" and sample - self._showing.start < 3:
+            shift = (3 - (sample - self._showing.start)) * max(1, alpha.shape[0] // 20)
+            alpha, ink, colour = (np.roll(a, shift, axis=0) for a in (alpha, ink, colour))
+        elif self._effect.kind == "flicker":
+            opacity *= rng.uniform(0.75, 1.0)
         elif self._effect.kind == "typing":
             shown = np.arange(alpha.shape[1]) < edge
             alpha, ink = alpha * shown, ink * shown
@@ -179,19 +187,91 @@ def _blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
         picture[part] = picture[part] * (1 - weight) + colour[part] * weight
 
 
-def _add_distractors(rng: random.Random, frames: np.ndarray) -> None:
-    """Writing that is no caption: a channel mark or a sign that stays, interface text at the edge, a ticker."""
+def _sign(rng: random.Random, size_px: int, width: int, height: int, letters: int = 10) -> captions.Overlay:
+    style = captions.random_style(
+        rng, max(8, size_px), rng.choice(["latin", "latin", "han", "cyrillic", "hangul", None])
+    )
+    words = text.random_line(rng, style.script, letters)
+    return captions.draw_caption(style, [words], width, height, rng.randint(size_px, max(size_px, height)))
+
+
+def _add_mark(rng: random.Random, frames: np.ndarray) -> None:
+    """A channel mark at one side that stays through the clip, cuts included."""
     height, width = frames.shape[1:3]
-    if rng.random() < 0.85:
-        return
-    size = max(8, int(height * rng.uniform(0.12, 0.4)))
-    style = captions.random_style(rng, size, rng.choice(["latin", "latin", "han", "cyrillic"]))
-    words = text.random_line(rng, style.script, 6)
-    overlay = captions.draw_caption(style, [words], max(8, width // 5), height, rng.randint(size, height))
-    alpha = overlay.alpha * rng.uniform(0.3, 0.9)
+    overlay = _sign(rng, int(height * rng.uniform(0.12, 0.45)), max(8, width // 5), height, 6)
+    alpha = overlay.alpha * rng.uniform(0.3, 0.95)
     left = rng.choice([0, width - overlay.alpha.shape[1]])
     for frame in frames:
         _blend(frame[:, left : left + alpha.shape[1]], overlay.colour, alpha)
+
+
+def _add_scenery_text(rng: random.Random, frames: np.ndarray) -> None:
+    """A sign, a shirt or a page in the scene: turned, cut by the edge, moving with the camera."""
+    count, height, width = frames.shape[:3]
+    overlay = _sign(rng, int(height * rng.uniform(0.15, 0.9)), width, height)
+    turned = Image.fromarray((overlay.alpha * 255).astype(np.uint8)).rotate(rng.uniform(-14, 14))
+    alpha = np.asarray(turned, np.float32) / 255 * rng.uniform(0.4, 1.0)
+    x, y = rng.uniform(-0.4, 0.4) * width, rng.uniform(-0.5, 0.5) * height
+    dx, dy = rng.choice([0.0, rng.uniform(-0.03, 0.03)]) * width, rng.choice([0.0, rng.uniform(-0.08, 0.08)]) * height
+    for index in range(count):
+        move = (round(y + dy * index), round(x + dx * index))
+        _blend(frames[index], np.roll(overlay.colour, move, (0, 1)), np.roll(alpha, move, (0, 1)))
+
+
+def _add_ticker(rng: random.Random, frames: np.ndarray) -> None:
+    """News that run along, or credits that climb."""
+    count, height, width = frames.shape[:3]
+    credits = rng.random() < 0.4
+    size = max(8, int(height * (rng.uniform(0.2, 0.5) if credits else rng.uniform(0.3, 0.7))))
+    overlay = _sign(rng, size, width, height, 30)
+    speed = (
+        (0, -max(1, round(height * rng.uniform(0.05, 0.4))))
+        if credits
+        else (-round(width * rng.uniform(0.01, 0.06)), 0)
+    )
+    for index in range(count):
+        shift = (speed[1] * index, speed[0] * index)
+        _blend(frames[index], np.roll(overlay.colour, shift, (0, 1)), np.roll(overlay.alpha, shift, (0, 1)))
+
+
+def _add_clock(rng: random.Random, frames: np.ndarray) -> None:
+    """A score, a clock or a counter in a corner, whose digits change."""
+    height, width = frames.shape[1:3]
+    size = max(8, int(height * rng.uniform(0.15, 0.4)))
+    style = captions.random_style(rng, size, "latin")
+    every, box = rng.randint(1, 6), max(8, width // 5)
+    left, bottom = rng.choice([0, width - box]), rng.randint(size, max(size, height))
+    overlay = None
+    for index, frame in enumerate(frames):
+        if overlay is None or index % every == 0:
+            overlay = captions.draw_caption(
+                style, [f"{rng.randint(0, 59):02d}:{rng.randint(0, 59):02d}"], box, height, bottom
+            )
+        _blend(frame[:, left : left + box], overlay.colour, overlay.alpha)
+
+
+def _add_neighbour(rng: random.Random, frames: np.ndarray) -> None:
+    """Feet or heads of another line of text that stands outside the crop, and changes on its own."""
+    count, height, width = frames.shape[:3]
+    size = max(10, int(height * rng.uniform(0.4, 0.9)))
+    style = captions.random_style(rng, size)
+    shown = size * rng.uniform(0.1, 0.3)
+    bottom = round(shown) if rng.random() < 0.5 else round(height + size * 1.2 - shown)
+    at = 0
+    while at < count:
+        end = at + rng.randint(2, 12)
+        words = [text.random_line(rng, style.script, 16)]
+        overlay = captions.draw_caption(style, words, width, height, bottom)
+        for frame in frames[at:end] if rng.random() < 0.7 else []:
+            _blend(frame, overlay.colour, overlay.alpha)
+        at = end
+
+
+def _add_distractors(rng: random.Random, frames: np.ndarray) -> None:
+    """Writing that is no caption."""
+    kinds = [_add_mark, _add_scenery_text, _add_ticker, _add_clock, _add_neighbour]
+    if rng.random() < 0.3:
+        rng.choices(kinds, [3, 2.5, 1, 1, 1])[0](rng, frames)
 
 
 def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -225,8 +305,24 @@ def _plane(frames: list[av.VideoFrame], index: int) -> np.ndarray:
 
 def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
     crf = rng.randint(16, 36)
-    if rng.random() < 0.12:
+    kind = rng.random()
+    if kind < 0.08:
         return "mpeg4", {"qmin": str(crf // 4), "qmax": str(crf // 3)}
+    if kind < 0.13:
+        return "libx265", {
+            "crf": str(crf),
+            "preset": "ultrafast",
+            "x265-params": "log-level=none:pools=none:frame-threads=1",
+        }
+    if kind < 0.25:
+        speed = str(rng.choice([7, 8, 9]))
+        return "libvpx-vp9", {
+            "crf": str(crf + 14),
+            "b": "0",
+            "deadline": "realtime",
+            "cpu-used": speed,
+            "lag-in-frames": "0",
+        }
     preset = rng.choice(["ultrafast", "superfast", "veryfast", "medium"])
     return "libx264", {
         "crf": str(crf),
@@ -241,13 +337,14 @@ def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, w
     frames = backgrounds.frames(rng, count, width, height).astype(np.float32)
     _add_distractors(rng, frames)
     max_lines = rng.choice([1, 2, 2]) if width / height < 12 else 1
-    size = max(9, int(height * rng.uniform(0.45, 0.95) / (max_lines * 1.35)))
+    tightness = rng.uniform(0.5, 0.95) if rng.random() < 0.7 else rng.uniform(0.25, 0.6)
+    size = max(9, int(height * tightness / (max_lines * 1.35)))
     style = captions.random_style(rng, size)
-    bottom = height - rng.randint(0, max(1, int(height * 0.12))) + style.font.getmetrics()[1] // 2
+    bottom = height - rng.randint(0, max(1, int(height * (1 - tightness) * 0.7))) + style.font.getmetrics()[1] // 2
     effect = _Effect.random(rng)
     caption_ids, unsure = np.zeros(count, np.int64), np.zeros(count, bool)
     ink = np.zeros((count, height, width), np.float32)
-    for showing in _schedule(rng, style, count, width, max_lines) if rng.random() < 0.92 else []:
+    for showing in _schedule(rng, style, count, width, max_lines) if rng.random() < 0.88 else []:
         samples = range(max(0, showing.start), min(count, showing.end))
         if not samples:
             continue

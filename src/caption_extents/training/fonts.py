@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import shutil
 import subprocess
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,10 +30,34 @@ _DEJAVU_LANGUAGES = frozenset({"en", "ru", "el", "ar", "he", "hy", "ka"})
 _DEJAVU_FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif")
 
 
+_packed_folder: Path | None = None
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a font family, a picture or a film is kept from training, for evaluation: one in five, by its name."""
+    return zlib.crc32(name.encode()) % 5 == 0
+
+
+def use_packed_fonts(folder: Path) -> None:
+    """Draw with the fonts that :mod:`caption_extents.training.assets` packed, not with those of the machine."""
+    global _packed_folder
+    _packed_folder = folder
+    fonts_for.cache_clear()
+
+
 @cache
 def fonts_for(language: str) -> dict[str, tuple[FontFile, ...]]:
-    """Scalable fonts that cover a language, grouped by family: the machine's, or else those in matplotlib's wheel."""
-    return _installed_fonts(language) or _wheel_fonts(language)
+    """Scalable fonts that cover a language by family: packed ones, the machine's, or those in matplotlib's wheel."""
+    if _packed_folder is not None:
+        return _packed_fonts(_packed_folder, language)
+    return installed_fonts(language) or _wheel_fonts(language)
+
+
+def _packed_fonts(folder: Path, language: str) -> dict[str, tuple[FontFile, ...]]:
+    listed = json.loads((folder / "fonts.json").read_text(encoding="utf-8")).get(language, {})
+    return {
+        family: tuple(FontFile(str(folder / name), 0, family) for name in names) for family, names in listed.items()
+    }
 
 
 def _wheel_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
@@ -43,7 +69,8 @@ def _wheel_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
     return {face: (FontFile(str(folder / f"{face}.ttf"), 0, face),) for face in _DEJAVU_FACES}
 
 
-def _installed_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
+def installed_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
+    """Fonts that fontconfig finds on this machine for a language, grouped by family."""
     if shutil.which("fc-list") is None:
         return {}
     listing = subprocess.run(

@@ -8,64 +8,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
-from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, to_input
 from caption_extents.model.weights import save_weights
-from caption_extents.training import backgrounds, clips
+from caption_extents.training.augment import augment
+from caption_extents.training.data import ClipPool, Group, load_groups
 
 UNSURE_WEIGHT = 0.15
 MASK_LOSS_WEIGHT = 1.0
 FAR_PAIR_WEIGHT = 0.5
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Clips of one input size.
-
-    Attributes:
-        pictures: network input, float16 (B, T, 3, H, W).
-        caption_ids: int64 (B, T), 0 for none.
-        unsure: bool (B, T).
-        ink: caption coverage at the mask's resolution, float32 (B, T, H/8, W/8).
-    """
-
-    pictures: torch.Tensor
-    caption_ids: torch.Tensor
-    unsure: torch.Tensor
-    ink: torch.Tensor
-
-
-def make_batch(seed: int, source: backgrounds.BackgroundSource, clip_count: int, samples: int) -> Batch:
-    """Random clips, all of one random aspect ratio, at random source resolutions."""
-    rng = random.Random(seed)
-    aspect = math.exp(rng.uniform(math.log(4), math.log(40)))
-    area = rng.choice([INPUT_AREA_PX * 3 // 8, INPUT_AREA_PX // 2, INPUT_AREA_PX * 3 // 4, INPUT_AREA_PX])
-    height, width = input_size(100, round(100 * aspect), area)
-    pictures, ids, unsure, ink = [], [], [], []
-    for _ in range(clip_count):
-        scale = math.exp(rng.uniform(math.log(0.6), math.log(2.0)))
-        crop = (max(16, round(height * scale / 2) * 2), max(64, round(width * scale / 2) * 2))
-        clip = clips.random_clip(rng, source, samples, crop[1], crop[0])
-        y, u, v = (torch.from_numpy(np.ascontiguousarray(plane)) for plane in (clip.y, clip.u, clip.v))
-        pictures.append(to_input(y, u, v, (height, width)).half())
-        ids.append(torch.from_numpy(clip.caption_ids))
-        unsure.append(torch.from_numpy(clip.unsure))
-        coarse = torch.from_numpy(clip.ink)[:, None]
-        ink.append(functional.interpolate(coarse, (height // STRIDE, width // STRIDE), mode="area")[:, 0])
-    return Batch(torch.stack(pictures), torch.stack(ids), torch.stack(unsure), torch.stack(ink))
 
 
 def pair_labels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -78,40 +39,43 @@ def pair_labels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return labels
 
 
-class _Batches(IterableDataset[Batch]):
-    def __init__(self, seed: int, first_step: int, steps: int, clip_count: int, samples: int) -> None:
-        self._range = (first_step, steps)
-        self._seed, self._clip_count, self._samples = seed, clip_count, samples
+@dataclass(frozen=True)
+class Losses:
+    """What a step minimises, and how well it did.
 
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        worker = get_worker_info()
-        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        source = backgrounds.BackgroundSource(backgrounds.find_pictures(), backgrounds.find_footage())
-        for step in range(self._range[0] + number, self._range[1], stride):
-            yield make_batch(self._seed * 10_000_000 + step, source, self._clip_count, self._samples)
+    Attributes:
+        pair: cross entropy of the labels.
+        mask: cross entropy of the text mask.
+        accuracy: share of consecutive pairs, those in the middle of a fade left out, whose label is right.
+    """
+
+    pair: torch.Tensor
+    mask: torch.Tensor
+    accuracy: torch.Tensor
 
 
-def losses(network: CaptionNetwork, batch: Batch, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Pair loss, mask loss and the accuracy on sure consecutive pairs."""
-    count, samples = batch.caption_ids.shape
-    embeddings = network.encoder(batch.pictures.float().flatten(0, 1).contiguous(memory_format=torch.channels_last))
-    mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1], batch.ink.flatten(0, 1).clamp(0, 1))
-    embeddings = embeddings.unflatten(0, (count, samples))
-    near = [(k, k + 1) for k in range(samples - 1)]
-    far = [(k, rng.choice([m for m in range(samples) if abs(m - k) > 1])) for k in range(0, samples, 2)]
-    pairs = [*near, *((b, a) for a, b in near), *far]
-    first, second = (torch.tensor(side) for side in zip(*pairs, strict=True))
-    logits = network.head(embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1))
-    labels = pair_labels(batch.caption_ids[:, first], batch.caption_ids[:, second]).flatten()
-    unsure = (batch.unsure[:, first] | batch.unsure[:, second]).flatten()
-    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0)
-    nearness = torch.tensor([1.0] * (2 * len(near)) + [FAR_PAIR_WEIGHT] * len(far)).repeat(count)
-    weights = weights * nearness
+def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rng: random.Random) -> Losses:
+    """Losses of a group, augmented at random."""
+    count, samples = group.caption_ids.shape
+    device = group.caption_ids.device
+    pictures, ink = augment(group, generator)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        embeddings = network.encoder(pictures)
+        mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), ink)
+        embeddings = embeddings.unflatten(0, (count, samples))
+        near = [(k, k + 1) for k in range(samples - 1)]
+        far = [(k, rng.choice([m for m in range(samples) if abs(m - k) > 1])) for k in range(0, samples, 2)]
+        pairs = [*near, *((b, a) for a, b in near), *far]
+        first, second = (torch.tensor(side, device=device) for side in zip(*pairs, strict=True))
+        logits = network.head(embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1)).float()
+    labels = pair_labels(group.caption_ids[:, first], group.caption_ids[:, second]).flatten()
+    unsure = (group.unsure[:, first] | group.unsure[:, second]).flatten()
+    nearness = torch.tensor([1.0] * (2 * len(near)) + [FAR_PAIR_WEIGHT] * len(far), device=device).repeat(count)
+    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * nearness
     pair_loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
-    sure_near = ~unsure & (nearness == 1.0)
-    accuracy = float((logits.argmax(1) == labels)[sure_near].float().mean())
-    return pair_loss, mask_loss, accuracy
+    sure_near = (~unsure & (nearness == 1.0)).float()
+    accuracy = ((logits.argmax(1) == labels).float() * sure_near).sum() / sure_near.sum().clamp(min=1)
+    return Losses(pair_loss, mask_loss, accuracy)
 
 
 def _average_into(average: CaptionNetwork, network: CaptionNetwork, decay: float) -> None:
@@ -124,54 +88,142 @@ def _average_into(average: CaptionNetwork, network: CaptionNetwork, decay: float
                 kept.copy_(new)
 
 
+@dataclass
+class _State:
+    """All that a checkpoint holds."""
+
+    network: CaptionNetwork
+    average: CaptionNetwork
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    groups: int = 0
+
+    @classmethod
+    def start(cls, arguments: argparse.Namespace, device: torch.device) -> _State:
+        torch.manual_seed(arguments.seed)
+        network, average = CaptionNetwork(NetworkConfig()), CaptionNetwork(NetworkConfig())
+        average.load_state_dict(network.state_dict())
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average.to(device)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=0.02)
+        return cls(network, average, optimizer)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "groups": self.groups,
+        }
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def load(self, path: Path, device: torch.device) -> None:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.groups = state["step"], state["groups"]
+
+
+def learning_rate(arguments: argparse.Namespace, step: int) -> float:
+    """A short climb, then half a cosine down to a hundredth (Loshchilov and Hutter, 2016)."""
+    rate: float = arguments.rate
+    return rate * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / arguments.steps)) + 0.01)
+
+
+def _learn(state: _State, group: Group, arguments: argparse.Namespace) -> Losses:
+    device = group.pictures.device
+    generator = torch.Generator(device).manual_seed(arguments.seed * 1_000_003 + state.step)
+    for parameters in state.optimizer.param_groups:
+        parameters["lr"] = learning_rate(arguments, state.step)
+    state.network.train()
+    found = losses(state.network, group, generator, random.Random(state.step))
+    state.optimizer.zero_grad(set_to_none=True)
+    (found.pair + MASK_LOSS_WEIGHT * found.mask).backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), 2.0)
+    state.optimizer.step()
+    _average_into(state.average, state.network, min(0.9995, (state.step + 1) / (state.step + 20)))
+    state.step += 1
+    return found
+
+
+class _Log:
+    """Losses, averaged over the steps between two lines, and how long the device waited for clips."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self._file, self._every = path.open("a"), every
+        self._started = self._since = time.perf_counter()
+        self._waited = 0.0
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def waited(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def add(self, state: _State, found: Losses, samples: int, *, last: bool) -> None:
+        # Sums stay on the device: reading a loss at every step would make the device wait for this thread.
+        for name in ("pair", "mask", "accuracy"):
+            self._sums[name] = (
+                self._sums.get(name, torch.zeros(())).to(found.pair.device) + getattr(found, name).detach()
+            )
+        self._count += 1
+        if state.step % self._every and not last:
+            return
+        now = time.perf_counter()
+        record: dict[str, float] = {name: round(float(value) / self._count, 5) for name, value in self._sums.items()}
+        record |= {
+            "step": state.step,
+            "seconds": round(now - self._started, 1),
+            "samples_per_second": round(samples * self._count / (now - self._since)),
+            "waited_for_data": round(self._waited / (now - self._since), 3),
+            "groups": state.groups,
+        }
+        print(json.dumps(record), flush=True)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        self._sums, self._count, self._since, self._waited = {}, 0, now, 0.0
+
+
 def train(arguments: argparse.Namespace) -> CaptionNetwork:
     """Run the training that the arguments describe; returns the averaged network."""
-    torch.manual_seed(arguments.seed)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    network, average = CaptionNetwork(NetworkConfig()), CaptionNetwork(NetworkConfig())
-    average.load_state_dict(network.state_dict())
-    optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=0.02)
-    first_step, checkpoint = 0, out / "checkpoint.pt"
+    device = torch.device(arguments.device)
+    torch.backends.cudnn.benchmark = True
+    state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_step = state["step"]
-    batches = _Batches(arguments.seed, first_step, arguments.steps, arguments.clips, arguments.samples)
-    loader = DataLoader(
-        batches, batch_size=None, num_workers=arguments.workers, prefetch_factor=4 if arguments.workers else None
+        state.load(checkpoint, device)
+    groups = load_groups(
+        arguments.seed,
+        state.groups,
+        assets=arguments.assets,
+        clip_count=arguments.group_clips,
+        samples=arguments.samples,
+        workers=arguments.workers,
     )
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    started, log = time.perf_counter(), (out / "log.jsonl").open("a")
-    running: dict[str, float] = {}
-    for step, batch in enumerate(loader, start=first_step):
-        progress = step / arguments.steps
-        rate = arguments.rate * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * progress)) + 0.01)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        network.train()
-        pair_loss, mask_loss, accuracy = losses(network, batch, random.Random(step))
-        optimizer.zero_grad(set_to_none=True)
-        (pair_loss + MASK_LOSS_WEIGHT * mask_loss).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 2.0)
-        optimizer.step()
-        _average_into(average, network, min(0.998, (step + 1) / (step + 20)))
-        for name, value in (("pair", pair_loss.item()), ("mask", mask_loss.item()), ("accuracy", accuracy)):
-            running[name] = running.get(name, value) * 0.98 + value * 0.02
-        if (step + 1) % arguments.log_every == 0 or step + 1 == arguments.steps:
-            record = {"step": step + 1, "seconds": round(time.perf_counter() - started, 1), "lr": round(rate, 6)}
-            record |= {name: round(value, 5) for name, value in running.items()}
-            print(json.dumps(record), flush=True)
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-        if (step + 1) % arguments.save_every == 0 or step + 1 == arguments.steps:
-            state = {"network": network.state_dict(), "average": average.state_dict(), "step": step + 1}
-            torch.save({**state, "optimizer": optimizer.state_dict()}, checkpoint.with_suffix(".new"))
-            checkpoint.with_suffix(".new").replace(checkpoint)
-            save_weights(average, out / "caption-network.safetensors", name=arguments.name)
-    return average
+    pool, log = ClipPool(device, arguments.pool), _Log(out / "log.jsonl", arguments.log_every)
+    deadline = time.monotonic() + arguments.max_seconds
+    for _ in range(arguments.warm_groups):
+        pool.add(next(groups))
+        state.groups += 1
+    while state.step < arguments.steps:
+        if state.step % arguments.reuse == 0:
+            start = time.perf_counter()
+            pool.add(next(groups))
+            state.groups += 1
+            log.waited(time.perf_counter() - start)
+        rng = random.Random(arguments.seed * 7_777_777 + state.step)
+        found = _learn(state, pool.draw(rng, arguments.clips), arguments)
+        last = state.step == arguments.steps or time.monotonic() > deadline
+        log.add(state, found, arguments.clips * arguments.samples, last=last)
+        if state.step % arguments.save_every == 0 or last:
+            state.save(checkpoint)
+            save_weights(state.average, out / "caption-network.safetensors", name=arguments.name)
+        if last:
+            break
+    return state.average
 
 
 def main() -> None:
@@ -179,14 +231,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", required=True, help="folder for weights, checkpoint and log")
     parser.add_argument("--name", default="caption-network", help="model version written into the weights")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--clips", type=int, default=6, help="clips in a batch")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
+    parser.add_argument("--steps", type=int, default=30_000)
+    parser.add_argument("--clips", type=int, default=48, help="clips in a batch")
     parser.add_argument("--samples", type=int, default=8, help="samples in a clip")
+    parser.add_argument("--group-clips", type=int, default=16, help="clips that a process renders at a time")
+    parser.add_argument("--reuse", type=int, default=1, help="steps for each group of clips")
+    parser.add_argument("--pool", type=int, default=1500, help="clips of each input shape kept on the device")
+    parser.add_argument("--warm-groups", type=int, default=64, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=1, help="processes that render clips")
-    parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that render")
+    parser.add_argument(
+        "--max-seconds", type=float, default=math.inf, help="stop then; the next run goes on from there"
+    )
+    parser.add_argument("--log-every", type=int, default=200)
+    parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint in the folder")
     train(parser.parse_args())
 

@@ -42,6 +42,19 @@ class CropBatch:
         """Y, U and V."""
         return self.y, self.u, self.v
 
+    def to_host(self) -> CropBatch:
+        """The same in host memory: itself, or a copy out of a GPU.
+
+        The copy is in pinned memory and queued on the current stream; it may be read once that stream has come to it.
+        """
+        if self.y.device.type == "cpu":
+            return self
+        planes = (
+            torch.empty(plane.shape, dtype=torch.uint8, pin_memory=True).copy_(plane, non_blocking=True)
+            for plane in self.planes
+        )
+        return CropBatch(self.first_sample, *planes)
+
     @property
     def height(self) -> int:
         """Height of a sample in pixels."""
@@ -65,10 +78,13 @@ class CropBatch:
         return f"CropBatch(samples {self.first_sample}..{last}, {self.width}x{self.height}, {self.y.device})"
 
 
-def empty_planes(count: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Uninitialised Y, U and V planes for ``count`` samples in host memory."""
+Planes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def empty_planes(count: int, height: int, width: int, device: torch.device | str = "cpu") -> Planes:
+    """Uninitialised Y, U and V planes for ``count`` samples."""
     return (
-        torch.empty((count, height, width), dtype=torch.uint8),
-        torch.empty((count, height // 2, width // 2), dtype=torch.uint8),
-        torch.empty((count, height // 2, width // 2), dtype=torch.uint8),
+        torch.empty((count, height, width), dtype=torch.uint8, device=device),
+        torch.empty((count, height // 2, width // 2), dtype=torch.uint8, device=device),
+        torch.empty((count, height // 2, width // 2), dtype=torch.uint8, device=device),
     )

@@ -39,9 +39,16 @@ def frame_planes(frame: VideoFrame) -> PlaneViews:
 class CpuDecoder:
     """A :class:`~caption_extents.video.decoder.SampleDecoder` on FFmpeg's threaded software decoders."""
 
-    name = "cpu"
-
-    def __init__(self, facts: VideoFacts, timeline: Timeline, crop: CropPixels, *, threads: int = 0) -> None:
+    def __init__(
+        self,
+        facts: VideoFacts,
+        timeline: Timeline,
+        crop: CropPixels,
+        *,
+        threads: int = 0,
+        fallback_reason: str | None = None,
+    ) -> None:
+        self.name = "cpu" if fallback_reason is None else f"cpu ({fallback_reason})"
         self.undecodable_samples: list[int] = []
         self._facts = facts
         self._timeline = timeline

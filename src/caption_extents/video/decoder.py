@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
+
 from caption_extents.errors import InputError
 from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import CropPixels
@@ -25,7 +27,7 @@ class SampleDecoder(Protocol):
     """
 
     name: str
-    """Which decoder this is, for results: ``cpu`` or ``nvdec``."""
+    """Which decoder this is, for results: ``cpu`` or ``nvdec``, and why, where a GPU had to leave it to the CPU."""
 
     undecodable_samples: list[int]
 
@@ -37,7 +39,13 @@ class SampleDecoder(Protocol):
 
 
 def open_decoder(
-    facts: VideoFacts, timeline: Timeline, crop: CropPixels, *, device: str = "auto", threads: int = 0
+    facts: VideoFacts,
+    timeline: Timeline,
+    crop: CropPixels,
+    *,
+    device: torch.device | str = "cpu",
+    insist: bool = False,
+    threads: int = 0,
 ) -> SampleDecoder:
     """A decoder for the device.
 
@@ -45,14 +53,24 @@ def open_decoder(
         facts: of the video.
         timeline: its samples.
         crop: what to keep of each sample.
-        device: ``cpu``, or ``auto`` for the best that is there.
-        threads: of a CPU decoder; 0 for one for each core.
+        device: a CPU or CUDA device.
+        insist: never fall back to the CPU.
+        threads: of a CPU decoder, 0 for one for each core; of a GPU decoder, sessions, 0 for one for each engine.
 
     Raises:
-        InputError: the device is not one of these.
+        InputError: the GPU cannot decode this video, and ``insist`` was given.
     """
-    if device not in {"auto", "cpu"}:
-        raise InputError(f"device {device!r} cannot decode video; use 'auto' or 'cpu'")
     from caption_extents.video.cpu import CpuDecoder
 
-    return CpuDecoder(facts, timeline, crop, threads=threads)
+    device = torch.device(device)
+    if device.type != "cuda":
+        return CpuDecoder(facts, timeline, crop, threads=threads)
+    from caption_extents.video.cuda import why_not_nvdec
+    from caption_extents.video.nvdec import NvdecDecoder
+
+    reason = why_not_nvdec(facts, device)
+    if reason is None:
+        return NvdecDecoder(facts, timeline, crop, device, sessions=threads)
+    if insist:
+        raise InputError(f"the GPU cannot decode {str(facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
+    return CpuDecoder(facts, timeline, crop, threads=threads, fallback_reason=reason)

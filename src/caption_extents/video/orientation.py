@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import torch
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
@@ -57,6 +58,13 @@ class Orientation:
         if self.mirror_vertical:
             plane = plane[::-1]
         return plane
+
+    def apply_tensor(self, plane: torch.Tensor) -> torch.Tensor:
+        """As :meth:`apply`, for a tensor."""
+        if self.transpose:
+            plane = plane.transpose(0, 1)
+        mirrored = [axis for axis, mirror in ((1, self.mirror_horizontal), (0, self.mirror_vertical)) if mirror]
+        return plane.flip(mirrored) if mirrored else plane
 
     def to_decoded(
         self, left: int, top: int, right: int, bottom: int, width: int, height: int

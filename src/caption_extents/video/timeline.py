@@ -44,11 +44,13 @@ class FrameIndex:
         pts: int64 (F,), strictly increasing, in ticks.
         end_pts: end of the last frame's display, in ticks.
         skippable_pts: int64, sorted; frames that no other frame needs.
+        key_pts: int64, sorted; frames that the container marks as key frames.
     """
 
     pts: np.ndarray
     end_pts: int
     skippable_pts: np.ndarray
+    key_pts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,14 @@ class Timeline:
     Attributes:
         sample_pts: int64 (N,); pts of the frame that is sample k.
         skippable_pts: int64, sorted; frames that neither a sample nor another frame needs: packets to leave out.
+        key_pts: int64, sorted; frames that the container marks as key frames.
         frame_rate: samples a second.
         time_base: seconds in a tick.
     """
 
     sample_pts: np.ndarray
     skippable_pts: np.ndarray
+    key_pts: np.ndarray
     frame_rate: Fraction
     time_base: Fraction
 
@@ -104,6 +108,7 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
     return Timeline(
         sample_pts=sample_pts,
         skippable_pts=np.setdiff1d(index.skippable_pts, sample_pts),
+        key_pts=index.key_pts,
         frame_rate=frame_rate,
         time_base=time_base,
     )
@@ -116,6 +121,7 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
     pts: list[int] = []
     durations: list[int] = []
     non_reference: list[int] = []
+    keys: list[int] = []
     count = 0
     with open_video(facts.path) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
@@ -132,14 +138,16 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
                     continue
                 pts.append(packet.pts)
                 durations.append(packet.duration or 0)
-                if finder(packet):
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+                elif finder(packet):
                     non_reference.append(packet.pts)
         except av.error.FFmpegError:
             # A damaged tail ends the video where reading ends; what can be decoded is decided by the decoder.
             if not pts:
                 raise
     skippable = non_reference if finder.reliable else []
-    return _frame_index(facts, pts, durations, skippable, count)
+    return _frame_index(facts, pts, durations, skippable, keys, count)
 
 
 def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
@@ -155,11 +163,11 @@ def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
                 if time is not None and time >= facts.first_pts:
                     pts.append(time)
                     durations.append(frame.duration or 0)
-    return _frame_index(facts, pts, durations, [], count)
+    return _frame_index(facts, pts, durations, [], [], count)
 
 
 def _frame_index(
-    facts: VideoFacts, pts: list[int], durations: list[int], skippable: list[int], packets: int
+    facts: VideoFacts, pts: list[int], durations: list[int], skippable: list[int], keys: list[int], packets: int
 ) -> FrameIndex:
     if not pts:
         raise VideoError(f"no frame of {str(facts.path)!r} has a timestamp; the file is damaged")
@@ -177,6 +185,7 @@ def _frame_index(
         pts=unique,
         end_pts=last + duration,
         skippable_pts=np.setdiff1d(np.asarray(skippable, np.int64), repeated),
+        key_pts=np.setdiff1d(np.asarray(keys, np.int64), repeated),
     )
 
 

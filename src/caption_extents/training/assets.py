@@ -1,0 +1,121 @@
+"""Fonts, photographs and footage, packed small: ``python -m caption_extents.training.assets --out DIR``.
+
+Training runs where the GPU is, which need not be where Debian's packages are. The pack holds only what training reads:
+fonts cut down to the letters that :mod:`caption_extents.training.text` writes, pictures at 1280 pixels, footage at ten
+frames a second. Families and files held out for evaluation stay out. Nothing of it belongs to this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import string
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from fontTools import subset
+from fontTools.ttLib import TTLibError
+from PIL import Image
+
+from caption_extents.training import backgrounds, fonts, text
+
+_PICTURE_SIDE_PX = 1280
+_FOOTAGE_LINES = 360
+_PUNCTUATION = string.digits + string.punctuation + " …。、「」“”♪،؟"
+
+
+def _letters(script: text.Script) -> str:
+    letters = set(script.letters)
+    return "".join(sorted(letters | {letter.upper() for letter in letters if script.uppercase})) + _PUNCTUATION
+
+
+def pack_font(font: fonts.FontFile, letters: str, path: Path) -> bool:
+    """Write a font with the given letters only, and its shaping rules; False where it cannot be done."""
+    options = subset.Options(font_number=font.index, hinting=False, notdef_outline=True, name_IDs=[])
+    options.layout_features = ["*"]
+    options.drop_tables += ["SVG ", "CBDT", "CBLC", "COLR", "CPAL", "DSIG"]
+    try:
+        loaded = subset.load_font(font.path, options)
+        subsetter = subset.Subsetter(options)
+        subsetter.populate(text=letters)
+        subsetter.subset(loaded)
+        subset.save_font(loaded, str(path), options)
+    except (TTLibError, subset.Subsetter.SubsettingError, AttributeError, KeyError, AssertionError, ValueError):
+        return False
+    return path.stat().st_size < 2_000_000
+
+
+def pack_fonts(out: Path, rng: random.Random, faces_a_script: int) -> dict[str, dict[str, list[str]]]:
+    """Pack up to so many faces for each language, from as many families as there are; returns what was packed."""
+    packed: dict[str, dict[str, list[str]]] = {}
+    for script in text.scripts().values():
+        families = {
+            name: files for name, files in fonts.fonts_for(script.language).items() if not fonts.is_held_out(name)
+        }
+        names = sorted(families)
+        rng.shuffle(names)
+        count = faces_a_script * 5 if script.name == "latin" else faces_a_script
+        for number, name in enumerate(names[:count]):
+            face = rng.choice(families[name])
+            path = out / f"{script.language}-{number:03d}.otf"
+            if Path(face.path).suffix in {".ttf", ".otf", ".ttc"} and pack_font(face, _letters(script), path):
+                packed.setdefault(script.language, {}).setdefault(name, []).append(path.name)
+            else:
+                path.unlink(missing_ok=True)
+    return packed
+
+
+def _pictures(rng: random.Random, count: int) -> Iterator[Path]:
+    found = [path for path in backgrounds.find_pictures() if not fonts.is_held_out(path.name)]
+    rng.shuffle(found)
+    yield from found[:count]
+
+
+def pack_pictures(out: Path, rng: random.Random, count: int) -> int:
+    """Pack photographs as JPEG; returns how many."""
+    number = 0
+    for number, path in enumerate(_pictures(rng, count), start=1):
+        picture = backgrounds.load_picture(path).copy()
+        picture.thumbnail((_PICTURE_SIDE_PX, _PICTURE_SIDE_PX), Image.Resampling.LANCZOS)
+        picture.save(out / f"picture-{number:03d}.jpg", quality=80)
+    return number
+
+
+def pack_footage(out: Path, max_frames: int) -> int:
+    """Pack films of this machine at ten frames a second; returns how many."""
+    films = [path for path in backgrounds.find_footage() if not fonts.is_held_out(path.name)]
+    for number, path in enumerate(films):
+        frames = backgrounds.load_footage(path, max_frames)
+        height = min(_FOOTAGE_LINES, frames.shape[1]) // 2 * 2
+        width = round(frames.shape[2] * height / frames.shape[1] / 2) * 2
+        with av.open(str(out / f"film-{number:02d}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=10, options={"crf": "20", "preset": "slow"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+    return len(films)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--faces", type=int, default=24, help="faces for each script; five times as many for Latin")
+    parser.add_argument("--pictures", type=int, default=400)
+    parser.add_argument("--film-frames", type=int, default=400)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(1)
+    packed = pack_fonts(arguments.out, rng, arguments.faces)
+    (arguments.out / "fonts.json").write_text(json.dumps(packed, ensure_ascii=False), encoding="utf-8")
+    faces = {language: sum(map(len, families.values())) for language, families in packed.items()}
+    print(f"faces by language: {faces}")
+    print(f"pictures: {pack_pictures(arguments.out, rng, arguments.pictures)}")
+    print(f"films: {pack_footage(arguments.out, arguments.film_frames)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Groups of rendered clips, made by several processes, and the pool on the device that training draws from.
+
+Drawing, and compression by real codecs, is work for CPU cores and slower than the network learns. So each clip is used
+several times, augmented anew on the device each time: the pool holds the newest clips of every input shape.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, resize_planes
+from caption_extents.training import backgrounds, clips, fonts
+
+ASPECTS = (3.0, 42.0)
+"""Shapes of crops, width over height."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Clips of one input shape.
+
+    Attributes:
+        pictures: planes at the network's input size, uint8 (B, T, 3, H, W).
+        caption_ids: int64 (B, T), 0 for none.
+        unsure: bool (B, T).
+        ink: caption coverage at the mask's resolution times 255, uint8 (B, T, H/8, W/8).
+    """
+
+    pictures: torch.Tensor
+    caption_ids: torch.Tensor
+    unsure: torch.Tensor
+    ink: torch.Tensor
+
+    def to(self, device: torch.device) -> Group:
+        """The same on another device; the copy runs beside the device's work."""
+        pin = device.type == "cuda"
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Group(*((part.pin_memory() if pin else part).to(device, non_blocking=True) for part in parts))
+
+
+def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int, samples: int) -> Group:
+    """Random clips of one random input shape, at random source resolutions."""
+    rng = random.Random(seed)
+    aspect = math.exp(rng.uniform(*map(math.log, ASPECTS)))
+    height, width = input_size(100, round(100 * aspect), INPUT_AREA_PX)
+    pictures, ids, unsure, ink = [], [], [], []
+    for _ in range(clip_count):
+        scale = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
+        squeeze = math.exp(rng.uniform(-0.08, 0.08))
+        crop = (max(16, round(height * scale / 2) * 2), max(64, round(width * scale * squeeze / 2) * 2))
+        clip = clips.random_clip(rng, source, samples, crop[1], crop[0])
+        y, u, v = (torch.from_numpy(np.ascontiguousarray(plane)) for plane in (clip.y, clip.u, clip.v))
+        pictures.append(resize_planes(y, u, v, (height, width)).round().clamp(0, 255).to(torch.uint8))
+        ids.append(torch.from_numpy(clip.caption_ids))
+        unsure.append(torch.from_numpy(clip.unsure))
+        coarse = torch.from_numpy(clip.ink)[:, None]
+        small = functional.interpolate(coarse, (height // STRIDE, width // STRIDE), mode="area")[:, 0]
+        ink.append((small.clamp(0, 1) * 255).to(torch.uint8))
+    return Group(torch.stack(pictures), torch.stack(ids), torch.stack(unsure), torch.stack(ink))
+
+
+class _Groups(IterableDataset[Group]):
+    def __init__(self, seed: int, first: int, assets: Path | None, clip_count: int, samples: int) -> None:
+        self._seed, self._first, self._assets = seed, first, assets
+        self._clip_count, self._samples = clip_count, samples
+
+    def __iter__(self) -> Iterator[Group]:
+        torch.set_num_threads(1)
+        worker = get_worker_info()
+        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        source = open_backgrounds(self._assets)
+        at = self._first + number
+        while True:
+            yield make_group(self._seed * 10_000_000 + at, source, self._clip_count, self._samples)
+            at += stride
+
+
+def open_backgrounds(assets: Path | None) -> backgrounds.BackgroundSource:
+    """Backgrounds of a pack (and its fonts from now on), or else of this machine without what is held out."""
+    if assets is not None:
+        fonts.use_packed_fonts(assets)
+        return backgrounds.BackgroundSource(sorted(assets.glob("*.jpg")), sorted(assets.glob("*.mp4")))
+    pictures, films = (
+        [path for path in found if not fonts.is_held_out(path.name)]
+        for found in (backgrounds.find_pictures(), backgrounds.find_footage())
+    )
+    return backgrounds.BackgroundSource(pictures, films)
+
+
+def load_groups(
+    seed: int, first: int, *, assets: Path | None, clip_count: int, samples: int, workers: int
+) -> Iterator[Group]:
+    """Groups without end from number ``first`` on, in an order that the number of workers does not change."""
+    dataset = _Groups(seed, first, assets, clip_count, samples)
+    yield from DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=4 if workers else None)
+
+
+class ClipPool:
+    """The newest clips of every input shape, on the device.
+
+    Args:
+        device: where the clips are kept.
+        capacity: clips kept of each shape.
+    """
+
+    def __init__(self, device: torch.device, capacity: int) -> None:
+        self._device, self._capacity = device, capacity
+        self._groups: dict[tuple[int, int], Group] = {}
+        self._sizes: dict[tuple[int, int], int] = {}
+        self._next: dict[tuple[int, int], int] = {}
+
+    def add(self, group: Group) -> None:
+        """Keep a group in place of the oldest of its shape."""
+        moved = group.to(self._device)
+        height, width = moved.pictures.shape[-2:]
+        shape = (height, width)
+        if shape not in self._groups:
+            empty = [
+                torch.empty((self._capacity, *part.shape[1:]), dtype=part.dtype, device=self._device)
+                for part in (moved.pictures, moved.caption_ids, moved.unsure, moved.ink)
+            ]
+            self._groups[shape] = Group(*empty)
+            self._sizes[shape] = self._next[shape] = 0
+        count = len(moved.pictures)
+        at = (self._next[shape] + torch.arange(count, device=self._device)) % self._capacity
+        for field in fields(Group):
+            getattr(self._groups[shape], field.name)[at] = getattr(moved, field.name)
+        self._next[shape] = (self._next[shape] + count) % self._capacity
+        self._sizes[shape] = min(self._capacity, self._sizes[shape] + count)
+
+    def draw(self, rng: random.Random, clip_count: int) -> Group:
+        """Random clips of one random shape; shapes of which many clips came are drawn more often."""
+        shapes = list(self._groups)
+        shape = rng.choices(shapes, [self._sizes[shape] for shape in shapes])[0]
+        chosen = torch.tensor([rng.randrange(self._sizes[shape]) for _ in range(clip_count)], device=self._device)
+        return Group(*(getattr(self._groups[shape], field.name)[chosen] for field in fields(Group)))

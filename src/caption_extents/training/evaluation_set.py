@@ -1,0 +1,367 @@
+"""The evaluation set: films whose captions another renderer burned in.
+
+``python -m caption_extents.training.evaluation_set --out DIR`` writes videos with their truth beside them. Nothing in
+it was made as training's clips are: libass draws the captions (Debian's ``ffmpeg`` program, filter ``ass``), with font
+families that training does not use, sentences from the translations of installed programs, and footage and pictures
+that training does not see. The same seed and packages give the same set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gettext
+import json
+import random
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+from caption_extents.training import backgrounds, fonts
+from caption_extents.training.clips import VISIBLE_ALPHA
+
+LOCALES = Path("/usr/share/locale")
+SECONDS = 40
+SAMPLE_RATE = 10
+
+LANGUAGES = {
+    "latin": ("en", ("de", "fr", "es", "it", "nl", "fi", "sv")),
+    "cyrillic": ("ru", ("ru", "uk", "bg", "sr")),
+    "greek": ("el", ("el",)),
+    "han": ("zh-cn", ("zh_CN",)),
+    "han-traditional": ("zh-tw", ("zh_TW",)),
+    "japanese": ("ja", ("ja",)),
+    "hangul": ("ko", ("ko",)),
+    "arabic": ("ar", ("ar", "fa")),
+    "hebrew": ("he", ("he",)),
+    "devanagari": ("hi", ("hi", "mr", "ne")),
+    "thai": ("th", ("th",)),
+    "bengali": ("bn", ("bn",)),
+    "vietnamese": ("vi", ("vi",)),
+    "georgian": ("ka", ("ka",)),
+    "central-european": ("pl", ("pl", "cs", "tr", "hu")),
+}
+"""For each script: a language that fontconfig knows to need it, and catalogues with sentences in it."""
+
+WIDE_SCRIPTS = frozenset({"han", "han-traditional", "japanese", "hangul"})
+
+# Colours are &HAABBGGRR; BorderStyle 3 is a box. Fields: primary, outline colour, back colour, bold, italic, border
+# style, outline (share of the size), shadow (share of the size), then what each line begins with.
+STYLES: dict[str, tuple[str, str, str, int, int, int, float, float, str]] = {
+    "outline-thin": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 0, 1, 0.04, 0, ""),
+    "outline-thick": ("&H00FFFFFF", "&H00000000", "&H00000000", 1, 0, 1, 0.10, 0, ""),
+    "outline-shadow": ("&H00FFFFFF", "&H00000000", "&H80000000", 0, 0, 1, 0.05, 0.06, ""),
+    "shadow-only": ("&H00FFFFFF", "&H00000000", "&H40000000", 0, 0, 1, 0, 0.07, ""),
+    "plain-white": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 0, 1, 0, 0, ""),
+    "yellow": ("&H0000FFFF", "&H00000000", "&H00000000", 0, 0, 1, 0.05, 0, ""),
+    "box": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 0, 3, 0.12, 0, ""),
+    "box-translucent": ("&H00FFFFFF", "&H80000000", "&H80000000", 0, 0, 3, 0.12, 0, ""),
+    "box-light": ("&H00202020", "&H00F0F0F0", "&H00F0F0F0", 0, 0, 3, 0.12, 0, ""),
+    "italic": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 1, 1, 0.05, 0.03, ""),
+    "coloured": ("&H0060D0FF", "&H00602010", "&H00000000", 1, 0, 1, 0.07, 0, ""),
+    "speakers": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 0, 1, 0.05, 0, "{\\c&HCOLOUR&}"),
+    "glow": ("&H00FFFFFF", "&H00C04010", "&H00000000", 1, 0, 1, 0.10, 0, "{\\blur6}"),
+    "fade": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 0, 1, 0.06, 0, "{\\fad(300,300)}"),
+    "karaoke": ("&H0000C0FF", "&H00000000", "&H00000000", 1, 0, 1, 0.06, 0, "{\\kfKARAOKE}"),
+    "pop": (
+        "&H00FFFFFF",
+        "&H00000000",
+        "&H00000000",
+        1,
+        0,
+        1,
+        0.07,
+        0,
+        "{\\fscx70\\fscy70\\t(0,150,\\fscx100\\fscy100)}",
+    ),
+    "spaced": ("&H00FFFFFF", "&H00000000", "&H00000000", 0, 0, 1, 0.05, 0, "{\\fsp4}"),
+    "translucent": ("&H50FFFFFF", "&H50000000", "&H50000000", 0, 0, 1, 0.06, 0, ""),
+}
+
+SIZES = ((640, 360), (854, 480), (960, 540), (1280, 720), (1280, 720), (1280, 720), (1920, 1080), (720, 1280))
+RATES = ("24000/1001", "25", "30000/1001", "30", "50", "60000/1001")
+CODECS = (
+    ("libx264", "mp4", ("-preset", "veryfast", "-crf", "23")),
+    ("libx264", "mkv", ("-preset", "medium", "-crf", "28")),
+    ("libx264", "ts", ("-preset", "ultrafast", "-b:v", "900k")),
+    ("libx265", "mp4", ("-preset", "ultrafast", "-crf", "28", "-x265-params", "log-level=none")),
+    ("libvpx-vp9", "webm", ("-deadline", "realtime", "-cpu-used", "8", "-b:v", "700k")),
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """A caption from ``start`` up to ``end``, in hundredths of a second."""
+
+    start: int
+    end: int
+    text: str
+
+
+@dataclass
+class Film:
+    """One video to make."""
+
+    name: str
+    style: str
+    script: str
+    font: str
+    background: str
+    width: int
+    height: int
+    rate: str
+    codec: str
+    events: list[Event] = field(default_factory=list)
+    size_px: int = 0
+    lines: int = 1
+    align: int = 2
+    margin_px: int = 0
+    marks: bool = False
+    rescaled: bool = False
+
+    @property
+    def crop(self) -> tuple[float, float, float, float]:
+        """The band of the captions, with some room."""
+        block = self.size_px * 1.35 * self.lines
+        bottom = self.height - self.margin_px + self.size_px * 0.35
+        top = bottom - block - self.size_px * 0.6
+        sides = {2: (0.05, 0.95), 1: (0.0, 0.92), 3: (0.08, 1.0)}[self.align]
+        return sides[0], round(max(0.0, top / self.height), 4), sides[1], round(min(1.0, bottom / self.height), 4)
+
+    def truth(self) -> list[dict[str, object]]:
+        """Samples of each caption; a fading one is on screen from the same opacity on as in training."""
+        rate = Fraction(self.rate)
+        fade = 30 * VISIBLE_ALPHA if self.style == "fade" else 0.0
+        # Milliseconds at which the renderer drew the frame that is sample k.
+        times = [1000 * ((k * rate) // SAMPLE_RATE) / rate for k in range(SECONDS * SAMPLE_RATE)]
+        found = []
+        for event in self.events:
+            shown = [k for k, t in enumerate(times) if (event.start + fade) * 10 <= t < (event.end - fade) * 10]
+            if shown:
+                found.append({"start_frame": shown[0], "end_frame": shown[-1] + 1, "text": event.text})
+        return found
+
+
+@cache
+def sentences(language: str) -> tuple[str, ...]:
+    """Short translated sentences of installed programs."""
+    found = set()
+    for path in sorted((LOCALES / language / "LC_MESSAGES").glob("*.mo")):
+        with path.open("rb") as file:
+            try:
+                catalogue = gettext.GNUTranslations(file)
+            except (OSError, UnicodeDecodeError, ValueError):
+                continue
+        for message in catalogue._catalog.values():  # type: ignore[attr-defined]  # gettext offers no listing
+            line = str(message).strip()
+            if 3 <= len(line) <= 60 and not set(line) & set("%{}\\\n\t<>_=&|") and line[-1] != ":":
+                found.add(line)
+    return tuple(sorted(found))
+
+
+def _fit(line: str, letters: int) -> str:
+    return line if len(line) <= letters else line[:letters].rsplit(" ", 1)[0][:letters]
+
+
+def _plan_events(rng: random.Random, film: Film, letters: int) -> list[Event]:
+    pool = [line for language in LANGUAGES[film.script][1] for line in sentences(language)]
+
+    def words() -> str:
+        count = rng.randint(1, film.lines)
+        return "\\N".join(_fit(rng.choice(pool), letters) for _ in range(count))
+
+    events: list[Event] = []
+    at = rng.randint(20, 150)
+    previous = ""
+    while True:
+        length = rng.randint(60, 400)
+        if at + length > SECONDS * 100 - 50:
+            return events
+        text = words()
+        kind = rng.random()
+        if previous and kind < 0.12 and "\\N" in previous:
+            text = previous.split("\\N", 1)[1] + "\\N" + _fit(rng.choice(pool), letters)
+        elif previous and kind < 0.2 and len(previous) > 6:
+            text = previous[:-1] + rng.choice([letter for letter in rng.choice(pool) + "x" if letter.strip()])
+        back_to_back = bool(events) and events[-1].end == at
+        if text == previous and back_to_back:
+            continue
+        events.append(Event(at, at + length, text))
+        previous = text
+        at += length + rng.choice([0, 0, 0, rng.randint(20, 60), rng.randint(60, 250)])
+
+
+def plan_films(seed: int, count: int, captionless: int) -> list[Film]:
+    """What to make: every style and script in turn, everything else at random."""
+    rng = random.Random(seed)
+    styles, scripts = list(STYLES), list(LANGUAGES)
+    kinds = ["footage", "pictures", "bright", "procedural"]
+    films = []
+    for number in range(count + captionless):
+        script = scripts[number % len(scripts)]
+        families = [name for name in fonts.installed_fonts(LANGUAGES[script][0]) if fonts.is_held_out(name)]
+        width, height = SIZES[rng.randrange(len(SIZES))]
+        codec = rng.randrange(len(CODECS))
+        film = Film(
+            name=f"{number:03d}", style=styles[number % len(styles)], script=script, font=rng.choice(sorted(families)),
+            background=kinds[number % 4 if number < count else (number * 2) % 4], width=width, height=height,
+            rate=rng.choice(RATES), codec=str(codec),
+        )  # fmt: skip
+        short = min(width, height)
+        film.size_px = round(short * rng.choice([0.045, 0.055, 0.065, 0.08]))
+        film.lines = rng.choice([1, 1, 2])
+        film.align = rng.choices([2, 1, 3], [8, 1, 1])[0]
+        film.margin_px = round(short * rng.uniform(0.04, 0.12))
+        film.marks = number % 5 == 4
+        film.rescaled = rng.random() < 0.25
+        if number < count:
+            letter = film.size_px * (1.05 if script in WIDE_SCRIPTS else 0.62)
+            film.events = _plan_events(rng, film, max(4, int(width * 0.8 / letter)))
+        else:
+            film.style = "none"
+        films.append(film)
+    return films
+
+
+def _stamp(hundredths: int) -> str:
+    seconds, rest = divmod(hundredths, 100)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{rest:02d}"
+
+
+def write_script(film: Film, rng: random.Random, path: Path) -> None:
+    """The captions as an ASS script."""
+    style = STYLES["outline-thin" if film.style == "none" else film.style]
+    primary, outline, back, bold, italic, border, thick, shadow, prefix = style
+    header = [
+        "[Script Info]", "ScriptType: v4.00+", f"PlayResX: {film.width}", f"PlayResY: {film.height}", "WrapStyle: 2",
+        "[V4+ Styles]",
+        "Format: Name, Fontname, Fontsize, PrimaryColour, SecondaryColour, OutlineColour, BackColour, Bold, Italic, "
+        "Underline, StrikeOut, ScaleX, ScaleY, Spacing, Angle, BorderStyle, Outline, Shadow, Alignment, MarginL, "
+        "MarginR, MarginV, Encoding",
+        f"Style: Main,{film.font},{film.size_px},{primary},&H00FFFFFF,{outline},{back},{-bold},{-italic},0,0,100,100,"
+        f"0,0,{border},{thick * film.size_px:.1f},{shadow * film.size_px:.1f},{film.align},{film.width // 14},"
+        f"{film.width // 14},{film.margin_px},1",
+        f"Style: Mark,{film.font},{film.size_px * 3 // 4},&H60FFFFFF,&H00FFFFFF,&H60000000,&H60000000,0,0,0,0,100,100,"
+        f"0,0,1,1,0,3,{film.width // 40},{film.width // 40},{film.margin_px},1",
+        "[Events]", "Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text",
+    ]  # fmt: skip
+    lines = []
+    for event in film.events:
+        colour = "".join(f"{rng.choice([80, 160, 255]):02X}" for _ in range(3))
+        begin = prefix.replace("COLOUR", colour).replace("KARAOKE", str(event.end - event.start))
+        text = event.text.replace("{", "(").replace("}", ")")
+        lines.append(f"Dialogue: 0,{_stamp(event.start)},{_stamp(event.end)},Main,,0,0,0,,{begin}{text}")
+    if film.marks:
+        lines.append(f"Dialogue: 1,0:00:00.00,{_stamp(SECONDS * 100 + 100)},Mark,,0,0,0,,TV-{rng.randint(2, 99)}")
+    path.write_text("\n".join([*header, *lines]) + "\n", encoding="utf-8")
+
+
+def _inputs(film: Film, rng: random.Random, footage: list[Path], pictures: list[Path]) -> tuple[list[str], list[str]]:
+    """FFmpeg's inputs for several shots, and the filter of each."""
+    arguments: list[str] = []
+    filters: list[str] = []
+    left, number = float(SECONDS), 0
+    width, height = film.width, film.height
+    while left > 0:
+        length = min(left, rng.uniform(1.5, 9.0))
+        left -= length
+        fill = f"scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
+        if film.background == "footage":
+            arguments += [
+                "-stream_loop",
+                "-1",
+                "-ss",
+                f"{rng.uniform(0, 4):.2f}",
+                "-t",
+                f"{length:.3f}",
+                "-i",
+                str(rng.choice(footage)),
+            ]
+        elif film.background == "procedural":
+            size, seed = f"size={width}x{height}:rate={film.rate}", rng.randrange(9999)
+            sources = [
+                f"mandelbrot={size}:start_scale={rng.uniform(0.3, 3)}",
+                f"gradients={size}:speed={rng.uniform(0.001, 0.05)}:seed={seed}",
+                f"life=size={width // 8}x{height // 8}:rate=12:mold=10:life_color=green:death_color=brown:seed={seed}",
+                f"testsrc2={size}",
+            ]
+            source = rng.choice(sources)
+            arguments += ["-f", "lavfi", "-t", f"{length:.3f}", "-i", source]
+        else:
+            arguments += ["-loop", "1", "-framerate", "30", "-t", f"{length:.3f}", "-i", str(rng.choice(pictures))]
+            zoom = rng.uniform(1.05, 1.6)
+            big = (round(width * zoom / 2) * 2, round(height * zoom / 2) * 2)
+            dx, dy = rng.uniform(-60, 60), rng.uniform(-25, 25)
+            fill = (
+                f"scale={big[0]}:{big[1]}:force_original_aspect_ratio=increase,"
+                f"crop={width}:{height}:'(iw-ow)/2+{dx:.1f}*t':'(ih-oh)/2+{dy:.1f}*t'"
+            )
+            if film.background == "bright":
+                fill += ",eq=brightness=0.35:contrast=0.6"
+        filters.append(f"[{number}:v]{fill},fps={film.rate},format=yuv420p,setsar=1[s{number}]")
+        number += 1
+    return arguments, filters
+
+
+def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) -> None:
+    """Make one film and its truth."""
+    rng = random.Random(f"film {film.name}")
+    codec, container, options = CODECS[int(film.codec)]
+    script, video = folder / f"{film.name}.ass", folder / f"{film.name}.{container}"
+    write_script(film, rng, script)
+    arguments, filters = _inputs(film, rng, footage, pictures)
+    shots = "".join(f"[s{number}]" for number in range(len(filters)))
+    small = (film.width * 5 // 8 // 2 * 2, film.height * 5 // 8 // 2 * 2)
+    resized = f",scale={small[0]}:{small[1]},scale={film.width}:{film.height}" if film.rescaled else ""
+    graph = ";".join([*filters, f"{shots}concat=n={len(filters)}:v=1,ass={script}{resized}[out]"])
+    command = [
+        "ffmpeg",
+        "-y",
+        "-hide_banner",
+        "-loglevel",
+        "error",
+        *arguments,
+        "-filter_complex",
+        graph,
+        "-map",
+        "[out]",
+    ]
+    command += ["-t", str(SECONDS), "-c:v", codec, *options, "-threads", "1", "-pix_fmt", "yuv420p", str(video)]
+    subprocess.run(command, check=True)
+    script.unlink()
+    description = asdict(film) | {"video": video.name, "codec": codec, "crop": film.crop, "rate": SAMPLE_RATE}
+    description |= {"captions": film.truth(), "events": len(film.events)}
+    (folder / f"{film.name}.json").write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=72, help="films with captions")
+    parser.add_argument("--captionless", type=int, default=18, help="films without")
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--footage", type=Path, action="append", default=[], help="folder with more held-out films")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    if shutil.which("ffmpeg") is None:
+        parser.error("the ffmpeg program is missing; install Debian's package ffmpeg, whose libass draws the captions")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    films = plan_films(arguments.seed, arguments.clips, arguments.captionless)
+    held = [path for path in backgrounds.find_footage() if fonts.is_held_out(path.name)]
+    footage = held + sorted(path for folder in arguments.footage for path in folder.glob("*.mp4"))
+    pictures = [path for path in backgrounds.find_pictures() if fonts.is_held_out(path.name)]
+    if not footage or not pictures:
+        parser.error("no held-out footage or pictures on this machine; see docs/model-card.md for the packages")
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        made = [pool.submit(render, film, arguments.out, footage, pictures) for film in films]
+        for number, future in enumerate(made, start=1):
+            future.result()
+            print(f"{number} of {len(films)} films", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Which CUDA devices there are, and what their video decoders (NVDEC) can decode.
+
+The driver is asked through its own library, because neither PyTorch nor FFmpeg pass this on: how many decode engines
+the device has, and which codecs, depths and picture sizes they take (NVIDIA Video Codec SDK, ``cuvidGetDecoderCaps``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+
+from caption_extents.errors import InputError
+from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
+
+_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11, "libdav1d": 11}
+"""``cudaVideoCodec`` numbers of the codecs whose standard fixes every decoded bit, by the name of FFmpeg's decoder.
+
+MPEG-2 and MPEG-4 part 2 leave the rounding of their transform open, so a GPU's pixels differ from a CPU's in the last
+bit, and results would depend on the decoder.
+"""
+
+_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+_CHROMA_420 = 1
+
+
+class _DecoderCaps(ctypes.Structure):
+    """``CUVIDDECODECAPS``."""
+
+    _fields_: ClassVar = [
+        ("codec", ctypes.c_int),
+        ("chroma", ctypes.c_int),
+        ("depth_minus_8", ctypes.c_uint),
+        ("reserved1", ctypes.c_uint * 3),
+        ("supported", ctypes.c_ubyte),
+        ("engines", ctypes.c_ubyte),
+        ("output_formats", ctypes.c_ushort),
+        ("max_width", ctypes.c_uint),
+        ("max_height", ctypes.c_uint),
+        ("max_macroblocks", ctypes.c_uint),
+        ("min_width", ctypes.c_ushort),
+        ("min_height", ctypes.c_ushort),
+        ("histogram", ctypes.c_ubyte),
+        ("counter_depth", ctypes.c_ubyte),
+        ("histogram_bins", ctypes.c_ushort),
+        ("reserved3", ctypes.c_uint * 10),
+    ]
+
+
+@dataclass(frozen=True)
+class DecodeEngines:
+    """What a device's decoders do with one codec at 8 bit 4:2:0; sizes in pixels."""
+
+    count: int
+    min_width: int
+    min_height: int
+    max_width: int
+    max_height: int
+    max_macroblocks: int
+
+    def takes(self, width: int, height: int) -> bool:
+        """Whether pictures of this size can be decoded."""
+        macroblocks = -(-width // 16) * -(-height // 16)
+        fits = self.min_width <= width <= self.max_width and self.min_height <= height <= self.max_height
+        return fits and macroblocks <= self.max_macroblocks
+
+
+def parse_device(name: str) -> torch.device:
+    """``cuda`` or ``cuda:N`` as a device that is there.
+
+    Raises:
+        InputError: there is no such device; says which there are.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(name)
+    if count == 0:
+        raise InputError(
+            f"device {name!r} is not there: PyTorch {torch.__version__} finds no CUDA device; "
+            "install a driver and a CUDA build of PyTorch, or use 'auto' or 'cpu'"
+        )
+    index = device.index or 0
+    if index >= count:
+        raise InputError(f"device {name!r} is not there; this machine has cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
+
+
+@cache
+def decode_engines(codec: str, device: torch.device) -> DecodeEngines | None:
+    """What the device's engines decode of a codec; None where they do not, or there is no NVDEC."""
+    library = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
+    try:
+        ask = ctypes.CDLL(library).cuvidGetDecoderCaps
+    except (OSError, AttributeError):
+        return None
+    with torch.cuda.device(device):
+        torch.zeros(1, device=device)  # the driver answers for the context that is current in this thread
+        caps = _DecoderCaps(codec=_CODECS[codec], chroma=_CHROMA_420, depth_minus_8=0)
+        if ask(ctypes.byref(caps)) != 0 or not caps.supported:
+            return None
+    return DecodeEngines(
+        count=max(1, caps.engines),
+        min_width=caps.min_width,
+        min_height=caps.min_height,
+        max_width=caps.max_width,
+        max_height=caps.max_height,
+        max_macroblocks=caps.max_macroblocks,
+    )
+
+
+def why_not_nvdec(facts: VideoFacts, device: torch.device) -> str | None:
+    """Why NVDEC cannot decode a video to the very pixels that a CPU gives; None where it can."""
+    if facts.container in WITHOUT_PRESENTATION_TIMES:
+        return f"{facts.container} files keep no presentation times, and are timed by decoding them on the CPU"
+    if facts.codec not in _CODECS:
+        return f"NVDEC does not decode {facts.codec} exactly"
+    if facts.pixel_format not in _FORMATS:
+        return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
+    engines = decode_engines(facts.codec, device)
+    if engines is None:
+        return f"the decoders of {torch.cuda.get_device_name(device)} do not know {facts.codec}"
+    if not engines.takes(facts.width, facts.height):
+        return (
+            f"{facts.width}x{facts.height} is outside what the decoders take, {engines.min_width}x{engines.min_height} "
+            f"to {engines.max_width}x{engines.max_height} pixels and {engines.max_macroblocks} macroblocks"
+        )
+    return None

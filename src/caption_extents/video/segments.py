@@ -1,0 +1,100 @@
+"""A video cut at key frames into segments that decoders can work on side by side.
+
+A segment is what is *shown* from one key frame up to, not including, another. With open groups of pictures some frames
+that are shown before a key frame are stored after it and refer to it, so a segment's packets go past its end: the
+next key frame and those leading pictures belong to both sides (ITU-T H.265, 3.67).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from caption_extents.video.timeline import Timeline
+
+
+class TimedPacket(Protocol):
+    """What matters here of a packet; ``pts`` in ticks."""
+
+    @property
+    def pts(self) -> int | None:
+        """When its frame is shown."""
+        ...
+
+    @property
+    def is_keyframe(self) -> bool:
+        """Whether the container marks it as a key frame."""
+        ...
+
+
+P = TypeVar("P", bound=TimedPacket)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The samples of a segment.
+
+    Attributes:
+        start_pts: its first frame, in ticks.
+        end_pts: the first frame of the next segment; None for the last segment.
+        first_sample, last_sample: half-open range of the samples whose frames it holds.
+    """
+
+    start_pts: int
+    end_pts: int | None
+    first_sample: int
+    last_sample: int
+
+    def __len__(self) -> int:
+        return self.last_sample - self.first_sample
+
+
+@dataclass
+class Segment(Generic[P]):
+    """A span and the packets that it takes, in decoding order."""
+
+    number: int
+    span: Span
+    packets: list[P] = field(default_factory=list)
+
+
+def plan_spans(timeline: Timeline, min_samples: int) -> list[Span]:
+    """Cut a timeline at key frames into segments of at least ``min_samples`` samples; the last may have fewer."""
+    sample_pts = timeline.sample_pts
+    starts, firsts = [int(sample_pts[0])], [0]
+    at_sample = np.searchsorted(sample_pts, timeline.key_pts)
+    for pts, sample in zip(timeline.key_pts.tolist(), at_sample.tolist(), strict=True):
+        if sample - firsts[-1] >= min_samples and sample < len(sample_pts):
+            starts.append(pts)
+            firsts.append(sample)
+    ends: list[int | None] = [*starts[1:], None]
+    lasts = [*firsts[1:], len(sample_pts)]
+    return [Span(*bounds) for bounds in zip(starts, ends, firsts, lasts, strict=True)]
+
+
+def cut_segments(packets: Iterable[P], spans: list[Span]) -> Iterator[Segment[P]]:
+    """Sort packets in decoding order into segments, each given out when its last packet has come."""
+    current: Segment[P] = Segment(0, spans[0])
+    before: Segment[P] | None = None
+    """The segment before the current one, as long as leading pictures may come for it."""
+    key: P | None = None
+    for packet in packets:
+        following = current.number + 1
+        if following < len(spans) and packet.is_keyframe and packet.pts == spans[following].start_pts:
+            if before is not None:
+                yield before
+            before, current, key = current, Segment(following, spans[following]), packet
+        elif before is not None:
+            if packet.pts is None or packet.pts > current.span.start_pts:
+                yield before
+                before = None
+            else:
+                before.packets.extend([packet] if key is None else [key, packet])
+                key = None
+        current.packets.append(packet)
+    if before is not None:
+        yield before
+    yield current
