@@ -167,7 +167,7 @@ def test_an_hour_at_ten_a_second_has_36000_samples() -> None:
     from caption_extents.video.timeline import FrameIndex, place_samples
 
     pts = np.arange(3600 * 30, dtype=np.int64) * 512
-    index = FrameIndex(pts, int(pts[-1]) + 512, np.empty(0, np.int64))
+    index = FrameIndex(pts, int(pts[-1]) + 512, np.empty(0, np.int64), np.empty(0, np.int64))
     timeline = place_samples(index, F(1, 15360), F(10))
     assert len(timeline) == 36_000
     np.testing.assert_array_equal(timeline.sample_pts, np.arange(36_000) * 3 * 512)

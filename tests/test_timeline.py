@@ -16,7 +16,7 @@ time_bases = st.sampled_from([Fraction(1, 1000), Fraction(1, 90000), Fraction(10
 
 
 def index(pts: list[int], last_duration: int) -> FrameIndex:
-    return FrameIndex(np.asarray(pts, np.int64), pts[-1] + last_duration, np.empty(0, np.int64))
+    return FrameIndex(np.asarray(pts, np.int64), pts[-1] + last_duration, np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @given(first=st.integers(-(10**6), 2**33), gaps=gaps, last=st.integers(1, 500), rate=rates, time_base=time_bases)
@@ -40,7 +40,7 @@ def test_timestamps_over_two_days_are_refused() -> None:
 
 
 def test_frames_that_samples_show_are_never_skippable() -> None:
-    frames = FrameIndex(np.arange(10, dtype=np.int64), 10, np.asarray([1, 3, 4], np.int64))
+    frames = FrameIndex(np.arange(10, dtype=np.int64), 10, np.asarray([1, 3, 4], np.int64), np.empty(0, np.int64))
     timeline = place_samples(frames, Fraction(1, 30), Fraction(10))
     assert timeline.sample_pts.tolist() == [0, 3, 6, 9]
     assert timeline.skippable_pts.tolist() == [1, 4]

@@ -315,7 +315,7 @@ def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
             "x265-params": "log-level=none:pools=none:frame-threads=1",
         }
     if kind < 0.25:
-        speed = str(rng.choice([7, 8, 9]))
+        speed = str(rng.choice([6, 7, 8]))
         return "libvpx-vp9", {
             "crf": str(crf + 14),
             "b": "0",

@@ -57,7 +57,7 @@ def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int,
         scale = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
         squeeze = math.exp(rng.uniform(-0.08, 0.08))
         crop = (max(16, round(height * scale / 2) * 2), max(64, round(width * scale * squeeze / 2) * 2))
-        clip = clips.random_clip(rng, source, samples, crop[1], crop[0])
+        clip = _clip(rng, source, samples, crop)
         y, u, v = (torch.from_numpy(np.ascontiguousarray(plane)) for plane in (clip.y, clip.u, clip.v))
         pictures.append(resize_planes(y, u, v, (height, width)).round().clamp(0, 255).to(torch.uint8))
         ids.append(torch.from_numpy(clip.caption_ids))
@@ -66,6 +66,15 @@ def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int,
         small = functional.interpolate(coarse, (height // STRIDE, width // STRIDE), mode="area")[:, 0]
         ink.append((small.clamp(0, 1) * 255).to(torch.uint8))
     return Group(torch.stack(pictures), torch.stack(ids), torch.stack(unsure), torch.stack(ink))
+
+
+def _clip(rng: random.Random, source: backgrounds.BackgroundSource, samples: int, size: tuple[int, int]) -> clips.Clip:
+    while True:
+        try:
+            return clips.random_clip(rng, source, samples, size[1], size[0])
+        except OSError:
+            # FreeType reads a few fonts and then cannot draw with them: draw again, with another.
+            continue
 
 
 class _Groups(IterableDataset[Group]):

@@ -26,7 +26,7 @@ class FontFile:
     family: str
 
 
-_DEJAVU_LANGUAGES = frozenset({"en", "ru", "el", "ar", "he", "hy", "ka"})
+_DEJAVU_LANGUAGES = frozenset({"en", "ru", "el", "ar", "he", "hy", "ka", "vi", "pl", "tr"})
 _DEJAVU_FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif")
 
 

@@ -46,13 +46,18 @@ class Score:
         return self.matched / self.true if self.true else 1.0
 
     @property
+    def exact_share(self) -> float:
+        """Share of matches with both ends exact; 1 where nothing matches."""
+        return self.exact / self.matched if self.matched else 1.0
+
+    @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall."""
         total = self.found + self.true
         return 2 * self.matched / total if total else 1.0
 
 
-def score_captions(found: Sequence[Extent], true: Sequence[Extent], tolerance: int = 1) -> Score:
+def match_captions(found: Sequence[Extent], true: Sequence[Extent], tolerance: int = 1) -> list[tuple[Extent, Extent]]:
     """Match captions in order of time; extents are half-open ranges of samples that do not overlap."""
     matches: list[tuple[Extent, Extent]] = []
     waiting = sorted(true)
@@ -61,14 +66,24 @@ def score_captions(found: Sequence[Extent], true: Sequence[Extent], tolerance: i
         if match is not None:
             waiting.remove(match)
             matches.append((extent, match))
+    return matches
+
+
+def score_of(matches: Sequence[tuple[Extent, Extent]], found: int, true: int) -> Score:
+    """The score of matches among so many found and true captions."""
     errors = [abs(a - b) for pair in matches for a, b in zip(*pair, strict=True)]
     return Score(
         matched=len(matches),
-        found=len(found),
-        true=len(true),
+        found=found,
+        true=true,
         exact=sum(a == b for a, b in matches),
         boundary_error_samples=sum(errors) / len(errors) if errors else 0.0,
     )
+
+
+def score_captions(found: Sequence[Extent], true: Sequence[Extent], tolerance: int = 1) -> Score:
+    """How well found captions match true ones; see :func:`match_captions`."""
+    return score_of(match_captions(found, true, tolerance), len(found), len(true))
 
 
 def main() -> None:

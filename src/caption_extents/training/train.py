@@ -80,12 +80,10 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rn
 
 def _average_into(average: CaptionNetwork, network: CaptionNetwork, decay: float) -> None:
     """Exponential moving average of weights and statistics (Polyak averaging)."""
+    kept, new = list(average.state_dict().values()), list(network.state_dict().values())
+    real = [index for index, value in enumerate(kept) if value.is_floating_point()]
     with torch.no_grad():
-        for kept, new in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if kept.is_floating_point():
-                kept.lerp_(new, 1 - decay)
-            else:
-                kept.copy_(new)
+        torch._foreach_lerp_([kept[i] for i in real], [new[i] for i in real], 1 - decay)
 
 
 @dataclass
@@ -191,7 +189,6 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
-    torch.backends.cudnn.benchmark = True
     state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
@@ -203,11 +200,12 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
         samples=arguments.samples,
         workers=arguments.workers,
     )
-    pool, log = ClipPool(device, arguments.pool), _Log(out / "log.jsonl", arguments.log_every)
-    deadline = time.monotonic() + arguments.max_seconds
+    pool, started = ClipPool(device, arguments.pool), time.monotonic()
     for _ in range(arguments.warm_groups):
         pool.add(next(groups))
         state.groups += 1
+    print(f"{arguments.warm_groups} groups rendered in {time.monotonic() - started:.1f} s", flush=True)
+    log, deadline = _Log(out / "log.jsonl", arguments.log_every), time.monotonic() + arguments.max_seconds
     while state.step < arguments.steps:
         if state.step % arguments.reuse == 0:
             start = time.perf_counter()

@@ -14,7 +14,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import av
 import av.error
@@ -43,7 +43,7 @@ _AHEAD = 2
 _DECODERS = {"libdav1d": "av1"}
 """FFmpeg's own decoder, which drives NVDEC, where the usual one is another library."""
 
-Packet = av.Packet[Any]
+Packet: TypeAlias = "av.Packet[Any]"
 
 
 class _Dependent(Exception):  # noqa: N818 (no error: the file is decoded in another way)
