@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 
 from caption_extents.region import CropRegion
-from caption_extents.video.batch import CropBatch
-from caption_extents.video.crop import resolve_crop
+from caption_extents.video import segmented
+from caption_extents.video.batch import CropBatch, Planes, empty_planes
+from caption_extents.video.cpu import crop_planes
+from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
-from caption_extents.video.source import probe
+from caption_extents.video.segmented import SegmentedDecoder
+from caption_extents.video.source import VideoFacts, open_video, probe
 from caption_extents.video.timeline import build_timeline
 from tests.media import Recipe, ReferenceFrame, make_video, reference_samples
 
@@ -87,6 +92,34 @@ RECIPES = [
 ]
 
 
+class SoftwareEngine:
+    """Decodes segments as a GPU's engine does, with FFmpeg's software decoders."""
+
+    def __init__(self, facts: VideoFacts, crop: CropPixels) -> None:
+        self._facts, self._crop = facts, crop
+
+    def open(self) -> av.VideoCodecContext:
+        context = av.CodecContext.create(self._facts.codec, "r")
+        with open_video(self._facts.path) as (_, stream):
+            context.extradata = stream.codec_context.extradata
+            context.width, context.height = stream.codec_context.width, stream.codec_context.height
+        return context
+
+    def crop(self, frame: av.VideoFrame) -> Planes:
+        y, u, v = (torch.from_numpy(plane.copy()) for plane in crop_planes(frame, self._crop, self._facts))
+        return y, u, v
+
+    def empty(self, count: int) -> Planes:
+        return empty_planes(count, self._crop.height, self._crop.width)
+
+
+def open_segmented(path: Path, region: CropRegion, rate: Fraction, sessions: int = 3) -> SegmentedDecoder:
+    facts = probe(path)
+    crop = resolve_crop(region, facts)
+    engines = [SoftwareEngine(facts, crop) for _ in range(sessions)]
+    return SegmentedDecoder("segmented", facts, build_timeline(facts, rate), engines)
+
+
 def decode_samples(path: Path, region: CropRegion, rate: Fraction, threads: int = 2) -> list[CropBatch]:
     facts = probe(path)
     decoder = open_decoder(
@@ -107,8 +140,53 @@ def test_samples_are_the_frames_a_player_shows(recipe: Recipe, rate: Fraction, t
     assert_samples_are(path, rate, reference_samples(path, rate))
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_segments_side_by_side_give_the_same(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if recipe.container in {"avi", "mpg"}:
+        pytest.skip("timed by decoding, never cut into segments")
+    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    path = make_video(recipe, tmp_path)
+    decoder = open_segmented(path, REGION, F(10))
+    check_batches(list(decoder), path, reference_samples(path, F(10)))
+    assert decoder.undecodable_samples == []
+
+
+def test_key_frames_that_are_none_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With intra refresh a stream marks frames as key frames that cannot be decoded on their own."""
+    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    options = {"bf": "0", "x264-params": "intra-refresh=1:keyint=15:log-level=none"}
+    path = make_video(Recipe("refresh", pts=tuple(range(150)), options=options), tmp_path)
+    assert len(build_timeline(probe(path), F(10)).key_pts) > 3
+    decoder = open_segmented(path, REGION, F(10))
+    check_batches(list(decoder), path, reference_samples(path, F(10)))
+
+
+def test_closing_ends_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    path = make_video(Recipe("long", pts=tuple(range(600)), options=B_FRAMES), tmp_path)
+    before = threading.active_count()
+    decoder = open_segmented(path, REGION, F(10))
+    next(iter(decoder))
+    assert threading.active_count() > before
+    decoder.close()
+    assert threading.active_count() == before
+    assert list(decoder) == []
+
+
+def test_an_error_of_a_session_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_video(Recipe("long", pts=tuple(range(60)), options=B_FRAMES), tmp_path)
+    monkeypatch.setattr(SoftwareEngine, "crop", lambda self, frame: 1 / 0)
+    before = threading.active_count()
+    with pytest.raises(ZeroDivisionError):
+        list(open_segmented(path, REGION, F(10)))
+    assert threading.active_count() == before
+
+
 def assert_samples_are(path: Path, rate: Fraction, expected: list[ReferenceFrame]) -> None:
-    batches = decode_samples(path, REGION, rate)
+    check_batches(decode_samples(path, REGION, rate), path, expected)
+
+
+def check_batches(batches: list[CropBatch], path: Path, expected: list[ReferenceFrame]) -> None:
     assert sum(map(len, batches)) == len(expected)
     assert [batch.first_sample for batch in batches] == list(range(0, len(expected), BATCH_SAMPLES))
     crop = resolve_crop(REGION, probe(path))

@@ -48,15 +48,15 @@ def test_captions_are_drawn_without_any_fonts_of_the_machine(monkeypatch: pytest
     monkeypatch.setattr(fonts, "fonts_for", lambda language: {})
     style = captions.random_style(random.Random(2), 24, "han")
     overlay = captions.draw_caption(style, ["Hello"], 300, 60, 50)
-    assert overlay.ink.max() > 0.9
+    assert overlay.ink.max() > 0.4
 
 
-def test_seven_scripts_are_drawn_with_the_fonts_of_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fonts, "_installed_fonts", lambda language: {})
+def test_ten_scripts_are_drawn_with_the_fonts_of_a_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "installed_fonts", lambda language: {})
     fonts.fonts_for.cache_clear()
     try:
         found = [name for name, script in text.scripts().items() if fonts.fonts_for(script.language)]
-        assert len(found) == 7
+        assert len(found) == 10
         assert all(fonts.random_font(random.Random(1), text.scripts()[name].language, 20) for name in found)
     finally:
         fonts.fonts_for.cache_clear()

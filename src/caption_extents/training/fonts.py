@@ -61,7 +61,7 @@ def _packed_fonts(folder: Path, language: str) -> dict[str, tuple[FontFile, ...]
 
 
 def _wheel_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
-    """DejaVu as matplotlib carries it, so that a machine without fonts can still write seven scripts."""
+    """DejaVu as matplotlib carries it, so that a machine without fonts can still write ten scripts."""
     package = importlib.util.find_spec("matplotlib")
     if package is None or package.origin is None or language not in _DEJAVU_LANGUAGES:
         return {}

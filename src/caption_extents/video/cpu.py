@@ -36,6 +36,17 @@ def frame_planes(frame: VideoFrame) -> PlaneViews:
     return y, u, v
 
 
+def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
+    """Y, U and V of a frame's crop, turned as displayed; views of its memory or of a converted copy."""
+    left, top, right, bottom = crop.decoded
+    cropped = []
+    for index, plane in enumerate(frame_planes(frame)):
+        shift = 1 if index else 0
+        box = plane[top >> shift : bottom >> shift, left >> shift : right >> shift]
+        cropped.append(facts.orientation.apply(box))
+    return cropped
+
+
 class CpuDecoder:
     """A :class:`~caption_extents.video.decoder.SampleDecoder` on FFmpeg's threaded software decoders."""
 
@@ -137,7 +148,7 @@ class _BatchWriter:
         if self._planes is None:
             self._planes = empty_planes(min(BATCH_SAMPLES, self._count - number + at), crop.height, crop.width)
         if self._cropped_frame is not frame:
-            self._cropped = self._crop_planes(frame)
+            self._cropped = crop_planes(frame, self._crop, self._facts)
             self._cropped_frame = frame
         for target, source in zip(self._planes, self._cropped, strict=True):
             target.numpy()[at] = source
@@ -146,12 +157,3 @@ class _BatchWriter:
         batch = CropBatch(number - at, *self._planes)
         self._planes = None
         return batch
-
-    def _crop_planes(self, frame: VideoFrame) -> list[np.ndarray]:
-        left, top, right, bottom = self._crop.decoded
-        cropped = []
-        for index, plane in enumerate(frame_planes(frame)):
-            shift = 1 if index else 0
-            box = plane[top >> shift : bottom >> shift, left >> shift : right >> shift]
-            cropped.append(self._facts.orientation.apply(box))
-        return cropped

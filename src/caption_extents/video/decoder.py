@@ -66,11 +66,11 @@ def open_decoder(
     if device.type != "cuda":
         return CpuDecoder(facts, timeline, crop, threads=threads)
     from caption_extents.video.cuda import why_not_nvdec
-    from caption_extents.video.nvdec import NvdecDecoder
+    from caption_extents.video.nvdec import open_nvdec
 
     reason = why_not_nvdec(facts, device)
     if reason is None:
-        return NvdecDecoder(facts, timeline, crop, device, sessions=threads)
+        return open_nvdec(facts, timeline, crop, device, sessions=threads)
     if insist:
         raise InputError(f"the GPU cannot decode {str(facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
     return CpuDecoder(facts, timeline, crop, threads=threads, fallback_reason=reason)

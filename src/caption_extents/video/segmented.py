@@ -1,0 +1,353 @@
+"""Decoding segments of a video side by side, and giving their samples out in order.
+
+One thread reads packets and cuts them into segments (:mod:`caption_extents.video.segments`); several sessions, each
+with a decoder and a thread of its own, decode segments; the iterating thread puts them back in order. What decodes and
+crops is an :class:`Engine`: the engines of a GPU in :mod:`caption_extents.video.nvdec`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, cast
+
+import av
+import av.error
+import torch
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from caption_extents.errors import DecodeError
+from caption_extents.video.batch import CropBatch, Planes
+from caption_extents.video.decoder import BATCH_SAMPLES
+from caption_extents.video.segments import Segment, Span, cut_segments, plan_spans
+from caption_extents.video.source import VideoFacts, open_video, read_packets
+from caption_extents.video.timeline import Timeline
+
+SEGMENT_SAMPLES = 64
+"""Least samples in a segment. Draining a session at a segment's end costs a few frames' time, so not too few; all
+sessions hold segments at once, and all must have one soon after the start, so not too many."""
+
+_AHEAD = 2
+"""Segments under way or waiting to be given out, for each session."""
+
+Packet: TypeAlias = "av.Packet[Any]"
+
+
+class Engine(Protocol):
+    """What decodes and crops. A session calls it from its own thread only."""
+
+    def open(self) -> VideoCodecContext:
+        """A decoder for the video's packets."""
+        ...
+
+    def crop(self, frame: VideoFrame) -> Planes:
+        """The crop of a frame, one sample: Y (H, W), U and V (H/2, W/2), uint8."""
+        ...
+
+    def empty(self, count: int) -> Planes:
+        """Uninitialised planes for the crops of ``count`` samples."""
+        ...
+
+
+class _DependentError(Exception):
+    """A segment's first frame cannot be decoded without what was before it."""
+
+
+@dataclass
+class _Crops:
+    """What a segment gave.
+
+    Attributes:
+        span: the segment's samples.
+        planes: their crops.
+        without: leading samples for which no frame was good; they show what was shown before.
+        undecodable: samples that do not show their own frame.
+        last: crop of the last good frame, one sample; None if there was none.
+    """
+
+    span: Span
+    planes: Planes
+    without: int = 0
+    undecodable: list[int] = field(default_factory=list)
+    last: Planes | None = None
+
+
+class SegmentedDecoder:
+    """A :class:`~caption_extents.video.decoder.SampleDecoder` that decodes segments side by side.
+
+    Args:
+        name: see the protocol.
+        facts: of the video.
+        timeline: its samples.
+        engines: one for each session.
+    """
+
+    def __init__(self, name: str, facts: VideoFacts, timeline: Timeline, engines: list[Engine]) -> None:
+        self.name = name
+        self.undecodable_samples: list[int] = []
+        self._facts, self._timeline, self._engines = facts, timeline, engines
+        self._batches = self._decode()
+        self._work: _SideBySide | None = None
+
+    def __iter__(self) -> Iterator[CropBatch]:
+        return self._batches
+
+    def close(self) -> None:
+        """Stop all sessions; returns when their threads have ended."""
+        if self._work is not None:
+            self._work.close()
+
+    def _decode(self) -> Iterator[CropBatch]:
+        spans = plan_spans(self._timeline, SEGMENT_SAMPLES)
+        cutter = _BatchCutter(len(self._timeline))
+        try:
+            yield from self._decode_spans(spans, cutter)
+        except _DependentError:
+            # Key frames that are none, as with intra refresh: one decoder, from the start, past what is given already.
+            yield from self._decode_spans([Span(spans[0].start_pts, None, 0, len(self._timeline))], cutter)
+
+    def _decode_spans(self, spans: list[Span], cutter: _BatchCutter) -> Iterator[CropBatch]:
+        self._work = work = _SideBySide(self._facts, self._timeline, spans, self._engines[: len(spans)])
+        try:
+            for crops in work:
+                self.undecodable_samples.extend(
+                    number for number in crops.undecodable if number >= cutter.taken_samples
+                )
+                yield from cutter.add(crops)
+        finally:
+            work.close()
+
+
+class _SideBySide:
+    """Threads that decode the spans of a file; iterating gives their crops in order."""
+
+    def __init__(self, facts: VideoFacts, timeline: Timeline, spans: list[Span], engines: list[Engine]) -> None:
+        self._facts, self._spans = facts, spans
+        self._skippable = frozenset(timeline.skippable_pts.tolist())
+        self._segments: queue.Queue[Segment[Packet] | None] = queue.Queue()
+        self._room = threading.Semaphore(len(engines) * _AHEAD)
+        self._stopped = threading.Event()
+        self._changed = threading.Condition()
+        self._done: dict[int, _Crops] = {}
+        self._error: BaseException | None = None
+        self._threads = [threading.Thread(target=self._read, name="segments", daemon=True)]
+        for number, engine in enumerate(engines):
+            session = _Session(engine, facts, timeline, self._stopped)
+            self._threads.append(
+                threading.Thread(target=self._work, args=(session,), name=f"session-{number}", daemon=True)
+            )
+        for thread in self._threads:
+            thread.start()
+
+    def __iter__(self) -> Iterator[_Crops]:
+        for number in range(len(self._spans)):
+            with self._changed:
+                while number not in self._done and self._error is None and not self._stopped.is_set():
+                    self._changed.wait()
+                if self._error is not None:
+                    raise self._error
+                if number not in self._done:
+                    return
+                crops = self._done.pop(number)
+            self._room.release()
+            yield crops
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._room.release()
+        for _ in self._threads:
+            self._segments.put(None)
+        with self._changed:
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def _needed(self) -> Iterator[Packet]:
+        with open_video(self._facts.path) as (container, stream):
+            try:
+                for packet in read_packets(container, stream):
+                    if self._stopped.is_set():
+                        return
+                    if packet.size and packet.pts not in self._skippable:
+                        yield packet
+            except av.error.FFmpegError:
+                # The file ends in damage. What follows cannot be read, and its samples are listed.
+                return
+
+    def _read(self) -> None:
+        try:
+            found = 0
+            for segment in cut_segments(self._needed(), self._spans):
+                self._room.acquire()
+                if self._stopped.is_set():
+                    return
+                self._segments.put(segment)
+                found += 1
+            for left in range(found, len(self._spans)):
+                self._segments.put(Segment(left, self._spans[left]))
+        except BaseException as error:
+            self._fail(error)
+
+    def _work(self, session: _Session) -> None:
+        try:
+            while (segment := self._segments.get()) is not None and not self._stopped.is_set():
+                crops = session.decode(segment)
+                with self._changed:
+                    self._done[segment.number] = crops
+                    self._changed.notify_all()
+        except BaseException as error:
+            self._fail(error)
+
+
+class _Session:
+    """One decoder. All calls come from one thread."""
+
+    def __init__(self, engine: Engine, facts: VideoFacts, timeline: Timeline, stopped: threading.Event) -> None:
+        self._engine, self._facts, self._timeline, self._stopped = engine, facts, timeline, stopped
+        self._context: VideoCodecContext | None = None
+
+    def decode(self, segment: Segment[Packet]) -> _Crops:
+        """Decode a segment and crop its samples.
+
+        Raises:
+            _DependentError: it is not the first, and its first frame cannot be decoded.
+        """
+        crops = _Crops(segment.span, self._engine.empty(len(segment.span)))
+        settler = _Settler(self._engine, crops, self._timeline)
+        first = True
+        for pts, frame in self._frames(segment):
+            if first and segment.number and pts != segment.span.start_pts:
+                raise _DependentError
+            first = False
+            settler.show(pts, frame)
+        if first and segment.number and segment.packets and not self._stopped.is_set():
+            raise _DependentError
+        settler.finish()
+        return crops
+
+    def _frames(self, segment: Segment[Packet]) -> Iterator[tuple[int, VideoFrame]]:
+        """Good frames of a segment and their times, in presentation order."""
+        if self._context is None:
+            self._context = self._engine.open()
+        span, context = segment.span, self._context
+        last_pts = span.start_pts - 1
+        packets: list[Packet | None] = [*segment.packets, None]
+        for packet in packets:
+            if self._stopped.is_set():
+                return
+            try:
+                frames = context.decode(packet)
+            except av.error.FFmpegError:
+                continue
+            for frame in frames:
+                pts = frame.pts
+                if pts is None or pts < last_pts or pts < span.start_pts:
+                    continue
+                if (span.end_pts is None or pts < span.end_pts) and self._is_good(frame):
+                    last_pts = pts
+                    yield pts, frame
+        context.flush_buffers()
+
+    def _is_good(self, frame: VideoFrame) -> bool:
+        return (frame.width, frame.height) == (self._facts.width, self._facts.height) and not frame.is_corrupt
+
+
+class _Settler:
+    """Decides which frame each sample of a segment shows, and crops it."""
+
+    def __init__(self, engine: Engine, crops: _Crops, timeline: Timeline) -> None:
+        self._engine, self._crops = engine, crops
+        self._sample_pts = timeline.sample_pts[crops.span.first_sample : crops.span.last_sample].tolist()
+        self._at = 0
+        self._shown: tuple[int, VideoFrame] | None = None
+        self._cropped: Planes | None = None
+
+    def show(self, pts: int, frame: VideoFrame) -> None:
+        """A frame has come. Samples for which it is too late are settled: the one before it was the right one."""
+        if self._shown is not None:
+            while self._at < len(self._sample_pts) and self._sample_pts[self._at] < pts:
+                self._settle()
+        elif self._crops.span.first_sample:
+            while self._at < len(self._sample_pts) and self._sample_pts[self._at] < pts:
+                self._pass_over()
+        self._shown, self._cropped = (pts, frame), None
+
+    def finish(self) -> None:
+        """No more frames come."""
+        while self._at < len(self._sample_pts):
+            if self._shown is None:
+                self._pass_over()
+            else:
+                self._settle()
+        if self._shown is not None:
+            self._crops.last = self._crop()
+
+    def _crop(self) -> Planes:
+        if self._cropped is None:
+            assert self._shown is not None
+            self._cropped = self._engine.crop(self._shown[1])
+        return self._cropped
+
+    def _settle(self) -> None:
+        for target, source in zip(self._crops.planes, self._crop(), strict=True):
+            target[self._at] = source
+        assert self._shown is not None
+        if self._shown[0] != self._sample_pts[self._at]:
+            self._crops.undecodable.append(self._crops.span.first_sample + self._at)
+        self._at += 1
+
+    def _pass_over(self) -> None:
+        self._crops.without += 1
+        self._crops.undecodable.append(self._crops.span.first_sample + self._at)
+        self._at += 1
+
+
+class _BatchCutter:
+    """Cuts segments, which come in order, into batches of ``BATCH_SAMPLES``."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._given = 0
+        self._parts: list[Planes] = []
+        self._held = 0
+        self._shown: Planes | None = None
+
+    @property
+    def taken_samples(self) -> int:
+        """Samples that came in so far."""
+        return self._given + self._held
+
+    def add(self, crops: _Crops) -> Iterator[CropBatch]:
+        """The batches that a segment completes. Samples that came in before are passed over."""
+        if crops.without:
+            if self._shown is None:
+                raise DecodeError("no frame at the start of the video could be decoded")
+            for target, source in zip(crops.planes, self._shown, strict=True):
+                target[: crops.without] = source
+        self._shown = crops.last or self._shown
+        passed = self.taken_samples - crops.span.first_sample
+        if passed < len(crops.span):
+            self._parts.append(_slice(crops.planes, passed, len(crops.span)))
+            self._held += len(crops.span) - passed
+        joined = cast(Planes, tuple(torch.cat(group) for group in zip(*self._parts, strict=True)))
+        at = 0
+        while self._held >= BATCH_SAMPLES or (self._held and self.taken_samples == self._count):
+            size = min(BATCH_SAMPLES, self._held)
+            batch = CropBatch(self._given, *_slice(joined, at, at + size))
+            at, self._held, self._given = at + size, self._held - size, self._given + size
+            yield batch
+        self._parts = [_slice(joined, at, at + self._held)]
+
+
+def _slice(planes: Planes, start: int, end: int) -> Planes:
+    y, u, v = planes
+    return y[start:end], u[start:end], v[start:end]
