@@ -33,31 +33,41 @@ def captioned_video(minutes: float, *, height: int = 720, seed: int = 1) -> Path
         partial = minute.with_suffix(".partial.mp4")
         sample_video.render(partial, seconds=60, seed=seed, width=height * 16 // 9, height=height)
         partial.rename(minute)
-    video = CACHE / f"{minutes:g}-minutes-{height}-{seed}.mp4"
+    return repeated_video(minute, minutes)
+
+
+def repeated_video(source: Path, minutes: float) -> Path:
+    """A video's packets, over and over, until so many minutes are full; nothing is encoded anew."""
+    CACHE.mkdir(exist_ok=True)
+    video = CACHE / f"{source.stem}-{minutes:g}-minutes.mp4"
     if not video.exists():
         partial = video.with_suffix(".partial.mp4")
-        _repeat(minute, partial, Fraction(str(minutes)))
+        _repeat(source, partial, Fraction(str(minutes)) * 60)
         partial.rename(video)
     return video
 
 
-def _repeat(source: Path, target: Path, times: Fraction) -> None:
+def _repeat(source: Path, target: Path, seconds: Fraction) -> None:
     with av.open(str(target), "w") as out:
         stream: av.VideoStream | None = None
-        written, frames = 0, int(times * 1800)
-        while written < frames:
+        offset, done = 0, False
+        while not done:
             with av.open(str(source)) as container:
                 original = container.streams.video[0]
                 stream = stream or out.add_stream_from_template(original)
                 assert original.time_base is not None
-                minute = int(60 / original.time_base)
-                offset = written // 1800 * minute
+                end, first = 0, None
                 for packet in container.demux(original):
-                    if packet.dts is None or packet.pts is None or written >= frames:
+                    if packet.dts is None or packet.pts is None:
                         continue
+                    first = packet.pts if first is None else first
+                    end = max(end, packet.pts + (packet.duration or 0) - first)
                     packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, stream
-                    out.mux(packet)
-                    written += 1
+                    if packet.pts * original.time_base < seconds:
+                        out.mux(packet)
+                    else:
+                        done = True
+                offset += end
 
 
 def run_cli(video: Path, *options: str, crop: str = CROP) -> dict[str, Any]:

@@ -38,7 +38,6 @@ Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 SETTINGS: Mapping[str, dict[str, str]] = MappingProxyType(
     {
-        "good 0": {"deadline": "good", "cpu-used": "0", "auto-alt-ref": "1", "lag-in-frames": "25"},
         "good 1": {"deadline": "good", "cpu-used": "1", "auto-alt-ref": "1", "lag-in-frames": "25"},
         "good 2": {"deadline": "good", "cpu-used": "2", "auto-alt-ref": "1", "lag-in-frames": "25"},
         "good 3": {"deadline": "good", "cpu-used": "3", "auto-alt-ref": "1", "lag-in-frames": "25"},
@@ -52,14 +51,15 @@ SETTINGS: Mapping[str, dict[str, str]] = MappingProxyType(
         "good 5, row-mt 0": {
             "deadline": "good", "cpu-used": "5", "auto-alt-ref": "1", "lag-in-frames": "25", "row-mt": "0",
         },
+        "realtime 2": {"deadline": "realtime", "cpu-used": "2", "lag-in-frames": "0"},
+        "realtime 3": {"deadline": "realtime", "cpu-used": "3", "lag-in-frames": "0"},
         "realtime 4": {"deadline": "realtime", "cpu-used": "4", "lag-in-frames": "0"},
         "realtime 5": {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0"},
         "realtime 6": {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0"},
         "realtime 7": {"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0"},
         "realtime 8": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"},
-        "realtime 5, lag 25": {
-            "deadline": "realtime", "cpu-used": "5", "lag-in-frames": "25", "auto-alt-ref": "1",
-        },
+        "realtime 5, aq 0": {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "aq-mode": "0"},
+        "realtime 5, screen": {"deadline": "realtime", "cpu-used": "5", "lag-in-frames": "0", "tune-content": "screen"},
         "realtime 6, screen": {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "tune-content": "screen"},
         "realtime 7, screen": {"deadline": "realtime", "cpu-used": "7", "lag-in-frames": "0", "tune-content": "screen"},
         "realtime 8, screen": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "tune-content": "screen"},

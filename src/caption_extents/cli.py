@@ -81,9 +81,17 @@ def run(
         str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")
     ] = jobs.DEFAULT_DEVICE,
     encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
+    preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
+    decode_threads: Annotated[
+        int, typer.Option(help="Threads of the CPU decoder or sessions on the GPU; 0 for as many as there are.")
+    ] = 0,
     inference_workers: Annotated[
         int | None, typer.Option(help="Threads for the model on a CPU; default one a core, sequential 1.")
     ] = None,
+    upload_workers: Annotated[int, typer.Option(help="Objects uploaded at once.")] = 4,
+    max_undecodable_share: Annotated[
+        float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
+    ] = 0.01,
     model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
     new_version: Annotated[
@@ -105,7 +113,11 @@ def run(
                 implementation=implementation,
                 store=store,
                 device=device,
+                preset=preset,
+                decode_threads=decode_threads,
                 inference_workers=inference_workers,
+                upload_workers=upload_workers,
+                max_undecodable_share=max_undecodable_share,
                 model=model,
                 new_version=new_version,
                 progress=progress,
@@ -161,6 +173,39 @@ def prune(
                 typer.echo(f"would remove {what}")
             elif yes or typer.confirm(f"remove {what}?"):
                 typer.echo(f"removed {what}: {remove_version(opened, keys, state.version)} objects")
+
+
+@app.command()
+def evaluate(
+    labelled: Annotated[
+        list[Path], typer.Argument(help="Folders of labelled videos, or JSON files beside labelled videos.")
+    ],
+    model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")] = jobs.DEFAULT_DEVICE,
+    tolerance: Annotated[int, typer.Option(min=0, help="Samples by which a caption's ends may be off.")] = 1,
+    worst: Annotated[Path | None, typer.Option(help="Folder for pictures of what went wrong.")] = None,
+    worst_count: Annotated[int, typer.Option(help="How many pictures at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Say how right the model is on videos with known captions."""
+    with _errors_as_exit_codes():
+        from caption_extents.training import evaluate as evaluation
+
+        videos = evaluation.find_labelled(labelled)
+        examined = []
+        with evaluation.open_model(model, device) as opened:
+            for number, video in enumerate(videos, start=1):
+                if not (as_json or quiet):
+                    typer.echo(f"{number} of {len(videos)}: {video.name}", err=True)
+                probabilities = evaluation.pair_probabilities(video, opened)
+                examined.append(evaluation.examine(video, probabilities, tolerance))
+        report = evaluation.summarise(examined, tolerance)
+        if worst is not None:
+            from caption_extents.training.worst_cases import write_worst_cases
+
+            write_worst_cases(examined, worst, worst_count)
+    typer.echo(json.dumps(report.to_dict()) if as_json else evaluation.format_report(report, tolerance))
 
 
 def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, VideoKeys]:

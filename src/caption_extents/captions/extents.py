@@ -3,7 +3,11 @@
 The labels of consecutive pairs must fit together: after ``same`` a caption is on screen, so ``empty_valid`` cannot
 follow. Whether a caption is shown is the hidden state of a chain with two states, each label is a step between two of
 them, and the likeliest chain is found by Viterbi's algorithm (Viterbi, 1967; Rabiner, 1989). The evidence for a step
-is the mean log probability of the label forward and of its reverse backward. How sure a caption is comes from the
+is the mean log probability of the label forward and of its reverse backward.
+
+One part of the evidence is weighed down: while nothing changes, whether what stands there is a caption. The chain takes
+steps for independent, but a sign that looks like a caption does so in every sample, and a hundred equal mistakes would
+outvote the one step at which the model saw a caption go. How sure a caption is comes from the
 forward-backward algorithm over the same chain: the smallest posterior probability among its steps.
 """
 
@@ -31,11 +35,17 @@ class DecodingCosts:
     """What a boundary costs, in nats, against the model's evidence for it.
 
     Without a cost, one doubtful pair in a long caption splits it in two; with too high a cost, neighbours merge.
+
+    Attributes:
+        different: of a caption that follows another.
+        appear, disappear: of a caption's first and last sample.
+        presence: weight, in 0..1, of the evidence whether an unchanged sample shows a caption.
     """
 
     different: float = 2.0
     appear: float = 1.0
     disappear: float = 1.0
+    presence: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -72,14 +82,22 @@ def find_captions(probabilities: np.ndarray, costs: DecodingCosts | None = None)
     """
     if len(probabilities) == 0:
         return []
-    costs = costs or DecodingCosts()
-    scores = pair_evidence(probabilities)
-    scores[:, Label.DIFFERENT] -= costs.different
-    scores[:, Label.EMPTY_VALID] -= costs.appear
-    scores[:, Label.VALID_EMPTY] -= costs.disappear
+    scores = _scores(probabilities, costs or DecodingCosts())
     labels = likeliest_labels(scores)
     certainty = _posteriors(scores)[np.arange(len(labels)), labels]
     return _captions(labels, certainty)
+
+
+def _scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
+    """What each label adds to a chain; float64 (P, 5)."""
+    scores = pair_evidence(probabilities)
+    unchanged = np.logaddexp(scores[:, Label.SAME], scores[:, Label.EMPTY_EMPTY])
+    for label in (Label.SAME, Label.EMPTY_EMPTY):
+        scores[:, label] = unchanged + costs.presence * (scores[:, label] - unchanged)
+    scores[:, Label.DIFFERENT] -= costs.different
+    scores[:, Label.EMPTY_VALID] -= costs.appear
+    scores[:, Label.VALID_EMPTY] -= costs.disappear
+    return scores
 
 
 def likeliest_labels(scores: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
 import caption_extents
 from caption_extents.captions.extents import find_captions
@@ -47,7 +46,7 @@ from caption_extents.storage.leases import VersionLease, acquire_version
 from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.crop import CropPixels, resolve_crop
-from caption_extents.video.cuda import parse_device
+from caption_extents.video.cuda import choose_device
 from caption_extents.video.decoder import open_decoder
 from caption_extents.video.source import VideoFacts, probe
 from caption_extents.video.timeline import Timeline, build_timeline
@@ -149,16 +148,10 @@ def _make_plan(job: Job, path: Path) -> _Plan:
         facts=facts,
         timeline=build_timeline(facts, job.rate),
         crop=crop,
-        model=CaptionModel(Path(job.model) if job.model else None, _device(job.device), job.inference_threads),
+        model=CaptionModel(Path(job.model) if job.model else None, choose_device(job.device), job.inference_threads),
         preset=preset,
         source=SourceRecord(job.video_key, facts.size_bytes, content_fingerprint(path)),
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return parse_device(name) if name.startswith("cuda") else torch.device(name)
 
 
 def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLease:

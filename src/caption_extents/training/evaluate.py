@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -29,6 +30,7 @@ from caption_extents.pipeline.stages import Inference
 from caption_extents.region import CropRegion
 from caption_extents.training.scoring import Extent, Score, match_captions, score_of
 from caption_extents.video.crop import resolve_crop
+from caption_extents.video.cuda import choose_device
 from caption_extents.video.decoder import open_decoder
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
@@ -120,6 +122,15 @@ def true_labels(captions: Iterable[Extent], pairs: int) -> np.ndarray:
     labels[(first == 0) & (second != 0)] = Label.EMPTY_VALID.value
     labels[(first != 0) & (second == 0)] = Label.VALID_EMPTY.value
     return labels
+
+
+def open_model(weights: Path | None, device: str) -> CaptionModel:
+    """The model that a run would use.
+
+    Raises:
+        InputError: no such device, or weights that cannot be loaded.
+    """
+    return CaptionModel(weights, choose_device(device), os.cpu_count() or 1)
 
 
 def pair_probabilities(labelled: LabelledVideo, model: CaptionModel) -> np.ndarray:
@@ -279,12 +290,17 @@ def _direction_f1(examined: list[Examined], tolerance: int, change: Callable[[np
     return _pooled(examine(e.labelled, change(e.probabilities), tolerance) for e in examined).f1
 
 
+def false_and_missed(examined: Examined) -> tuple[list[Extent], list[Extent]]:
+    """Captions that were found and are none, and captions that were not found."""
+    matched_found, matched_true = {found for found, _ in examined.matches}, {true for _, true in examined.matches}
+    false = [extent for extent in _extents(examined.found) if extent not in matched_found]
+    return false, [extent for extent in examined.labelled.captions if extent not in matched_true]
+
+
 def _worst(examined: list[Examined]) -> list[dict[str, Any]]:
     rows = []
     for e in examined:
-        matched_found, matched_true = {found for found, _ in e.matches}, {true for _, true in e.matches}
-        missed = [extent for extent in e.labelled.captions if extent not in matched_true]
-        false = [extent for extent in _extents(e.found) if extent not in matched_found]
+        false, missed = false_and_missed(e)
         if missed or false:
             rows.append({"video": e.labelled.name, **e.labelled.facets, "missed": missed, "false": false})
     return sorted(rows, key=lambda row: -len(row["missed"]) - len(row["false"]))

@@ -70,6 +70,17 @@ class DecodeEngines:
         return fits and macroblocks <= self.max_macroblocks
 
 
+def choose_device(name: str) -> torch.device:
+    """The device of a name: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU if there is one.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return parse_device(name) if name.startswith("cuda") else torch.device(name)
+
+
 def parse_device(name: str) -> torch.device:
     """``cuda`` or ``cuda:N`` as a device that is there.
 

@@ -1,0 +1,107 @@
+"""Decoding alone: ``python -m benchmarks.decode [--device cuda]``.
+
+Source frames a second by number of sessions, with and without the packets that no sample needs, and whether the crops
+of the GPU are those of the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import closing
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import CROP, captioned_video, write_result
+from caption_extents import CropRegion
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.cuda import choose_device, decode_engines, why_not_nvdec
+from caption_extents.video.decoder import open_decoder
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+
+
+def measure(video: Path, region: CropRegion, device: torch.device, sessions: list[int]) -> dict[str, Any]:
+    """Frames a second for each number of sessions."""
+    started = time.perf_counter()
+    facts = probe(video)
+    timeline = build_timeline(facts, Fraction(10))
+    index_seconds = time.perf_counter() - started
+    every = replace(timeline, skippable_pts=np.empty(0, np.int64))
+    crop = resolve_crop(region, facts)
+    seconds = float(len(timeline) / timeline.frame_rate)
+    frames = round(seconds * float(facts.average_rate or 0))
+    rows = []
+    for count in sessions:
+        for name, used in (("all packets", every), ("needed packets", timeline)):
+            with closing(open_decoder(facts, used, crop, device=device, threads=count)) as decoder:
+                start = time.perf_counter()
+                samples = sum(map(len, decoder))
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                took = time.perf_counter() - start
+            rows.append({"sessions": count, "packets": name, "seconds": took, "source_fps": frames / took})
+            print(
+                f"{count} sessions, {name}: {frames / took:.0f} source fps, {samples / took:.0f} samples/s", flush=True
+            )
+    return {
+        "video": video.name,
+        "frames": frames,
+        "skippable_share": len(timeline.skippable_pts) / frames,
+        "index_seconds": index_seconds,
+        "rows": rows,
+    }
+
+
+def count_other_bytes(video: Path, region: CropRegion, device: torch.device) -> dict[str, Any]:
+    """Samples whose crop differs between GPU and CPU."""
+    facts = probe(video)
+    reason = why_not_nvdec(facts, device)
+    if reason is not None:
+        return {"video": video.name, "codec": facts.codec, "refused": reason}
+    timeline, crop = build_timeline(facts, Fraction(10)), resolve_crop(region, facts)
+    other = samples = 0
+    with (
+        closing(open_decoder(facts, timeline, crop)) as cpu,
+        closing(open_decoder(facts, timeline, crop, device=device, insist=True)) as gpu,
+    ):
+        for a, b in zip(cpu, gpu, strict=True):
+            differs = torch.zeros(len(a), dtype=torch.bool)
+            for one, two in zip(a.planes, b.planes, strict=True):
+                differs |= (one != two.cpu()).flatten(1).any(1)
+            samples += len(a)
+            other += int(differs.sum())
+    return {"video": video.name, "codec": facts.codec, "samples": samples, "samples_with_other_bytes": other}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
+    parser.add_argument("--crop", default=CROP)
+    parser.add_argument("--minutes", type=float, default=5, help="length of the made video")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--sessions", type=int, nargs="*", help="by default 1 and one for each engine")
+    parser.add_argument("--compare", type=Path, nargs="*", default=[], help="videos to compare byte for byte as well")
+    parser.add_argument("--save", action="store_true", help="write the result under docs/results")
+    arguments = parser.parse_args()
+    video, device = arguments.video or captioned_video(arguments.minutes), choose_device(arguments.device)
+    region = CropRegion.parse(arguments.crop)
+    engines = decode_engines("h264", device) if device.type == "cuda" else None
+    sessions = arguments.sessions or sorted({1, engines.count if engines else 2})
+    result: dict[str, Any] = {"device": str(device), "engines": engines.count if engines else 0}
+    result |= measure(video, region, device, sessions)
+    result["compared"] = [count_other_bytes(path, region, device) for path in arguments.compare]
+    for row in result["compared"]:
+        print(row)
+    if arguments.save:
+        print("written to", write_result(f"decode-{device.type}", result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""A long video on one machine: ``python -m benchmarks.hour [VIDEO] --minutes 60``.
+
+The whole job, from the start of its process, against its own floor: the time of each stage alone on the same machine.
+A VIDEO is repeated, without encoding it anew, until it is long enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import CROP, captioned_video, repeated_video, run_cli, write_result
+from caption_extents import CropRegion
+from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
+from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.presets import PRESETS
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.pipeline.metrics import INFERENCE, StageClock
+from caption_extents.pipeline.stages import Inference
+from caption_extents.video.batch import CropBatch
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.cuda import choose_device
+from caption_extents.video.decoder import open_decoder
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+
+_KEPT_BATCHES = 60
+"""Batches that the stages after decoding are measured with, over and over: enough for all kinds of chunk."""
+
+
+class _Floors:
+    """The time of each stage alone."""
+
+    def __init__(self, video: Path, region: CropRegion, device: torch.device) -> None:
+        self._device = device
+        facts = probe(video)
+        timeline = build_timeline(facts, Fraction(10))
+        self.samples = len(timeline)
+        self._batches: list[CropBatch] = []
+        with closing(open_decoder(facts, timeline, resolve_crop(region, facts), device=device)) as decoder:
+            start = time.perf_counter()
+            for batch in decoder:
+                if len(self._batches) < _KEPT_BATCHES:
+                    self._batches.append(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            self.extraction = time.perf_counter() - start
+
+    def inference(self, threads: int) -> float:
+        """Seconds for all samples, from batches on the device."""
+        count = sum(map(len, self._batches))
+        with CaptionModel(device=self._device, threads=threads) as model:
+            for _ in range(2):
+                inference = Inference(model, count, StageClock(INFERENCE))
+                start = time.perf_counter()
+                for batch in self._batches:
+                    inference.infer(batch)
+                seconds = time.perf_counter() - start
+        return seconds * self.samples / count
+
+    def encoding(self, preset: str, workers: int) -> float:
+        """Seconds for all samples, from chunks in memory."""
+        assembler, chunks = ChunkAssembler(), list[ChunkFrames]()
+        for batch in self._batches:
+            y, u, v = (plane.cpu().numpy() for plane in batch.planes)
+            chunks += assembler.add(batch.first_sample, (y, u, v))
+        repeats = max(1, -(-8 * workers // len(chunks)))
+        work = list(itertools.chain.from_iterable([chunks] * repeats))
+        form = ChunkFormat(frame_rate=Fraction(10))
+        with ThreadPoolExecutor(workers) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda frames: encode_chunk(frames, PRESETS[preset], form), work))
+            seconds = time.perf_counter() - start
+        return seconds * self.samples / sum(len(frames.plan.samples) for frames in work)
+
+
+class _GpuMemory:
+    """The most memory of a GPU in use while a block runs, above what was in use before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.peak_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _used(self) -> int:
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.peak_bytes = max(self.peak_bytes, self._used() - self._before)
+
+    def __enter__(self) -> _GpuMemory:
+        if self._device.type == "cuda":
+            self._before = self._used()
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+
+def measure(video: Path, crop: str, device: torch.device, presets: list[str], workers: int) -> dict[str, Any]:
+    """Runs and floors for each preset."""
+    floors = _Floors(video, CropRegion.parse(crop), device)
+    inference = floors.inference(threads=16)
+    print(
+        f"{floors.samples} samples; alone: extraction {floors.extraction:.2f} s, inference {inference:.2f} s",
+        flush=True,
+    )
+    torch.cuda.empty_cache()
+    result: dict[str, Any] = {"video": video.name, "samples": floors.samples, "device": str(device), "runs": {}}
+    for preset in presets:
+        stages = {
+            "extraction": floors.extraction,
+            "inference": inference,
+            "encoding": floors.encoding(preset, workers),
+        }
+        with _GpuMemory(device) as gpu_memory:
+            options = ["--preset", preset, "--device", str(device), "--encoder-workers", str(workers)]
+            started = time.perf_counter()
+            run = run_cli(video, *options, crop=crop)
+            process_seconds = time.perf_counter() - started
+        metrics = run["metrics"]
+        slowest = max(stages, key=lambda stage: stages[stage])
+        result["runs"][preset] = {
+            "alone_seconds": stages,
+            "floor_stage": slowest,
+            "total_over_floor": metrics["total_seconds"] / stages[slowest],
+            "process_seconds": process_seconds,
+            "gpu_memory_bytes": gpu_memory.peak_bytes,
+            "captions": run["caption_count"],
+            "metrics": metrics,
+        }
+        print(
+            f"{preset}: total {metrics['total_seconds']:.2f} s (process {process_seconds:.2f} s, set-up "
+            f"{metrics['setup_seconds']:.2f} s), slowest stage alone: {slowest} {stages[slowest]:.2f} s, total / floor "
+            f"{metrics['total_seconds'] / stages[slowest]:.3f}; host {metrics['peak_memory_bytes'] / 2**20:.0f} MiB, "
+            f"GPU {gpu_memory.peak_bytes / 2**20:.0f} MiB",
+            flush=True,
+        )
+        for name, stage in metrics["stages"].items():
+            print(
+                f"  {name}: busy {stage['busy_seconds']:.2f} s by {stage['workers']}, waited "
+                f"{stage['wait_input_seconds']:.2f} s for input, {stage['wait_room_seconds']:.2f} s for room",
+                flush=True,
+            )
+    return result
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
+    parser.add_argument("--crop", default=CROP)
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--presets", nargs="*", default=list(PRESETS))
+    parser.add_argument("--encoder-workers", type=int, default=16)
+    parser.add_argument("--name", default="hour", help="name of the result")
+    parser.add_argument("--save", action="store_true", help="write the result under docs/results")
+    arguments = parser.parse_args()
+    base = arguments.video or captioned_video(1)
+    video = repeated_video(base, arguments.minutes)
+    device = choose_device(arguments.device)
+    result = measure(video, arguments.crop, device, arguments.presets, arguments.encoder_workers)
+    if arguments.save:
+        print("written to", write_result(arguments.name, result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The model alone: ``python -m benchmarks.inference [--device cuda]``.
+
+Samples a second with both directions of every pair, milliseconds of CPU a sample, and how many labels of a GPU are
+those of the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import CROP, captioned_video, machine, write_result
+from caption_extents import CropRegion
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.pipeline.metrics import INFERENCE, StageClock
+from caption_extents.pipeline.stages import Inference
+from caption_extents.video.batch import CropBatch
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.cuda import choose_device
+from caption_extents.video.decoder import open_decoder
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+
+
+def read_batches(video: Path, region: CropRegion) -> list[CropBatch]:
+    """All crops of a video, decoded on the CPU."""
+    facts = probe(video)
+    with closing(open_decoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(region, facts))) as decoder:
+        return list(decoder)
+
+
+def infer(model: CaptionModel, batches: list[CropBatch], repeats: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Probabilities of all pairs, and what a pass costs (the best of several)."""
+    count = sum(map(len, batches))
+    moved = [CropBatch(b.first_sample, *(plane.to(model.device) for plane in b.planes)) for b in batches]
+    best: dict[str, Any] = {}
+    for _ in range(repeats + 1):
+        inference = Inference(model, count, StageClock(INFERENCE))
+        wall, cpu = time.perf_counter(), time.process_time()
+        for batch in moved:
+            inference.infer(batch)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        if not best or wall < best["seconds"]:
+            best = {"seconds": wall, "samples_per_second": count / wall, "cpu_ms_per_sample": cpu / count * 1e3}
+    return inference.probabilities, best
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
+    parser.add_argument("--crop", default=CROP)
+    parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--save", action="store_true", help="write the result under docs/results")
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    batches = read_batches(arguments.video or captioned_video(arguments.minutes), CropRegion.parse(arguments.crop))
+    with CaptionModel(threads=machine()["cores"]) as model:
+        reference, cpu = infer(model, batches, arguments.repeats)
+    result: dict[str, Any] = {
+        "samples": sum(map(len, batches)),
+        "crop": [batches[0].width, batches[0].height],
+        "cpu": cpu,
+    }
+    cores = machine()["cores"]
+    print(
+        f"cpu, {cores} threads: {cpu['samples_per_second']:.0f} samples/s, {cpu['cpu_ms_per_sample']:.2f} ms CPU a sample"
+    )
+    if device.type == "cuda":
+        with CaptionModel(device=device) as model:
+            found, gpu = infer(model, batches, arguments.repeats)
+        same = float((found.argmax(-1) == reference.argmax(-1)).mean())
+        result |= {"gpu": gpu, "same_labels": same, "largest_difference": float(np.abs(found - reference).max())}
+        print(f"{device}: {gpu['samples_per_second']:.0f} samples/s; {same:.5f} of all labels as on the CPU")
+    if arguments.save:
+        print("written to", write_result(f"inference-{device.type}", result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Pictures of what the model got wrong."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from caption_extents.training.evaluate import Examined, evidence_at, false_and_missed
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.decoder import open_decoder
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+
+_AROUND = 2
+"""Samples shown on either side of a wrong end."""
+
+_WIDTH_PX = 960
+
+
+def write_worst_cases(examined: list[Examined], folder: Path, limit: int) -> int:
+    """One picture for each wrong caption, the samples around both its ends; returns how many were written.
+
+    The name says which video, whether the caption was missed or invented, and its samples.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = 0
+    for one in sorted(examined, key=lambda e: -sum(map(len, false_and_missed(e)))):
+        false, missed = false_and_missed(one)
+        wrong = [("false", extent) for extent in false] + [("missed", extent) for extent in missed]
+        wrong = wrong[: limit - written]
+        if not wrong:
+            continue
+        last = len(one.truth)
+        wanted = {
+            sample
+            for _, extent in wrong
+            for end in extent
+            for sample in range(max(0, end - _AROUND), min(last, end + _AROUND) + 1)
+        }
+        pictures = _pictures(one, wanted)
+        for kind, extent in wrong:
+            rows = [sample for end in extent for sample in range(end - _AROUND, end + _AROUND + 1) if sample in wanted]
+            name = f"{one.labelled.name}-{kind}-{extent[0]}-{extent[1]}.png"
+            _sheet(one, pictures, rows).save(folder / name)
+            written += 1
+    return written
+
+
+def _pictures(one: Examined, wanted: set[int]) -> dict[int, Image.Image]:
+    facts = probe(one.labelled.video)
+    timeline = build_timeline(facts, one.labelled.rate)
+    found: dict[int, Image.Image] = {}
+    with closing(open_decoder(facts, timeline, resolve_crop(one.labelled.crop, facts))) as decoder:
+        for batch in decoder:
+            for sample in range(batch.first_sample, batch.first_sample + len(batch)):
+                if sample in wanted:
+                    found[sample] = _picture(*(plane[sample - batch.first_sample].numpy() for plane in batch.planes))
+    return found
+
+
+def _picture(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> Image.Image:
+    luma = Image.fromarray(y)
+    chroma = [Image.fromarray(np.ascontiguousarray(plane)).resize(luma.size) for plane in (u, v)]
+    picture = Image.merge("YCbCr", (luma, *chroma)).convert("RGB")
+    return picture.resize((_WIDTH_PX, max(1, round(_WIDTH_PX * luma.height / luma.width))))
+
+
+def _sheet(one: Examined, pictures: dict[int, Image.Image], rows: list[int]) -> Image.Image:
+    height = max(pictures[row].height for row in rows) + 14
+    sheet = Image.new("RGB", (_WIDTH_PX, height * len(rows)))
+    draw = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        sheet.paste(pictures[row], (0, index * height + 14))
+        evidence = evidence_at(one, row) if row < len(one.truth) else "last sample"
+        draw.text((2, index * height + 1), f"sample {row}; to the next: {evidence}", fill=(255, 255, 0))
+    return sheet
