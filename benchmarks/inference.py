@@ -72,7 +72,7 @@ def main() -> None:
     }
     cores = machine()["cores"]
     print(
-        f"cpu, {cores} threads: {cpu['samples_per_second']:.0f} samples/s, {cpu['cpu_ms_per_sample']:.2f} ms CPU a sample"
+        f"cpu, {cores} threads: {cpu['samples_per_second']:.0f} samples/s, {cpu['cpu_ms_per_sample']:.2f} ms CPU each"
     )
     if device.type == "cuda":
         with CaptionModel(device=device) as model:

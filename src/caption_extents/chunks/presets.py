@@ -46,6 +46,7 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 auto_alt_ref="1",
                 lag_in_frames="25",
             ),
+            _preset("fast", threads=1, crf="30", deadline="realtime", cpu_used="6", row_mt="1", lag_in_frames="0"),
         )
     }
 )

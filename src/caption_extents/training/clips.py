@@ -78,12 +78,12 @@ def _next_lines(
 ) -> list[str]:
     """Lines of the caption that follows another: new, or different by one letter or one line."""
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.35:
         at = rng.randrange(len(lines))
         edited = _cut_to_width(text.small_edit(rng, style.script, lines[at]), style, width)
         if edited != lines[at]:
             return [*lines[:at], edited, *lines[at + 1 :]]
-    if kind < 0.35 and len(lines) > 1:
+    if kind < 0.5 and len(lines) > 1:
         return [*lines[1:], *_random_lines(rng, style, width, 1)]
     return _random_lines(rng, style, width, max_lines)
 
@@ -96,7 +96,7 @@ def _schedule(
     at = rng.choice([0, rng.randint(-8, 0), rng.randint(0, count)])
     lines = _random_lines(rng, style, width, max_lines)
     while at < count:
-        length = rng.choice([rng.randint(2, 6), rng.randint(5, 30)])
+        length = rng.choice([rng.randint(1, 4), rng.randint(2, 6), rng.randint(5, 30)])
         colour = rng.choice([style.fill, *style.speakers]) if style.speakers else style.fill
         showings.append(_Showing(len(showings) + 1, lines, at, at + length, colour))
         at += length
@@ -122,8 +122,8 @@ class _Effect:
     @classmethod
     def random(cls, rng: random.Random) -> _Effect:
         fade = rng.random() < 0.25
-        kinds = ["plain", "karaoke", "word", "typing", "jitter", "slide", "flicker"]
-        kind = rng.choices(kinds, [20, 2, 1.5, 1, 1, 0.8, 1])[0]
+        kinds = ["plain", "karaoke", "word", "typing", "jitter", "slide", "flicker", "pop"]
+        kind = rng.choices(kinds, [20, 2, 1.5, 1, 1, 0.8, 1, 2])[0]
         return cls(
             fade_in=rng.randint(1, 4) if fade else 0,
             fade_out=rng.randint(1, 4) if fade and rng.random() < 0.8 else 0,
@@ -153,6 +153,8 @@ class _Layer:
             self._second = captions.draw_caption(style, showing.lines, width, height, bottom, effect.second_colour)
         columns = np.flatnonzero(self._overlay.alpha.max(axis=0) > 0.02)
         self._left, self._right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+        rows = np.flatnonzero(self._overlay.alpha.max(axis=1) > 0.02)
+        self._middle = ((self._left + self._right) / 2, float(rows.mean()) if len(rows) else 0.0)
 
     def at(self, rng: random.Random, sample: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Colour, coverage, ink and opacity of the caption on one sample."""
@@ -168,6 +170,10 @@ class _Layer:
         elif self._effect.kind == "slide" and sample - self._showing.start < 3:
             shift = (3 - (sample - self._showing.start)) * max(1, alpha.shape[0] // 20)
             alpha, ink, colour = (np.roll(a, shift, axis=0) for a in (alpha, ink, colour))
+        elif self._effect.kind == "pop" and sample - self._showing.start < 2:
+            size = (0.75, 0.9)[sample - self._showing.start]
+            alpha, ink = _shrunk(alpha, size, self._middle), _shrunk(ink, size, self._middle)
+            colour = np.stack([_shrunk(channel, size, self._middle) for channel in colour.transpose(2, 0, 1)], axis=2)
         elif self._effect.kind == "flicker":
             opacity *= rng.uniform(0.75, 1.0)
         elif self._effect.kind == "typing":
@@ -177,6 +183,13 @@ class _Layer:
             shift = rng.randint(-1, 1)
             alpha, ink, colour = (np.roll(a, shift, axis=1) for a in (alpha, ink, colour))
         return colour, alpha * opacity, ink * opacity, opacity
+
+
+def _shrunk(plane: np.ndarray, size: float, middle: tuple[float, float]) -> np.ndarray:
+    """A plane drawn smaller by a factor, around a point."""
+    picture = Image.fromarray(plane)
+    matrix = (1 / size, 0, middle[0] * (1 - 1 / size), 0, 1 / size, middle[1] * (1 - 1 / size))
+    return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
 def _blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:

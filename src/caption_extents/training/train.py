@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
 from caption_extents.model.labels import Label
@@ -27,6 +28,8 @@ from caption_extents.training.data import ClipPool, Group, load_groups
 UNSURE_WEIGHT = 0.15
 MASK_LOSS_WEIGHT = 1.0
 FAR_PAIR_WEIGHT = 0.5
+CHANGE_WEIGHT = 2.0
+"""Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
 
 
 def pair_labels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -71,7 +74,8 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rn
     labels = pair_labels(group.caption_ids[:, first], group.caption_ids[:, second]).flatten()
     unsure = (group.unsure[:, first] | group.unsure[:, second]).flatten()
     nearness = torch.tensor([1.0] * (2 * len(near)) + [FAR_PAIR_WEIGHT] * len(far), device=device).repeat(count)
-    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * nearness
+    unchanged = (labels == Label.SAME.value) | (labels == Label.EMPTY_EMPTY.value)
+    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * nearness * torch.where(unchanged, 1.0, CHANGE_WEIGHT)
     pair_loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
     sure_near = (~unsure & (nearness == 1.0)).float()
     accuracy = ((logits.argmax(1) == labels).float() * sure_near).sum() / sure_near.sum().clamp(min=1)
@@ -116,6 +120,15 @@ class _State:
         }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
+
+    def start_from(self, weights: Path) -> None:
+        """Take over the tensors of other weights that have the same name and shape."""
+        with torch.no_grad():
+            for name, tensor in load_file(weights).items():
+                for network in (self.network, self.average):
+                    own = network.state_dict().get(name)
+                    if own is not None and own.shape == tensor.shape:
+                        own.copy_(tensor)
 
     def load(self, path: Path, device: torch.device) -> None:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
@@ -192,6 +205,8 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
     state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
+    elif arguments.init is not None:
+        state.start_from(arguments.init)
     groups = load_groups(
         arguments.seed,
         state.groups,
@@ -244,6 +259,7 @@ def main() -> None:
     parser.add_argument(
         "--max-seconds", type=float, default=math.inf, help="stop then; the next run goes on from there"
     )
+    parser.add_argument("--init", type=Path, help="weights to start from, as far as they fit")
     parser.add_argument("--log-every", type=int, default=200)
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint in the folder")
