@@ -9,7 +9,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 
 from caption_extents.region import CropRegion
 from caption_extents.video import segmented
@@ -105,9 +104,9 @@ class SoftwareEngine:
             context.width, context.height = stream.codec_context.width, stream.codec_context.height
         return context
 
-    def crop(self, frame: av.VideoFrame) -> Planes:
-        y, u, v = (torch.from_numpy(plane.copy()) for plane in crop_planes(frame, self._crop, self._facts))
-        return y, u, v
+    def crop_into(self, frame: av.VideoFrame, planes: Planes, index: int) -> None:
+        for target, source in zip(planes, crop_planes(frame, self._crop, self._facts), strict=True):
+            target.numpy()[index] = source
 
     def empty(self, count: int) -> Planes:
         return empty_planes(count, self._crop.height, self._crop.width)
@@ -175,7 +174,7 @@ def test_closing_ends_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_error_of_a_session_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(Recipe("long", pts=tuple(range(60)), options=B_FRAMES), tmp_path)
-    monkeypatch.setattr(SoftwareEngine, "crop", lambda self, frame: 1 / 0)
+    monkeypatch.setattr(SoftwareEngine, "crop_into", lambda self, frame, planes, index: 1 / 0)
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
         list(open_segmented(path, REGION, F(10)))

@@ -129,6 +129,8 @@ def why_not_nvdec(facts: VideoFacts, device: torch.device) -> str | None:
         return f"{facts.container} files keep no presentation times, and are timed by decoding them on the CPU"
     if facts.codec not in _CODECS:
         return f"NVDEC does not decode {facts.codec} exactly"
+    if facts.width % 2 or facts.height % 2:
+        return f"{facts.width}x{facts.height} is odd, and the decoders take even sizes"
     if facts.pixel_format not in _FORMATS:
         return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
     engines = decode_engines(facts.codec, device)

@@ -65,19 +65,14 @@ class _NvdecEngine(Engine):
             context.extradata = stream.codec_context.extradata
         return context
 
-    def crop(self, frame: VideoFrame) -> Planes:
+    def crop_into(self, frame: VideoFrame, planes: Planes, index: int) -> None:
         left, top, right, bottom = self._crop.decoded
         # NV12: luma, and chroma with U and V side by side. PyTorch's own call of __dlpack__ passes a stream, which
         # PyAV refuses; both are on the default stream.
         luma, chroma = (dlpack.from_dlpack(cast(Any, plane).__dlpack__()) for plane in frame.planes[:2])
         box = chroma[top // 2 : bottom // 2, left // 2 : right // 2]
-        turn = self._facts.orientation.apply_tensor
-        # A copy: the frame's memory goes back to the decoder.
-        return (
-            turn(luma[top:bottom, left:right]).clone(memory_format=torch.contiguous_format),
-            turn(box[..., 0]).clone(memory_format=torch.contiguous_format),
-            turn(box[..., 1]).clone(memory_format=torch.contiguous_format),
-        )
+        for target, source in zip(planes, (luma[top:bottom, left:right], box[..., 0], box[..., 1]), strict=True):
+            target[index].copy_(self._facts.orientation.apply_tensor(source))
 
     def empty(self, count: int) -> Planes:
         return empty_planes(count, self._crop.height, self._crop.width, self._device)

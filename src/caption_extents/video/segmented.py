@@ -43,8 +43,8 @@ class Engine(Protocol):
         """A decoder for the video's packets."""
         ...
 
-    def crop(self, frame: VideoFrame) -> Planes:
-        """The crop of a frame, one sample: Y (H, W), U and V (H/2, W/2), uint8."""
+    def crop_into(self, frame: VideoFrame, planes: Planes, index: int) -> None:
+        """Copy a frame's crop into planes as sample ``index``."""
         ...
 
     def empty(self, count: int) -> Planes:
@@ -65,7 +65,7 @@ class _Crops:
         planes: their crops.
         without: leading samples for which no frame was good; they show what was shown before.
         undecodable: samples that do not show their own frame.
-        last: crop of the last good frame, one sample; None if there was none.
+        last: crop of the last good frame, planes of one sample; None if there was none.
     """
 
     span: Span
@@ -269,7 +269,6 @@ class _Settler:
         self._sample_pts = timeline.sample_pts[crops.span.first_sample : crops.span.last_sample].tolist()
         self._at = 0
         self._shown: tuple[int, VideoFrame] | None = None
-        self._cropped: Planes | None = None
 
     def show(self, pts: int, frame: VideoFrame) -> None:
         """A frame has come. Samples for which it is too late are settled: the one before it was the right one."""
@@ -279,7 +278,7 @@ class _Settler:
         elif self._crops.span.first_sample:
             while self._at < len(self._sample_pts) and self._sample_pts[self._at] < pts:
                 self._pass_over()
-        self._shown, self._cropped = (pts, frame), None
+        self._shown = pts, frame
 
     def finish(self) -> None:
         """No more frames come."""
@@ -289,18 +288,12 @@ class _Settler:
             else:
                 self._settle()
         if self._shown is not None:
-            self._crops.last = self._crop()
-
-    def _crop(self) -> Planes:
-        if self._cropped is None:
-            assert self._shown is not None
-            self._cropped = self._engine.crop(self._shown[1])
-        return self._cropped
+            self._crops.last = self._engine.empty(1)
+            self._engine.crop_into(self._shown[1], self._crops.last, 0)
 
     def _settle(self) -> None:
-        for target, source in zip(self._crops.planes, self._crop(), strict=True):
-            target[self._at] = source
         assert self._shown is not None
+        self._engine.crop_into(self._shown[1], self._crops.planes, self._at)
         if self._shown[0] != self._sample_pts[self._at]:
             self._crops.undecodable.append(self._crops.span.first_sample + self._at)
         self._at += 1
