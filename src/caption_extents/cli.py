@@ -92,7 +92,9 @@ def run(
     max_undecodable_share: Annotated[
         float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
     ] = 0.01,
-    model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
+    ] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
     new_version: Annotated[
         bool, typer.Option("--new-version", help="Start anew even if an unfinished version could be finished.")

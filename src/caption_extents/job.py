@@ -18,6 +18,7 @@ from caption_extents.region import CropRegion
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from caption_extents.model.interface import PairModel
     from caption_extents.pipeline.metrics import ProgressCallback, RunMetrics
 
 DEFAULT_FRAME_RATE = 10.0
@@ -46,7 +47,7 @@ class JobOptions(TypedDict, total=False):
     store: str | os.PathLike[str] | None
     device: str
     preset: str
-    model: str | os.PathLike[str] | None
+    model: str | os.PathLike[str] | PairModel | None
     decode_threads: int
     inference_workers: int | None
     upload_workers: int
@@ -73,7 +74,8 @@ class Job:
         device: where to decode and compute: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one;
             with ``auto``, a video that the GPU cannot decode is decoded on the CPU.
         preset: encoder preset; None for the default.
-        model: weights; None for the package's own.
+        model: weights (``.safetensors``), a checkpoint of the ResNet-50 fusion network (``.pt``), or any object that
+            follows :class:`~caption_extents.model.interface.PairModel`; None for the package's own weights.
         decode_threads: of the CPU decoder, 0 for one for each core.
         inference_workers: threads that compute the model on a CPU; None for one for each core in the pipelined
             implementation, and for one in the sequential, which does one thing at a time.
@@ -99,7 +101,7 @@ class Job:
     store: str | os.PathLike[str] | None = None
     device: str = DEFAULT_DEVICE
     preset: str = DEFAULT_PRESET
-    model: str | os.PathLike[str] | None = None
+    model: str | os.PathLike[str] | PairModel | None = None
     decode_threads: int = 0
     inference_workers: int | None = None
     upload_workers: int = 4

@@ -6,10 +6,12 @@ arrival, so that every run computes the same numbers.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -38,6 +40,7 @@ class CaptionModel:
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu", threads: int = 1) -> None:
         self.path = weights or DEFAULT_WEIGHTS
         self.device = torch.device(device)
+        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else ""
         network, self.version = load_weights(self.path)
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
@@ -47,7 +50,9 @@ class CaptionModel:
     def __enter__(self) -> CaptionModel:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:

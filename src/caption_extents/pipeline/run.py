@@ -24,8 +24,10 @@ from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
 from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
 from caption_extents.job import CropInferResult, Job
-from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
+from caption_extents.model.opening import open_model
+from caption_extents.model.weights import DEFAULT_WEIGHTS
 from caption_extents.pipeline.metrics import (
     ENCODING,
     EXTRACTION,
@@ -64,7 +66,7 @@ class _Plan:
     facts: VideoFacts
     timeline: Timeline
     crop: CropPixels
-    model: CaptionModel
+    model: PairModel
     preset: EncoderPreset
     source: SourceRecord
 
@@ -148,7 +150,7 @@ def _make_plan(job: Job, path: Path) -> _Plan:
         facts=facts,
         timeline=build_timeline(facts, job.rate),
         crop=crop,
-        model=CaptionModel(Path(job.model) if job.model else None, choose_device(job.device), job.inference_threads),
+        model=open_model(job.model, job.crop_region, choose_device(job.device), job.inference_threads),
         preset=preset,
         source=SourceRecord(job.video_key, facts.size_bytes, content_fingerprint(path)),
     )
@@ -166,7 +168,7 @@ def _inputs_digest(plan: _Plan) -> str:
         "crop_px": plan.crop.as_tuple(),
         "frame_rate": str(plan.timeline.frame_rate),
         "preset": [plan.preset.name, plan.preset.threads, dict(plan.preset.options)],
-        "model": hashlib.sha256(plan.model.path.read_bytes()).hexdigest(),
+        "model": plan.model.digest,
         "manifest_format": MANIFEST_FORMAT,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
@@ -259,7 +261,7 @@ def _run_metadata(
     return {
         "cropped_frames_version": manifest.version,
         "model_version": manifest.model_version,
-        "model_checkpoint_path": plan.model.path.name if job.model is None else str(plan.model.path),
+        "model_checkpoint_path": _model_path(job.model),
         "run_id": manifest.run_id,
         "started_at": started_at.isoformat(),
         "completed_at": datetime.now(UTC).isoformat(),
@@ -277,6 +279,12 @@ def _run_metadata(
         "undecodable_samples": ",".join(map(str, decoder.undecodable_samples)),
         "package_version": caption_extents.__version__,
     }
+
+
+def _model_path(model: object) -> str:
+    if model is None:
+        return DEFAULT_WEIGHTS.name
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__qualname__
 
 
 def _metrics(job: Job, stages: Stages, setup_seconds: float, total_seconds: float, cpu_seconds: float) -> RunMetrics:

@@ -14,7 +14,7 @@ from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chun
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
-from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.storage.leases import VersionLease
@@ -71,7 +71,7 @@ class Extraction:
 class Inference:
     """Embeds each sample and compares it with the one before it. Batches must come in order."""
 
-    def __init__(self, model: CaptionModel, sample_count: int, clock: StageClock) -> None:
+    def __init__(self, model: PairModel, sample_count: int, clock: StageClock) -> None:
         self._model, self._clock = model, clock
         self._last: torch.Tensor | None = None
         # All at once: small results kept between large short-lived ones would hold the heap open (1 MiB a batch).

@@ -1,0 +1,93 @@
+"""Any PyTorch module that maps two pictures to five logits, as a model of the pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from types import TracebackType
+
+import torch
+from torch import nn
+
+from caption_extents.model.preprocess import resize_planes
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def to_rgb(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Limited-range BT.709 planes as RGB pictures, float32 (N, 3, h, w) in 0..1, on the planes' device."""
+    luma, blue, red = resize_planes(y, u, v, size).unbind(1)
+    luma, blue, red = (luma - 16) / 219, (blue - 128) / 224, (red - 128) / 224
+    # ITU-T H.273, matrix coefficients 1.
+    rgb = torch.stack([luma + 1.5748 * red, luma - 0.18733 * blue - 0.46813 * red, luma + 1.8556 * blue], dim=1)
+    return rgb.clamp(0, 1)
+
+
+class PairModuleModel:
+    """A :class:`~caption_extents.model.interface.PairModel` around a module.
+
+    Its embedding of a sample is the picture that the module takes; every pair goes through the whole module twice.
+
+    Args:
+        module: maps pictures (N, 3, h, w) of the earlier and the later sample to logits (N, 5), in the order of
+            :class:`~caption_extents.model.labels.Label`.
+        size: height and width of its pictures.
+        version: name in manifests and databases.
+        device: where to compute.
+        mean, std: of each channel, subtracted and divided by.
+        digest: see the protocol; by default of the module's parameters and buffers.
+        batch: pairs that go through the module at once.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        size: tuple[int, int],
+        *,
+        version: str,
+        device: torch.device | str = "cpu",
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        digest: str | None = None,
+        batch: int = 32,
+    ) -> None:
+        self.device, self.version = torch.device(device), version
+        self.digest = digest or (module_digest(module) if isinstance(module, nn.Module) else version)
+        if isinstance(module, nn.Module):
+            module = module.eval().requires_grad_(False).to(self.device)
+        self._module, self._size, self._batch = module, size, batch
+        self._mean, self._std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (mean, std))
+
+    def __enter__(self) -> PairModuleModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    @torch.inference_mode()
+    def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Normalised pictures, float32 (N, 3, h, w)."""
+        rgb = to_rgb(y.to(self.device), u.to(self.device), v.to(self.device), self._size)
+        return (rgb - self._mean) / self._std
+
+    @torch.inference_mode()
+    def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """See the protocol."""
+        both = [self._logits(earlier, later), self._logits(later, earlier)]
+        return torch.stack(both, dim=1).float().softmax(dim=-1).cpu()
+
+    def _logits(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        cuts = [slice(at, at + self._batch) for at in range(0, len(first), self._batch)]
+        return torch.cat([self._module(first[cut], second[cut]) for cut in cuts])
+
+
+def module_digest(module: nn.Module) -> str:
+    """SHA-256 of a module's kind, parameters and buffers."""
+    digest = hashlib.sha256(type(module).__qualname__.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

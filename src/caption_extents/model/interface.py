@@ -1,0 +1,41 @@
+"""What a job asks of a model, so that others can stand in for the package's own."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol, runtime_checkable
+
+import torch
+
+
+@runtime_checkable
+class PairModel(Protocol):
+    """Tells how the caption changes between two samples.
+
+    A sample is embedded once and compared twice, with the sample before it and the one after it. What an embedding is,
+    is the model's own business, as long as embeddings of several samples can be sliced and joined along their first
+    axis. :class:`~caption_extents.model.adapter.PairModuleModel` makes one out of any PyTorch module.
+    """
+
+    device: torch.device
+    """Where it computes."""
+
+    version: str
+    """Its name in manifests and databases."""
+
+    digest: str
+    """Of everything that its answers depend on: runs with another digest do not continue each other."""
+
+    def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Embeddings (N, ...) of samples: Y (N, H, W), U and V (N, H/2, W/2), uint8."""
+        ...
+
+    def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        """Probabilities, float32 (N, 2, 5) on the CPU: forward (earlier, later) and backward (later, earlier)."""
+        ...
+
+    def __enter__(self) -> PairModel: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

@@ -1,0 +1,41 @@
+"""The model that a job asks for: the package's own, other weights, a checkpoint of another network, or an object."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from caption_extents.errors import ModelError
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.fusion import open_fusion
+from caption_extents.model.interface import PairModel
+from caption_extents.region import CropRegion
+
+_CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
+
+
+def open_model(
+    model: str | os.PathLike[str] | PairModel | None, region: CropRegion, device: torch.device, threads: int
+) -> PairModel:
+    """The model of a job.
+
+    Args:
+        model: None for the package's own; a ``.safetensors`` file with weights of the same network; a ``.pt``, ``.pth``
+            or ``.ckpt`` checkpoint of the ResNet-50 fusion network; or any object that follows the protocol.
+        region: where the captions stand.
+        device: where to compute; an object keeps its own.
+        threads: of a CPU model.
+
+    Raises:
+        ModelError: the file cannot be loaded.
+    """
+    if model is None:
+        return CaptionModel(None, device, threads)
+    if isinstance(model, (str, os.PathLike)):
+        path = Path(model)
+        if not path.is_file():
+            raise ModelError(f"there is no model file {str(path)!r}")
+        return open_fusion(path, region, device) if path.suffix in _CHECKPOINTS else CaptionModel(path, device, threads)
+    return model
