@@ -35,7 +35,7 @@ from caption_extents.video.decoder import open_decoder
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
-GROUPS = ("style", "script", "background", "codec")
+GROUPS = ("style", "script", "background", "codec", "hard")
 _BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0001)
 
 
@@ -98,7 +98,7 @@ def _read_labelled(file: Path) -> LabelledVideo:
             crop=CropRegion(*data["crop"]),
             rate=rate,
             captions=tuple(_extent(caption, rate) for caption in data["captions"]),
-            facets={name: str(data[name]) for name in (*GROUPS, "marks") if name in data},
+            facets={name: str(data[name]) for name in GROUPS if data.get(name)},
         )
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise InputError(f"{str(file)!r} does not describe a labelled video: {error!r}") from error
@@ -306,15 +306,17 @@ def _worst(examined: list[Examined]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -len(row["missed"]) - len(row["false"]))
 
 
+_COSTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+
+
 def tune_costs(examined: list[Examined], tolerance: int) -> tuple[DecodingCosts, float]:
     """The boundary costs with the highest F1 over these videos, which must not be those that are reported."""
     best = (DecodingCosts(), -1.0)
-    for different in (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0):
-        for edge in (0.0, 0.5, 1.0, 1.5, 2.0, 3.0):
-            costs = DecodingCosts(different, edge, edge)
-            f1 = _pooled(examine(e.labelled, e.probabilities, tolerance, costs) for e in examined).f1
-            if f1 > best[1]:
-                best = (costs, f1)
+    for presence, different, edge in itertools.product((0.02, 0.05, 0.1, 0.2, 0.4, 1.0), _COSTS, _COSTS):
+        costs = DecodingCosts(different, edge, edge, presence)
+        f1 = _pooled(examine(e.labelled, e.probabilities, tolerance, costs) for e in examined).f1
+        if f1 > best[1]:
+            best = (costs, f1)
     return best
 
 

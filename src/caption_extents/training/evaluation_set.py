@@ -131,6 +131,13 @@ class Film:
         sides = {2: (0.05, 0.95), 1: (0.0, 0.92), 3: (0.08, 1.0)}[self.align]
         return sides[0], round(max(0.0, top / self.height), 4), sides[1], round(min(1.0, bottom / self.height), 4)
 
+    @property
+    def hard(self) -> str:
+        """What makes it harder than others, if anything."""
+        if self.style == "plain-white" and self.background == "bright":
+            return "white on bright"
+        return "over a static mark" if self.marks else ""
+
     def truth(self) -> list[dict[str, object]]:
         """Samples of each caption; a fading one is on screen from the same opacity on as in training."""
         rate = Fraction(self.rate)
@@ -332,7 +339,13 @@ def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) 
     command += ["-t", str(SECONDS), "-c:v", codec, *options, "-threads", "1", "-pix_fmt", "yuv420p", str(video)]
     subprocess.run(command, check=True)
     script.unlink()
-    description = asdict(film) | {"video": video.name, "codec": codec, "crop": film.crop, "rate": SAMPLE_RATE}
+    description = asdict(film) | {
+        "video": video.name,
+        "codec": codec,
+        "crop": film.crop,
+        "rate": SAMPLE_RATE,
+        "hard": film.hard,
+    }
     description |= {"captions": film.truth(), "events": len(film.events)}
     (folder / f"{film.name}.json").write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
