@@ -1,7 +1,7 @@
 """How right the model is: ``python -m benchmarks.accuracy [--set FOLDER]``.
 
-Renders the evaluation set where it is not there yet (see :mod:`caption_extents.training.evaluation_set` for the packages
-it takes), and reports captions, pairs, boundaries and confidences, with other labelled videos beside it.
+Renders the evaluation set where it is not there yet (see :mod:`caption_extents.training.evaluation_set` for what that
+takes), and reports captions, pairs, boundaries and confidences, with other labelled videos beside it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CACHE, write_result
+from caption_extents.captions.extents import DecodingCosts
 from caption_extents.training.evaluate import (
-    DecodingCosts,
     Examined,
     Report,
     examine,
