@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caption_extents.captions.extents import _STEPS, DecodingCosts, find_captions, likeliest_labels, pair_evidence
+from caption_extents.captions.extents import DecodingCosts, find_captions, likeliest_labels, pair_evidence
 from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
 from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER, Label
 
@@ -51,10 +51,19 @@ def test_an_impossible_label_is_overruled() -> None:
 
 
 def test_one_doubtful_pair_does_not_split_a_caption() -> None:
-    doubtful = probabilities([APPEARS, SAME, SAME, SAME, GOES])
-    doubtful[2, :, SAME], doubtful[2, :, DIFFERENT] = 0.3, 0.66
-    assert [(c.start_frame, c.end_frame) for c in find_captions(doubtful)] == [(1, 5)]
+    doubtful = probabilities([APPEARS, *[SAME] * 8, GOES])
+    doubtful[4, :, SAME], doubtful[4, :, DIFFERENT] = 0.3, 0.66
+    assert [(c.start_frame, c.end_frame) for c in find_captions(doubtful, DecodingCosts(different=2.0))] == [(1, 10)]
     assert len(find_captions(doubtful, DecodingCosts(different=0.0))) == 2
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_caption_that_moves_as_it_comes_is_one(at: int) -> None:
+    """Captions that pop in or fade in look different on their first samples."""
+    moving = probabilities([APPEARS, *[SAME] * 8, GOES])
+    moving[at, :, SAME], moving[at, :, DIFFERENT] = 0.05, 0.92
+    assert [(c.start_frame, c.end_frame) for c in find_captions(moving)] == [(1, 10)]
+    assert len(find_captions(moving, DecodingCosts(hasty=0.0))) == 2
 
 
 def test_confidence_is_lower_where_the_model_doubts() -> None:
@@ -74,20 +83,29 @@ scores = st.integers(1, 6).flatmap(
 )
 
 
-@given(scores)
-@settings(max_examples=150)
-def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[float]]) -> None:
-    def consistent(labels: tuple[Label, ...]) -> bool:
-        return all(_STEPS[a][1] == _STEPS[b][0] for a, b in itertools.pairwise(labels))
+def value(labels: tuple[Label, ...], rows: list[list[float]], hasty: float, shown_before: bool) -> float | None:
+    """What a sequence of labels adds up to; None if it is not consistent."""
+    age = 3 if shown_before else 0
+    total = 0.0
+    for label, row in zip(labels, rows, strict=True):
+        if (label in {SAME, DIFFERENT, GOES}) != (age > 0):
+            return None
+        total += row[label] - (hasty if label in {DIFFERENT, GOES} and age in {1, 2} else 0.0)
+        age = {SAME: min(age + 1, 3), DIFFERENT: 1, EMPTY: 0, APPEARS: 1, GOES: 0}[label]
+    return total
 
-    best = max(
-        sum(row[label] for row, label in zip(rows, labels, strict=True))
-        for labels in itertools.product(Label, repeat=len(rows))
-        if consistent(labels)
-    )
-    found = tuple(Label(int(label)) for label in likeliest_labels(np.asarray(rows)))
-    assert consistent(found)
-    assert sum(row[label] for row, label in zip(rows, found, strict=True)) == pytest.approx(best)
+
+@given(scores, st.sampled_from([0.0, 1.5, 6.0]))
+@settings(max_examples=150)
+def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[float]], hasty: float) -> None:
+    values = {}
+    for labels in itertools.product(Label, repeat=len(rows)):
+        either = [value(labels, rows, hasty, shown) for shown in (False, True)]
+        if any(v is not None for v in either):
+            values[labels] = max(v for v in either if v is not None)
+    found = tuple(Label(int(label)) for label in likeliest_labels(np.asarray(rows), hasty))
+    assert found in values
+    assert values[found] == pytest.approx(max(values.values()))
 
 
 @given(st.lists(st.lists(st.floats(0.001, 1), min_size=10, max_size=10), max_size=40))

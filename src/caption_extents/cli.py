@@ -92,6 +92,11 @@ def run(
     max_undecodable_share: Annotated[
         float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
     ] = 0.01,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Decode in a process of its own, within limits: for videos of strangers.")
+    ] = False,
+    isolate_memory_mib: Annotated[int, typer.Option(help="Address space of that process.")] = 8192,
+    stall_seconds: Annotated[float, typer.Option(help="Fail when the decoder gives nothing for this long.")] = 120.0,
     model: Annotated[
         Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
     ] = None,
@@ -120,6 +125,9 @@ def run(
                 inference_workers=inference_workers,
                 upload_workers=upload_workers,
                 max_undecodable_share=max_undecodable_share,
+                isolate=isolate,
+                isolate_memory_mib=isolate_memory_mib,
+                stall_seconds=stall_seconds,
                 model=model,
                 new_version=new_version,
                 progress=progress,

@@ -53,6 +53,9 @@ class JobOptions(TypedDict, total=False):
     upload_workers: int
     queue_size: int
     max_undecodable_share: float
+    stall_seconds: float
+    isolate: bool
+    isolate_memory_mib: int
     price_per_hour: float | None
     new_version: bool
     lease_seconds: float
@@ -81,6 +84,9 @@ class Job:
             implementation, and for one in the sequential, which does one thing at a time.
         upload_workers: objects uploaded at once.
         queue_size: items that wait between two stages.
+        stall_seconds: a run fails when its decoder gives nothing for this long.
+        isolate: read and decode the video in a process of its own, on the CPU, so that a crash in a codec is an error.
+        isolate_memory_mib: address space that this process may take, libraries included.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
         price_per_hour: of this machine, for the cost in the metrics; by default ``CAPTION_EXTENTS_PRICE_PER_HOUR``.
         new_version: claim a new version even if a run with the same inputs has left one unfinished.
@@ -107,6 +113,9 @@ class Job:
     upload_workers: int = 4
     queue_size: int = 2
     max_undecodable_share: float = 0.01
+    stall_seconds: float = 120.0
+    isolate: bool = False
+    isolate_memory_mib: int = 8192
     price_per_hour: float | None = None
     new_version: bool = False
     lease_seconds: float = DEFAULT_LEASE_SECONDS
@@ -130,6 +139,12 @@ class Job:
             raise InputError(
                 f"lease_seconds is {self.lease_seconds!r}; give seconds between {MIN_LEASE_SECONDS} and 3600"
             )
+        if not 0.1 <= self.stall_seconds <= 86_400:
+            raise InputError(f"stall_seconds is {self.stall_seconds!r}; give seconds between 0.1 and 86400")
+        if not 256 <= self.isolate_memory_mib <= 1 << 24:
+            raise InputError(f"isolate_memory_mib is {self.isolate_memory_mib!r}; give MiB between 256 and {1 << 24}")
+        if self.isolate and self.device.startswith("cuda"):
+            raise InputError(f"isolate decodes on the CPU, and device is {self.device!r}; give device 'auto' or 'cpu'")
         if not 0 <= self.max_undecodable_share <= 1:
             raise InputError(f"max_undecodable_share is {self.max_undecodable_share!r}; give a share between 0 and 1")
         object.__setattr__(self, "video_key", os.fspath(self.video_key))

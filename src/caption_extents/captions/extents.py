@@ -1,9 +1,9 @@
 """From label probabilities of pairs to captions and their extents.
 
 The labels of consecutive pairs must fit together: after ``same`` a caption is on screen, so ``empty_valid`` cannot
-follow. Whether a caption is shown is the hidden state of a chain with two states, each label is a step between two of
-them, and the likeliest chain is found by Viterbi's algorithm (Viterbi, 1967; Rabiner, 1989). The evidence for a step
-is the mean log probability of the label forward and of its reverse backward.
+follow. Whether a caption is shown, and whether it has just come, is the hidden state of a chain, each label is a step
+between two states, and the likeliest chain is found by Viterbi's algorithm (Viterbi, 1967; Rabiner, 1989). The evidence
+for a step is the mean log probability of the label forward and of its reverse backward.
 
 One part of the evidence is weighed down: while nothing changes, whether what stands there is a caption. The chain takes
 steps for independent, but a sign that looks like a caption does so in every sample, and a hundred equal mistakes would
@@ -13,39 +13,52 @@ forward-backward algorithm over the same chain: the smallest posterior probabili
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from caption_extents.model.labels import REVERSED_ORDER, Label
 
-_EMPTY, _SHOWN = 0, 1
+_EMPTY, _NEW, _YOUNG, _OLD = range(4)
+_SHOWN = (_NEW, _YOUNG, _OLD)
 
-_STEPS: dict[Label, tuple[int, int]] = {
-    Label.SAME: (_SHOWN, _SHOWN),
-    Label.DIFFERENT: (_SHOWN, _SHOWN),
-    Label.EMPTY_EMPTY: (_EMPTY, _EMPTY),
-    Label.EMPTY_VALID: (_EMPTY, _SHOWN),
-    Label.VALID_EMPTY: (_SHOWN, _EMPTY),
-}
+_STEPS: tuple[tuple[Label, int, int], ...] = (
+    (Label.SAME, _NEW, _YOUNG),
+    (Label.SAME, _YOUNG, _OLD),
+    (Label.SAME, _OLD, _OLD),
+    *((Label.DIFFERENT, state, _NEW) for state in _SHOWN),
+    (Label.EMPTY_EMPTY, _EMPTY, _EMPTY),
+    (Label.EMPTY_VALID, _EMPTY, _NEW),
+    *((Label.VALID_EMPTY, state, _EMPTY) for state in _SHOWN),
+)
+"""What each label does to the state. A caption is new on its first sample and young on its second."""
+
+_HASTY = tuple(
+    label in {Label.DIFFERENT, Label.VALID_EMPTY} and before in {_NEW, _YOUNG} for label, before, _ in _STEPS
+)
+"""Which steps end a caption after one or two samples: nobody reads so fast."""
 
 
 @dataclass(frozen=True)
 class DecodingCosts:
     """What a boundary costs, in nats, against the model's evidence for it.
 
-    Without a cost, one doubtful pair in a long caption splits it in two; with too high a cost, neighbours merge.
+    With too low a cost, doubtful pairs split captions; with too high a cost, neighbours merge. The values are those
+    that suit the package's weights best on a validation set (``python -m benchmarks.accuracy --tune``).
 
     Attributes:
         different: of a caption that follows another.
         appear, disappear: of a caption's first and last sample.
+        hasty: added for a caption of one or two samples.
         presence: weight, in 0..1, of the evidence whether an unchanged sample shows a caption.
     """
 
-    different: float = 2.0
-    appear: float = 1.0
-    disappear: float = 1.0
-    presence: float = 0.3
+    different: float = -1.0
+    appear: float = 0.5
+    disappear: float = 0.5
+    hasty: float = 6.0
+    presence: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,9 +95,10 @@ def find_captions(probabilities: np.ndarray, costs: DecodingCosts | None = None)
     """
     if len(probabilities) == 0:
         return []
-    scores = _scores(probabilities, costs or DecodingCosts())
-    labels = likeliest_labels(scores)
-    certainty = _posteriors(scores)[np.arange(len(labels)), labels]
+    costs = costs or DecodingCosts()
+    scores = _scores(probabilities, costs)
+    labels = likeliest_labels(scores, costs.hasty)
+    certainty = _posteriors(scores, costs.hasty)[np.arange(len(labels)), labels]
     return _captions(labels, certainty)
 
 
@@ -100,63 +114,70 @@ def _scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
     return scores
 
 
-def likeliest_labels(scores: np.ndarray) -> np.ndarray:
-    """The consistent sequence of labels with the highest sum of scores (P, 5); int64 (P,)."""
-    count = len(scores)
-    best = [0.0, 0.0]
-    choices: list[tuple[Label, Label]] = []
+def likeliest_labels(scores: np.ndarray, hasty: float = 0.0) -> np.ndarray:
+    """The consistent labels with the highest sum of scores (P, 5), less the cost of hasty ones; int64 (P,)."""
+    steps = [
+        (int(label), before, after, hasty * early) for (label, before, after), early in zip(_STEPS, _HASTY, strict=True)
+    ]
+    best = list(_START)
+    choices: list[list[tuple[int, int]]] = []
     for row in scores.tolist():
-        reached: dict[int, tuple[float, Label]] = {}
-        for label, (before, after) in _STEPS.items():
-            value = best[before] + row[label]
-            if after not in reached or value > reached[after][0]:
-                reached[after] = (value, label)
-        best = [reached[_EMPTY][0], reached[_SHOWN][0]]
-        choices.append((reached[_EMPTY][1], reached[_SHOWN][1]))
-    state = int(best[_SHOWN] > best[_EMPTY])
-    labels = np.empty(count, np.int64)
-    for at in range(count - 1, -1, -1):
-        label = choices[at][state]
-        labels[at] = label
-        state = _STEPS[label][0]
+        reached, choice = [-math.inf] * 4, [(0, 0)] * 4
+        for label, before, after, cost in steps:
+            value = best[before] + row[label] - cost
+            if value > reached[after]:
+                reached[after], choice[after] = value, (label, before)
+        best = reached
+        choices.append(choice)
+    state = max(range(4), key=best.__getitem__)
+    labels = np.empty(len(scores), np.int64)
+    for at in range(len(scores) - 1, -1, -1):
+        labels[at], state = choices[at][state]
     return labels
 
 
-def _posteriors(scores: np.ndarray) -> np.ndarray:
+_START = (0.0, -math.inf, -math.inf, 0.0)
+"""A video begins without a caption or with one of any age."""
+
+
+def _posteriors(scores: np.ndarray, hasty: float) -> np.ndarray:
     """Probability of each label at each pair, given all of them (forward-backward); (P, 5)."""
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    count = len(weights)
-    forward, backward = np.full((count + 1, 2), 0.5), np.full((count + 1, 2), 0.5)
-    steps = [(int(label), before, after) for label, (before, after) in _STEPS.items()]
-    rows = weights.tolist()
-    state = [0.5, 0.5]
+    factors = [math.exp(-hasty) if early else 1.0 for early in _HASTY]
+    steps = [
+        (int(label), before, after, factor) for (label, before, after), factor in zip(_STEPS, factors, strict=True)
+    ]
+    rows, count = weights.tolist(), len(weights)
+    forward, backward = np.empty((count + 1, 4)), np.empty((count + 1, 4))
+    state = [math.exp(value) for value in _START]
+    forward[0] = state
     for at, row in enumerate(rows):
-        following = [0.0, 0.0]
-        for label, before, after in steps:
-            following[after] += state[before] * row[label]
-        total = following[0] + following[1]
-        state = [following[0] / total, following[1] / total]
+        following = [0.0] * 4
+        for label, before, after, factor in steps:
+            following[after] += state[before] * row[label] * factor
+        total = sum(following)
+        state = [value / total for value in following]
         forward[at + 1] = state
-    state = [0.5, 0.5]
+    state = [1.0] * 4
+    backward[count] = state
     for at in range(count - 1, -1, -1):
-        previous = [0.0, 0.0]
-        for label, before, after in steps:
-            previous[before] += state[after] * rows[at][label]
-        total = previous[0] + previous[1]
-        state = [previous[0] / total, previous[1] / total]
+        previous = [0.0] * 4
+        for label, before, after, factor in steps:
+            previous[before] += state[after] * rows[at][label] * factor
+        total = sum(previous)
+        state = [value / total for value in previous]
         backward[at] = state
-    joint = np.stack(
-        [forward[:-1, before] * weights[:, label] * backward[1:, after] for label, before, after in steps], axis=1
-    )
+    joint = np.zeros((count, len(Label)))
+    for label, before, after, factor in steps:
+        joint[:, label] += forward[:-1, before] * weights[:, label] * backward[1:, after] * factor
     posteriors: np.ndarray = joint / joint.sum(axis=1, keepdims=True)
     return posteriors
 
 
 def _captions(labels: np.ndarray, certainty: np.ndarray) -> list[Caption]:
     """Cut the samples where a caption appears, disappears or becomes another one."""
-    states = [_STEPS[Label(int(labels[0]))][0], *(_STEPS[Label(int(label))][1] for label in labels)]
     captions: list[Caption] = []
-    start: int | None = 0 if states[0] == _SHOWN else None
+    start: int | None = 0 if labels[0] in {Label.SAME, Label.DIFFERENT, Label.VALID_EMPTY} else None
     for pair, label in enumerate(labels):
         if label == Label.SAME or label == Label.EMPTY_EMPTY:
             continue

@@ -49,9 +49,10 @@ from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manif
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.cuda import choose_device
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import VideoFacts, probe
-from caption_extents.video.timeline import Timeline, build_timeline
+from caption_extents.video.input import VideoInput, open_input
+from caption_extents.video.isolated import DecoderLimits
+from caption_extents.video.source import VideoFacts
+from caption_extents.video.timeline import Timeline
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
     "pipelined": run_pipelined,
@@ -63,12 +64,19 @@ IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
 class _Plan:
     """Everything that is known before the first sample is decoded. Making it writes nothing."""
 
-    facts: VideoFacts
-    timeline: Timeline
+    video: VideoInput
     crop: CropPixels
     model: PairModel
     preset: EncoderPreset
     source: SourceRecord
+
+    @property
+    def facts(self) -> VideoFacts:
+        return self.video.facts
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.video.timeline
 
 
 def run_job(job: Job) -> CropInferResult:
@@ -81,8 +89,8 @@ def run_job(job: Job) -> CropInferResult:
     started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _local_video(store, job.video_key) as path:
-        plan = _make_plan(job, path)
+    with _local_video(store, job.video_key) as path, open_input(path, job.rate, _limits(job)) as video:
+        plan = _make_plan(job, path, video)
         with plan.model, _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
             stages = _make_stages(job, plan, lease, done)
@@ -142,17 +150,18 @@ def _local_video(store: Store, video_key: str) -> Iterator[Path]:
             yield copy
 
 
-def _make_plan(job: Job, path: Path) -> _Plan:
+def _limits(job: Job) -> DecoderLimits | None:
+    return DecoderLimits(job.isolate_memory_mib << 20, job.stall_seconds) if job.isolate else None
+
+
+def _make_plan(job: Job, path: Path, video: VideoInput) -> _Plan:
     preset = find_preset(job.preset)
-    facts = probe(path)
-    crop = resolve_crop(job.crop_region, facts)
     return _Plan(
-        facts=facts,
-        timeline=build_timeline(facts, job.rate),
-        crop=crop,
+        video=video,
+        crop=resolve_crop(job.crop_region, video.facts),
         model=open_model(job.model, job.crop_region, choose_device(job.device), job.inference_threads),
         preset=preset,
-        source=SourceRecord(job.video_key, facts.size_bytes, content_fingerprint(path)),
+        source=SourceRecord(job.video_key, video.facts.size_bytes, content_fingerprint(path)),
     )
 
 
@@ -177,9 +186,7 @@ def _inputs_digest(plan: _Plan) -> str:
 def _make_stages(job: Job, plan: _Plan, lease: VersionLease, done: dict[ChunkPlan, ChunkRecord]) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
     clocks = make_clocks(count, job.progress)
-    decoder = open_decoder(
-        facts,
-        plan.timeline,
+    decoder = plan.video.open_decoder(
         plan.crop,
         device=plan.model.device,
         insist=job.device.startswith("cuda"),
@@ -193,7 +200,7 @@ def _make_stages(job: Job, plan: _Plan, lease: VersionLease, done: dict[ChunkPla
         colour_transfer=facts.colour.transfer,
     )
     return Stages(
-        extraction=Extraction(decoder, count, job.max_undecodable_share, clocks[EXTRACTION]),
+        extraction=Extraction(decoder, count, job.max_undecodable_share, job.stall_seconds, clocks[EXTRACTION]),
         inference=Inference(plan.model, count, clocks[INFERENCE]),
         encoding=Encoding(plan.preset, form, clocks[ENCODING], count, done),
         upload=Upload(lease, clocks[UPLOAD]),

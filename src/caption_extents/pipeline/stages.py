@@ -17,6 +17,7 @@ from caption_extents.errors import DecodeError
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.pipeline.metrics import StageClock
+from caption_extents.pipeline.watchdog import watched
 from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
@@ -45,16 +46,18 @@ class Extraction:
     """Decoding and cropping, with a limit on what may be missing.
 
     Raises (while iterating):
-        DecodeError: more than the allowed share of the samples could not be decoded.
+        DecodeError: more than the allowed share of the samples could not be decoded, or the decoder gave nothing for
+            ``stall_seconds``.
     """
 
     decoder: SampleDecoder
     sample_count: int
     max_undecodable_share: float
+    stall_seconds: float
     clock: StageClock
 
     def __iter__(self) -> Iterator[CropBatch]:
-        for batch in self.clock.timed(self.decoder, len):
+        for batch in self.clock.timed(watched(self.decoder, self.stall_seconds), len):
             self._check()
             yield batch
 

@@ -313,7 +313,7 @@ def tune_costs(examined: list[Examined], tolerance: int) -> tuple[DecodingCosts,
     """The boundary costs with the highest F1 over these videos, which must not be those that are reported."""
     best = (DecodingCosts(), -1.0)
     for presence, different, edge in itertools.product((0.02, 0.05, 0.1, 0.2, 0.4, 1.0), _COSTS, _COSTS):
-        costs = DecodingCosts(different, edge, edge, presence)
+        costs = DecodingCosts(different, edge, edge, presence=presence)
         f1 = _pooled(examine(e.labelled, e.probabilities, tolerance, costs) for e in examined).f1
         if f1 > best[1]:
             best = (costs, f1)

@@ -21,6 +21,8 @@ from caption_extents.video.timeline import Timeline
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
 """Formats whose first three planes are the crop's already; others are converted by swscale."""
 
+_CLOSE_SECONDS = 10.0
+
 PlaneViews = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -79,8 +81,12 @@ class CpuDecoder:
     def close(self) -> None:
         """Stop decoding; the file is closed. A thread that is decoding stops at its next frame."""
         self._closing = True
-        with self._turn:
-            self._batches.close()
+        # A thread that hangs in a codec keeps its turn; the file is left to it.
+        if self._turn.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._batches.close()
+            finally:
+                self._turn.release()
 
     def _decode(self) -> Generator[CropBatch]:
         sample_pts = self._timeline.sample_pts

@@ -33,6 +33,8 @@ sessions hold segments at once, and all must have one soon after the start, so n
 _AHEAD = 2
 """Segments under way or waiting to be given out, for each session."""
 
+_CLOSE_SECONDS = 10.0
+
 Packet: TypeAlias = "av.Packet[Any]"
 
 
@@ -164,7 +166,8 @@ class _SideBySide:
             self._changed.notify_all()
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join()
+                # One that hangs in a codec is left behind.
+                thread.join(_CLOSE_SECONDS)
 
     def _fail(self, error: BaseException) -> None:
         with self._changed:

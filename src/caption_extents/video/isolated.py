@@ -1,0 +1,294 @@
+"""Decoding in a process of its own, so that a crash in a codec is an error and not the end of the service.
+
+The child probes the file, places the samples, decodes and crops. It talks over pipes, in lines of JSON and raw planes;
+nothing that it says is ever executed or unpickled, and every size is checked against what was agreed before. Before it
+opens the file it gives up what decoding does not need: it cannot write files, nor grow past a limit of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, cast
+
+import numpy as np
+
+from caption_extents.errors import DecodeError, VideoError
+from caption_extents.video.batch import CropBatch, empty_planes
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoder import BATCH_SAMPLES
+from caption_extents.video.orientation import Orientation
+from caption_extents.video.source import Colour, VideoFacts
+from caption_extents.video.timeline import MAX_SAMPLES, Timeline
+
+_COMMAND = [sys.executable, "-m", "caption_extents.video.isolated"]
+_MAX_LINE_BYTES = 1 << 20
+_MESSAGE_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """What a decoding process may take.
+
+    Attributes:
+        memory_bytes: of address space, libraries included.
+        stall_seconds: the process is ended when nothing comes from it for this long.
+    """
+
+    memory_bytes: int = 8 << 30
+    stall_seconds: float = 120.0
+
+
+class IsolatedVideo:
+    """A video opened by a child process; a context manager that ends the child.
+
+    Raises:
+        VideoError: the video cannot be used.
+        DecodeError: the child died, or nothing came from it in time.
+    """
+
+    def __init__(self, path: Path, rate: Fraction, limits: DecoderLimits) -> None:
+        self._path, self._limits = path, limits
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # What goes wrong in the child comes as a message; what its libraries print is lost.
+        self._child = subprocess.Popen(
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        try:
+            self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes})
+            reply = self._receive()
+            self.facts = facts_from_json(reply["facts"], path)
+            count, skippable, keys = (int(reply[name]) for name in ("samples", "skippable", "keys"))
+            if not 1 <= count <= MAX_SAMPLES:
+                raise self._broken(f"it speaks of {count} samples")
+            arrays = [np.frombuffer(self._read(8 * size), np.int64) for size in (count, skippable, keys)]
+            self.timeline = Timeline(arrays[0], arrays[1], arrays[2], rate, self.facts.time_base)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> IsolatedVideo:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child, whatever it is doing."""
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
+        """A decoder in the child."""
+        self._send({"crop": asdict(crop), "threads": threads})
+        return IsolatedDecoder(self, crop)
+
+    def batches(self, crop: CropPixels, lost: list[int]) -> Generator[CropBatch]:
+        """Batches as the child decodes them; samples that could not be decoded are added to ``lost``."""
+        count = len(self.timeline)
+        for first in range(0, count, BATCH_SAMPLES):
+            reply = self._receive()
+            size = min(BATCH_SAMPLES, count - first)
+            if reply["first_sample"] != first:
+                raise self._broken(f"batch {first} was expected, and {reply['first_sample']!r} came")
+            lost.extend(int(number) for number in reply["undecodable"])
+            planes = empty_planes(size, crop.height, crop.width)
+            for plane in planes:
+                self._read_into(memoryview(cast(Any, plane.numpy().reshape(-1))))
+            yield CropBatch(first, *planes)
+        lost.extend(int(number) for number in self._receive()["undecodable"])
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(json.dumps(message).encode() + b"\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            raise self._broken("it has ended") from None
+
+    def _receive(self) -> dict[str, Any]:
+        """The next line, which is a reply or an error of the child's."""
+        size = int.from_bytes(self._read(4), "big")
+        if size > _MAX_LINE_BYTES:
+            raise self._broken(f"a message of {size} bytes")
+        try:
+            reply = json.loads(self._read(size))
+        except ValueError:
+            raise self._broken("a message that is no JSON") from None
+        if not isinstance(reply, dict):
+            raise self._broken("a message that is no object")
+        if "error" in reply:
+            message = str(reply["error"])[:_MESSAGE_CHARACTERS]
+            raise VideoError(message) if reply.get("kind") == "video" else DecodeError(message)
+        return reply
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray(size)
+        self._read_into(memoryview(data))
+        return bytes(data)
+
+    def _read_into(self, view: memoryview) -> None:
+        assert self._child.stdout is not None
+        deadline = time.monotonic() + self._limits.stall_seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._child.stdout, selectors.EVENT_READ)
+            while view:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise DecodeError(
+                        f"the decoder gave nothing for {self._limits.stall_seconds:g} s and was ended; "
+                        f"{str(self._path)!r} is damaged, or this machine is too slow for it: raise stall_seconds"
+                    )
+                got = os.readv(self._child.stdout.fileno(), [view])
+                if got == 0:
+                    raise self._broken("it has ended")
+                view = view[got:]
+
+    def _broken(self, what: str) -> DecodeError:
+        try:
+            code = self._child.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return DecodeError(f"the decoding process of {str(self._path)!r} cannot be trusted: {what}")
+        how = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return DecodeError(
+            f"the decoding process of {str(self._path)!r} {how}; the file makes the decoder crash, or it needs more "
+            f"than the {self._limits.memory_bytes >> 20} MiB of memory that it may take"
+        )
+
+
+class IsolatedDecoder:
+    """A :class:`~caption_extents.video.decoder.SampleDecoder` whose work is done by a child process."""
+
+    name = "cpu, isolated"
+
+    def __init__(self, video: IsolatedVideo, crop: CropPixels) -> None:
+        self.undecodable_samples: list[int] = []
+        self._video = video
+        self._batches = video.batches(crop, self.undecodable_samples)
+
+    def __iter__(self) -> Iterator[CropBatch]:
+        return self._batches
+
+    def close(self) -> None:
+        """End the child."""
+        self._video.close()
+
+
+def facts_to_json(facts: VideoFacts) -> dict[str, Any]:
+    """Facts as plain data, without the path."""
+    plain = {name: value for name, value in asdict(facts).items() if name != "path"}
+    return {name: str(value) if isinstance(value, Fraction) else value for name, value in plain.items()}
+
+
+def facts_from_json(data: dict[str, Any], path: Path) -> VideoFacts:
+    """Inverse of :func:`facts_to_json`.
+
+    Raises:
+        DecodeError: the data is not what a child writes.
+    """
+    try:
+        values = {field.name: data[field.name] for field in fields(VideoFacts) if field.name != "path"}
+        values |= {name: Fraction(values[name]) for name in ("sample_aspect_ratio", "time_base")}
+        values["average_rate"] = None if values["average_rate"] is None else Fraction(values["average_rate"])
+        values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
+        values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
+        for name in ("width", "height", "stream_index", "first_pts", "size_bytes"):
+            values[name] = int(values[name])
+        return VideoFacts(path=path, **values)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DecodeError(f"the decoding process of {str(path)!r} cannot be trusted: {error!r}") from error
+
+
+# From here on: the child.
+
+
+class _Parent:
+    """Where the child writes to."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+
+    def reply(self, message: dict[str, Any], *arrays: np.ndarray) -> None:
+        line = json.dumps(message).encode()
+        self._pipe.write(len(line).to_bytes(4, "big") + line)
+        for array in arrays:
+            self._pipe.write(np.ascontiguousarray(array).data)
+        self._pipe.flush()
+
+
+def _give_up_rights(memory_bytes: int) -> None:
+    """No files written, no core dumps, and no more memory than allowed; where the system has such limits."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for limit, value in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (allowed, allowed))
+
+
+def _serve(requests: IO[bytes], parent: _Parent) -> None:
+    from caption_extents.video.cpu import CpuDecoder
+    from caption_extents.video.source import probe
+    from caption_extents.video.timeline import build_timeline
+
+    opening = json.loads(requests.readline())
+    _give_up_rights(opening["memory_bytes"])
+    facts = probe(Path(opening["path"]))
+    timeline = build_timeline(facts, Fraction(opening["rate"]))
+    arrays = (timeline.sample_pts, timeline.skippable_pts, timeline.key_pts)
+    sizes = dict(zip(("samples", "skippable", "keys"), map(len, arrays), strict=True))
+    parent.reply({"facts": facts_to_json(facts), **sizes}, *(array.astype(np.int64) for array in arrays))
+    line = requests.readline()
+    if not line:
+        return
+    asked = json.loads(line)
+    crop = CropPixels(**{**asked["crop"], "decoded": tuple(asked["crop"]["decoded"])})
+    decoder = CpuDecoder(facts, timeline, crop, threads=asked["threads"])
+    told = 0
+    for batch in decoder:
+        lost = decoder.undecodable_samples[told:]
+        told += len(lost)
+        parent.reply(
+            {"first_sample": batch.first_sample, "undecodable": lost}, *(plane.numpy() for plane in batch.planes)
+        )
+    parent.reply({"undecodable": decoder.undecodable_samples[told:]})
+
+
+def main() -> None:
+    """The child: answers its parent over stdin and stdout until it is ended."""
+    requests, parent = sys.stdin.buffer, _Parent(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # what a library prints must not get between the messages
+    try:
+        _serve(requests, parent)
+    except VideoError as error:
+        parent.reply({"error": str(error), "kind": "video"})
+    except DecodeError as error:
+        parent.reply({"error": str(error), "kind": "decode"})
+    except MemoryError:
+        parent.reply({"error": "the decoder needs more memory than it may take", "kind": "decode"})
+    except Exception as error:
+        parent.reply({"error": f"the decoder failed unexpectedly: {error!r}", "kind": "decode"})
+
+
+if __name__ == "__main__":
+    main()

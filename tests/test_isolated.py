@@ -1,0 +1,208 @@
+"""Decoding in a process of its own, and decoders that hang, crash or grow."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import caption_extents
+from caption_extents.errors import DecodeError, VideoError
+from caption_extents.pipeline.watchdog import watched
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import open_store
+from caption_extents.storage.versions import list_versions
+from caption_extents.video import isolated
+from caption_extents.video.cpu import CpuDecoder
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo, facts_from_json, facts_to_json
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+from tests.media import Recipe, make_video
+from tests.test_exactness import RECIPES, REGION
+
+CPU = torch.device("cpu")
+KEYS = VideoKeys("t1", "v1")
+LIMITS = DecoderLimits(stall_seconds=20.0)
+
+SABOTAGE = {
+    "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "hangs": "time.sleep(600)",
+    "grows": "hold = bytearray(64 << 30)",
+    "writes": "open(str(self._facts.path) + '.written', 'wb').write(b'x' * 5000)",
+    "prints": "os.write(1, b'frame= 1 fps= 2')",
+}
+"""What a codec might do in the child, after its second batch."""
+
+CHILD = """
+import os, signal, sys, time
+from caption_extents.video import cpu, isolated
+decode = cpu.CpuDecoder._decode
+def sabotaged(self):
+    for number, batch in enumerate(decode(self)):
+        if number == 2:
+            {what}
+        yield batch
+cpu.CpuDecoder._decode = sabotaged
+isolated.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(Recipe("long", pts=tuple(range(400))), tmp_path_factory.mktemp("isolated"))
+
+
+@pytest.fixture
+def sabotaged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    child = CHILD.format(what=SABOTAGE[request.param])
+    monkeypatch.setattr(isolated, "_COMMAND", [sys.executable, "-c", child])
+    return str(request.param)
+
+
+def run(video: Path, store: Path, **options: object) -> caption_extents.CropInferResult:
+    return caption_extents.crop_and_infer_caption_frame_extents(
+        str(video), "t1", "v1", REGION, store=store, isolate=True, **options
+    )
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if r.name in {"fps23.976", "variable", "h264-avi", "rotated-90", "longer", "10-bit"}],
+    ids=lambda recipe: recipe.name,
+)  # fmt: skip
+def test_a_child_decodes_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    path = make_video(recipe, tmp_path)
+    facts, rate = probe(path), Fraction(10)
+    crop, timeline = resolve_crop(REGION, facts), build_timeline(facts, rate)
+    with IsolatedVideo(path, rate, LIMITS) as child:
+        assert child.facts == facts
+        for name in ("sample_pts", "skippable_pts", "key_pts"):
+            np.testing.assert_array_equal(getattr(child.timeline, name), getattr(timeline, name))
+        there = list(child.open_decoder(crop, threads=1))
+    here = list(CpuDecoder(facts, timeline, crop, threads=1))
+    for one, other in zip(there, here, strict=True):
+        assert one.first_sample == other.first_sample
+        assert all(torch.equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
+
+
+def test_facts_survive_the_way(video: Path) -> None:
+    facts = probe(video)
+    assert facts_from_json(facts_to_json(facts), video) == facts
+    with pytest.raises(DecodeError, match="cannot be trusted"):
+        facts_from_json({**facts_to_json(facts), "time_base": "1/0"}, video)
+
+
+def test_an_isolated_run_makes_the_same_objects(video: Path, tmp_path: Path) -> None:
+    stores = [tmp_path / "here", tmp_path / "there"]
+    result = run(video, stores[1])
+    assert result.decoder == "cpu, isolated"
+    caption_extents.crop_and_infer_caption_frame_extents(str(video), "t1", "v1", REGION, store=stores[0])
+    chunks = [
+        {str(path.relative_to(store)): path.read_bytes() for path in sorted(store.rglob("*.webm"))} for store in stores
+    ]
+    assert chunks[0] == chunks[1] != {}
+
+
+@pytest.mark.parametrize("sabotaged", ["crashes", "grows"], indirect=True)
+def test_a_codec_that_brings_its_process_down(sabotaged: str, video: Path, tmp_path: Path) -> None:
+    with pytest.raises(DecodeError, match=r"signal SIGSEGV|more memory than it may take|ended with code"):
+        run(video, tmp_path / "store")
+    assert [state.state for state in list_versions(open_store(tmp_path / "store"), KEYS)] == ["abandoned"]
+
+
+@pytest.mark.parametrize("sabotaged", ["hangs"], indirect=True)
+@pytest.mark.parametrize("implementation", ["pipelined", "sequential"])
+def test_a_codec_that_hangs(sabotaged: str, implementation: str, video: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(DecodeError, match="gave nothing for 8 s"):
+        run(video, tmp_path / "store", stall_seconds=8.0, implementation=implementation)
+    assert time.monotonic() - started < 40
+
+
+@pytest.mark.parametrize("sabotaged", ["writes"], indirect=True)
+def test_a_child_cannot_write_files(sabotaged: str, video: Path, tmp_path: Path) -> None:
+    with pytest.raises(DecodeError, match="File too large"):
+        run(video, tmp_path / "store")
+    written = Path(f"{video}.written")
+    assert not written.exists() or written.stat().st_size == 0
+
+
+@pytest.mark.parametrize("sabotaged", ["prints"], indirect=True)
+def test_what_a_codec_prints_does_not_get_between(sabotaged: str, video: Path, tmp_path: Path) -> None:
+    assert run(video, tmp_path / "store").frame_count == 134
+
+
+def test_a_bad_video_is_the_users_error(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video at all" * 100)
+    with pytest.raises(VideoError, match="cannot open"):
+        run(bad, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_no_child_is_left(video: Path) -> None:
+    with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+        decoder = child.open_decoder(resolve_crop(REGION, child.facts), threads=1)
+        next(iter(decoder))
+        process = child._child
+        decoder.close()
+    assert process.returncode is not None
+
+
+@pytest.mark.parametrize("implementation", ["pipelined", "sequential"])
+def test_a_decoder_that_hangs_in_this_process(
+    implementation: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, over = CpuDecoder._decode, threading.Event()
+
+    def hanging(self: CpuDecoder) -> Iterator[object]:
+        for number, batch in enumerate(decode(self)):
+            if number == 2:
+                over.wait(60)
+            yield batch
+
+    monkeypatch.setattr(CpuDecoder, "_decode", hanging)
+    monkeypatch.setattr("caption_extents.video.cpu._CLOSE_SECONDS", 0.5)
+    started = time.monotonic()
+    with pytest.raises(DecodeError, match="gave nothing for 1 s"):
+        caption_extents.crop_and_infer_caption_frame_extents(
+            str(video), "t1", "v1", REGION, store=tmp_path / "store", implementation=implementation, stall_seconds=1.0
+        )
+    over.set()
+    assert time.monotonic() - started < 30
+
+
+def test_watching_passes_items_and_errors_on() -> None:
+    def items() -> Iterator[int]:
+        yield from range(5)
+        raise KeyError("at the end")
+
+    iterator = watched(items(), 5.0)
+    assert [next(iterator) for _ in range(5)] == list(range(5))
+    with pytest.raises(KeyError, match="at the end"):
+        next(iterator)
+
+
+def test_a_watched_iteration_that_is_left_early_ends_its_thread() -> None:
+    before = threading.active_count()
+    iterator = watched(iter(range(1000)), 5.0)
+    assert next(iterator) == 0
+    iterator.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert threading.active_count() == before
+
+
+def test_the_environment_of_a_child_is_not_changed_for_others(video: Path) -> None:
+    before = dict(os.environ)
+    with IsolatedVideo(video, Fraction(10), LIMITS):
+        assert dict(os.environ) == before
