@@ -60,7 +60,7 @@ def test_a_run_for_programs(tmp_path: Path) -> None:
         (["--video-id", "a/b"], "video_id 'a/b'"),
         (["--video-id", ".."], "video_id '..'"),
         (["--implementation", "other"], "pipelined or sequential"),
-        (["--device", "tpu"], "auto or cpu"),
+        (["--device", "tpu"], "auto, cpu, cuda or cuda:N"),
         (["--encoder-workers", "0"], "encoder_workers is 0"),
         (["--model", "none.safetensors"], "none.safetensors"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from collections.abc import Iterator
@@ -77,6 +78,68 @@ def test_the_contract(address: str, tmp_path: Path) -> None:
     assert store.prefixes("a") == ["a/c"]
     store.delete(["a/b.bin", "a/missing"])
     assert list(store.keys("a/")) == ["a/c/d.bin"]
+
+
+def test_a_download_in_parts(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_DOWNLOAD_PART_BYTES", 50_000)
+    store = open_store(address, QUICK)
+    data = random.Random(1).randbytes(1_234_567)
+    store.put("film.mp4", data, "video/mp4")
+    told: list[tuple[int, int]] = []
+    store.download("film.mp4", tmp_path / "film.mp4", lambda done, total: told.append((done, total)))
+    assert (tmp_path / "film.mp4").read_bytes() == data
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (len(data), len(data))
+
+
+def test_a_download_from_a_store_that_stumbles(
+    honest_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_DOWNLOAD_PART_BYTES", 20_000)
+    data = random.Random(2).randbytes(1_000_000)
+    proxy = FaultProxy(honest_server, 0.0)
+    with proxy as spoiled:
+        store = open_store(use(spoiled, monkeypatch, "stumbles"), QUICK)
+        store.put("film.mp4", data, "video/mp4")
+        proxy.share = 0.2
+        store.download("film.mp4", tmp_path / "film.mp4")
+        proxy.share = 0.0
+    assert sum(proxy.counts[name] for name in FAULTS) > 3
+    assert (tmp_path / "film.mp4").read_bytes() == data
+
+
+def test_an_object_that_changes_while_it_is_downloaded(
+    honest_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_DOWNLOAD_PART_BYTES", 20_000)
+    monkeypatch.setattr(store_module, "_DOWNLOADS_AT_ONCE", 1)
+    store = open_store(use(honest_server, monkeypatch, "changes"), QUICK)
+    store.put("film.mp4", bytes(400_000), "video/mp4")
+
+    def change(done: int, total: int) -> None:
+        if done == 20_000:
+            store.put("film.mp4", b"x" * 400_000, "video/mp4")
+
+    with pytest.raises(StoreAccessError, match="could not read bytes"):
+        store.download("film.mp4", tmp_path / "film.mp4", change)
+
+
+def test_a_video_in_the_store(
+    short_video: Path, honest_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = use(honest_server, monkeypatch, "keyed")
+    open_store(address).put("t1/client/videos/v1/video.mp4", short_video.read_bytes(), "video/mp4")
+    seen: list[str] = []
+    result = caption_extents.crop_and_infer_caption_frame_extents(
+        "t1/client/videos/v1/video.mp4",
+        "t1",
+        "v1",
+        CropRegion(0, 0, 1, 1),
+        store=address,
+        progress=lambda progress: seen.append(progress.stage),
+    )
+    assert seen[0] == "download"
+    assert read_manifest(open_store(address), KEYS, result.version).source.key == "t1/client/videos/v1/video.mp4"
 
 
 def test_many_keys_are_listed_once(address: str) -> None:

@@ -88,7 +88,7 @@ def run(
     inference_workers: Annotated[
         int | None, typer.Option(help="Threads for the model on a CPU; default one a core, sequential 1.")
     ] = None,
-    upload_workers: Annotated[int, typer.Option(help="Objects uploaded at once.")] = 4,
+    upload_workers: Annotated[int, typer.Option(help="Objects uploaded at once.")] = jobs.DEFAULT_UPLOAD_WORKERS,
     max_undecodable_share: Annotated[
         float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
     ] = 0.01,

@@ -22,7 +22,7 @@ _BALANCED = 1.1
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is: ``done`` of ``total`` samples."""
+    """How far a stage is: ``done`` of ``total`` samples, or MiB in the stage ``download`` of a video in a store."""
 
     stage: str
     done: int

@@ -33,6 +33,8 @@ from caption_extents.pipeline.metrics import (
     EXTRACTION,
     INFERENCE,
     UPLOAD,
+    Progress,
+    ProgressCallback,
     RunMetrics,
     StageMetrics,
     analyse_overlap,
@@ -89,7 +91,7 @@ def run_job(job: Job) -> CropInferResult:
     started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _local_video(store, job.video_key) as path, open_input(path, job.rate, _limits(job)) as video:
+    with _local_video(store, job.video_key, job.progress) as path, open_input(path, job.rate, _limits(job)) as video:
         plan = _make_plan(job, path, video)
         with plan.model, _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
@@ -131,7 +133,7 @@ def _as_processing_error() -> Iterator[None]:
 
 
 @contextmanager
-def _local_video(store: Store, video_key: str) -> Iterator[Path]:
+def _local_video(store: Store, video_key: str, progress: ProgressCallback | None) -> Iterator[Path]:
     """The video as a file: an object of the store, or a file of this machine."""
     local = Path(video_key).expanduser()
     if local.is_file():
@@ -146,8 +148,15 @@ def _local_video(store: Store, video_key: str) -> Iterator[Path]:
             raise VideoError(f"there is no video {video_key!r}, neither as a file here nor as a key in {store.address}")
         with TemporaryDirectory(prefix="caption-extents-") as folder:
             copy = Path(folder) / "video"
-            store.download(video_key, copy)
+            store.download(video_key, copy, _download_progress(progress))
             yield copy
+
+
+def _download_progress(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:
+    """Bytes that come, as progress of a stage of its own, in MiB."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(Progress("download", done >> 20, max(1, total >> 20)))
 
 
 def _limits(job: Job) -> DecoderLimits | None:
