@@ -11,10 +11,10 @@ from pathlib import Path
 import av
 import pytest
 
-from caption_extents.errors import InputError
-from caption_extents.job import crop_and_infer_caption_frame_extents
+from caption_extents.errors import DecodeError, InputError
+from caption_extents.job import CropInferResult, crop_and_infer_caption_frame_extents
 from caption_extents.region import CropRegion
-from tests.media import Recipe, make_video
+from tests.media import Recipe, make_video, picture
 from tests.mutations import run_all
 
 LIMIT_SECONDS = 2.0
@@ -113,3 +113,66 @@ def test_damaged_videos(tmp_path: Path) -> None:
     table, bad = run_all(60, 7, tmp_path)
     assert sum(table.values()) == 60
     assert bad == []
+
+
+def _encode(size: tuple[int, int], frames: range) -> list[bytes]:
+    """Annex B access units of an H.264 stream without B frames."""
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
+    encoder.time_base, encoder.framerate = Fraction(1, 30), Fraction(30)
+    encoder.options = {"bf": "0", "x264-params": "keyint=15:log-level=none"}
+    packets = []
+    for index in frames:
+        frame = av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24").reformat(format="yuv420p")
+        frame.pts = index
+        packets += encoder.encode(frame)
+    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
+
+
+def _transport_stream(path: Path, units: list[bytes], pts: list[int]) -> Path:
+    with av.open(str(path), "w", format="mpegts", options={"fflags": "-autobsf"}) as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for index, (unit, time) in enumerate(zip(units, pts, strict=True)):
+            packet = av.Packet(unit)
+            packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+            packet.pts, packet.dts, packet.is_keyframe = time, 3000 * index + 90_000, index % 15 == 0
+            container.mux(packet)
+    return path
+
+
+def run(video: Path, store: Path, **options: float) -> CropInferResult:
+    return crop_and_infer_caption_frame_extents(str(video), "t1", "v1", CropRegion(0, 0, 1, 1), store=store, **options)
+
+
+def test_a_stream_that_changes_its_size(tmp_path: Path) -> None:
+    """What has another size cannot be cropped like the rest: it is listed, and too much of it is an error."""
+    units = [*_encode((160, 96), range(120)), *_encode((192, 112), range(120, 150))]
+    video = _transport_stream(tmp_path / "sizes.ts", units, [3000 * k + 90_000 for k in range(150)])
+    with pytest.raises(DecodeError, match="could not be decoded"):
+        run(video, tmp_path / "store")
+    result = run(video, tmp_path / "store", max_undecodable_share=0.5)
+    assert result.frame_count == 50
+    assert result.undecodable_samples == tuple(range(40, 50))
+
+
+def test_timestamps_that_go_backwards(tmp_path: Path) -> None:
+    """A second part that begins again at an earlier time: what comes too late is left out, and nothing hangs."""
+    first = _transport_stream(tmp_path / "1.ts", _encode((160, 96), range(90)), [3000 * k + 90_000 for k in range(90)])
+    again = _transport_stream(tmp_path / "2.ts", _encode((160, 96), range(60)), [3000 * k + 90_000 for k in range(60)])
+    video = tmp_path / "back.ts"
+    video.write_bytes(first.read_bytes() + again.read_bytes())
+    result = run(video, tmp_path / "store", max_undecodable_share=1.0)
+    assert result.frame_count == 30
+    assert len(list((tmp_path / "store").rglob("chunk_*.webm"))) == 3
+
+
+def test_packets_that_are_missing(tmp_path: Path) -> None:
+    units = _encode((160, 96), range(300))
+    kept = [index for index in range(300) if not 155 <= index < 163]
+    times = [3000 * index + 90_000 for index in kept]
+    video = _transport_stream(tmp_path / "missing.ts", [units[index] for index in kept], times)
+    result = run(video, tmp_path / "store", max_undecodable_share=0.1)
+    assert result.frame_count == 100
+    # The frames between are shown longer; those that refer to lost ones are concealed or listed, never other samples.
+    assert set(result.undecodable_samples) <= set(range(51, 61))
