@@ -50,9 +50,9 @@ The sequential implementation keeps samples and chunks in a temporary file betwe
 One minute of the same video on the folder store, with manifest, checksums, journal and heartbeat and without them,
 alternating; the best of {safety_repeats} runs each: {safety_percent:+.1f}% time.
 
-## Not measured here
+## On a GPU
 
-No GPU was at hand for these figures; the GPU decoder does not exist yet.
+See [gpu.md](gpu.md).
 """
 
 
