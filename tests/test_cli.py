@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 import caption_extents
-from caption_extents.cli import app, id_from_name
+from caption_extents.cli import app
+from caption_extents.job import id_from_name
 from caption_extents.storage.keys import VideoKeys, check_id
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.manifest import ChunkRecord

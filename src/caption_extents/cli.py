@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -113,7 +112,7 @@ def run(
             result = caption_extents.crop_and_infer_caption_frame_extents(
                 video,
                 tenant,
-                video_id or id_from_name(video),
+                video_id or jobs.id_from_name(video),
                 CropRegion.parse(crop),
                 rate,
                 encoder_workers,
@@ -218,6 +217,82 @@ def evaluate(
     typer.echo(json.dumps(report.to_dict()) if as_json else evaluation.format_report(report, tolerance))
 
 
+@app.command()
+def batch(
+    videos: Annotated[
+        Path, typer.Argument(help="CSV or JSON lines with video, crop, and if wanted video_id, tenant, rate.")
+    ],
+    jobs_at_once: Annotated[int, typer.Option("--jobs", min=1, help="Videos at once, each in its own process.")] = 1,
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
+    device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
+    preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
+    isolate: Annotated[bool, typer.Option("--isolate", help="Decode in other processes, within limits.")] = False,
+    journal: Annotated[
+        Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+) -> None:
+    """Do a list of videos, and go on where an earlier run stopped. Exits with 1 if any failed."""
+    with _errors_as_exit_codes():
+        from caption_extents import batch as batches
+
+        entries = batches.read_list(videos, tenant)
+        noted = batches.Journal(journal or videos.with_name(f"{videos.name}.journal"))
+        options: jobs.JobOptions = {"store": store, "device": device, "preset": preset, "isolate": isolate}
+
+        def tell(outcome: batches.Outcome) -> None:
+            state = "failed" if outcome.error else "done  "
+            what = outcome.error or f"{outcome.seconds:.1f} s, {outcome.captions} captions, v{outcome.version}"
+            typer.echo(f"{state}  {outcome.video_id}  {what}", err=as_json)
+
+        summary = batches.run_batch(entries, noted, batches.LocalExecutor(jobs_at_once), options, tell)
+    typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
+    if summary.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def compare(
+    video: Annotated[str, typer.Argument(help="A video id; or, to compare implementations, a video to run.")],
+    a: Annotated[str, typer.Argument(help="A version, or an implementation to run.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    crop: Annotated[str | None, typer.Option(help="Of a video to run: LEFT,TOP,RIGHT,BOTTOM.")] = None,
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
+    price_per_hour: Annotated[
+        float | None, typer.Option(envvar=jobs.PRICE_VARIABLE, help="Of the machine, for the costs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how two versions of a video, or two implementations, differ. Exits with 1 if labels or captions do."""
+    with _errors_as_exit_codes():
+        from caption_extents.compare import compare_versions, read_version
+
+        run_them = {a, b} <= set(jobs.IMPLEMENTATION_NAMES)
+        if not run_them and not (a.isdigit() and b.isdigit()):
+            raise InputError(f"{a!r} and {b!r} are neither versions nor {_choices(jobs.IMPLEMENTATION_NAMES)}")
+        if run_them and crop is None:
+            raise InputError("to run implementations, give the crop")
+        video_id = jobs.id_from_name(video) if run_them else video
+        numbers = []
+        for wanted in (a, b):
+            if not run_them:
+                numbers.append(int(wanted))
+                continue
+            region = CropRegion.parse(crop or "")
+            result = caption_extents.crop_and_infer_caption_frame_extents(
+                video, tenant, video_id, region, implementation=wanted, store=store, new_version=True
+            )
+            numbers.append(result.version)
+        opened, keys = _opened(store, tenant, video_id)
+        reports = [read_version(opened, keys, number) for number in numbers]
+        comparison = compare_versions(reports[0], reports[1], price_per_hour)
+    typer.echo(json.dumps(comparison.to_dict()) if as_json else str(comparison))
+    if not comparison.same_results:
+        raise typer.Exit(EXIT_FAILED)
+
+
 def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, VideoKeys]:
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import open_store
@@ -236,12 +311,6 @@ def _errors_as_exit_codes() -> Iterator[None]:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted; the next run with the same input goes on from here", EXIT_INTERRUPTED)
-
-
-def id_from_name(video: str) -> str:
-    """An id out of a file's name: letters, digits, ``.``, ``_`` and ``-`` stay, runs of anything else become ``-``."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(video).stem)
-    return re.sub(r"\.{2,}", ".", stem).strip("-._")[:128] or "video"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -10,6 +10,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from caption_extents.errors import InputError
@@ -179,6 +180,12 @@ def _check_rate(rate: float | Fraction) -> None:
     usable = isinstance(rate, (int, float, Fraction)) and not isinstance(rate, bool)
     if not usable or not math.isfinite(rate) or not 0.001 <= rate <= MAX_FRAME_RATE:
         raise InputError(f"frame_rate is {rate!r}; give samples a second between 0.001 and {MAX_FRAME_RATE}")
+
+
+def id_from_name(video: str) -> str:
+    """An id out of a file's name: letters, digits, ``.``, ``_`` and ``-`` stay, runs of anything else become ``-``."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(video).stem)
+    return re.sub(r"\.{2,}", ".", stem).strip("-._")[:128] or "video"
 
 
 def _price(text: str) -> float:

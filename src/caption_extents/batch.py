@@ -1,0 +1,316 @@
+"""Many videos from one list: which there are, which are done, and how each ended.
+
+A list is CSV with a header, or JSON lines. Each entry has ``video`` and ``crop`` (``L,T,R,B``, or four numbers), and
+may have ``video_id``, ``tenant`` and ``rate``. How entries ended is appended to a file beside the list, so that the
+next run does only what is missing; an entry whose line has changed is another entry.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+from caption_extents.errors import InputError, ProcessingError
+from caption_extents.job import DEFAULT_FRAME_RATE, JobOptions, id_from_name
+from caption_extents.region import CropRegion
+
+_FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One video of a list.
+
+    Attributes:
+        video: a file of the machine that does it, or a key in the store.
+        crop: left, top, right, bottom.
+        video_id, tenant: parts of the keys that are written.
+        rate: samples a second.
+    """
+
+    video: str
+    crop: tuple[float, float, float, float]
+    video_id: str
+    tenant: str
+    rate: float
+
+    @property
+    def digest(self) -> str:
+        """Tells entries apart across runs."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an entry ended.
+
+    Attributes:
+        digest: of the entry.
+        video_id: of the entry.
+        error: why it failed; None when it is done.
+        seconds: of work.
+        samples, captions, version: of the result.
+        video_seconds: length of the video.
+        cost: at the configured price; None without one.
+    """
+
+    digest: str
+    video_id: str
+    error: str | None = None
+    seconds: float = 0.0
+    samples: int = 0
+    captions: int = 0
+    version: int = 0
+    video_seconds: float = 0.0
+    cost: float | None = None
+
+
+def read_list(path: Path, tenant: str) -> list[Entry]:
+    """The entries of a list, all checked before any is started.
+
+    Raises:
+        InputError: a line cannot be used, or two entries write to the same place; names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list {str(path)!r}: {error}") from error
+    rows = _read_json_lines(text, path) if path.suffix in {".jsonl", ".ndjson"} else _read_csv(text, path)
+    entries: dict[tuple[str, str], Entry] = {}
+    for line, row in rows:
+        try:
+            entry = _entry(row, tenant)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"line {line} of {str(path)!r} cannot be used: {error}") from error
+        if (entry.tenant, entry.video_id) in entries:
+            raise InputError(f"line {line} of {str(path)!r} has the video id {entry.video_id!r} of an earlier line")
+        entries[entry.tenant, entry.video_id] = entry
+    if not entries:
+        raise InputError(f"the list {str(path)!r} is empty")
+    return list(entries.values())
+
+
+def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines())
+    if not {"video", "crop"} <= set(reader.fieldnames or ()):
+        raise InputError(f"the list {str(path)!r} needs a header with the columns video and crop")
+    return [(reader.line_num, {name: value for name, value in row.items() if value}) for row in reader]
+
+
+def _read_json_lines(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line)))
+            except ValueError as error:
+                raise InputError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
+    return rows
+
+
+def _entry(row: dict[str, Any], tenant: str) -> Entry:
+    unknown = set(row) - _FIELDS
+    if unknown:
+        raise ValueError(f"unknown column {sorted(unknown)[0]!r}; there are {', '.join(sorted(_FIELDS))}")
+    missing = {"video", "crop"} - set(row)
+    if missing:
+        raise ValueError(f"no {sorted(missing)[0]}")
+    crop = row["crop"]
+    region = CropRegion.parse(crop) if isinstance(crop, str) else CropRegion(*crop)
+    video = str(row["video"])
+    return Entry(
+        video=video,
+        crop=region.as_tuple(),
+        video_id=str(row.get("video_id") or id_from_name(video)),
+        tenant=str(row.get("tenant") or tenant),
+        rate=float(row.get("rate") or DEFAULT_FRAME_RATE),
+    )
+
+
+class Journal:
+    """How entries ended, one JSON line each; what was cut off by a kill is passed over."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def done(self) -> dict[str, Outcome]:
+        """Entries that are done, by digest."""
+        if not self._path.exists():
+            return {}
+        outcomes = {}
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                outcome = Outcome(**json.loads(line))
+            except (ValueError, TypeError):
+                continue
+            if outcome.error is None:
+                outcomes[outcome.digest] = outcome
+        return outcomes
+
+    def add(self, outcome: Outcome) -> None:
+        """Remember how an entry ended."""
+        # A line that a kill has cut off must not swallow this one.
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" * self._cut_off() + json.dumps(asdict(outcome)) + "\n")
+
+    def _cut_off(self) -> bool:
+        if not self._path.exists() or self._path.stat().st_size == 0:
+            return False
+        with self._path.open("rb") as file:
+            file.seek(-1, 2)
+            return file.read(1) != b"\n"
+
+
+def run_entry(entry: Entry, options: JobOptions) -> Outcome:
+    """Do one entry; never raises what the job raises."""
+    from caption_extents import crop_and_infer_caption_frame_extents
+
+    started = time.perf_counter()
+    outcome = Outcome(entry.digest, entry.video_id)
+    try:
+        result = crop_and_infer_caption_frame_extents(
+            entry.video, entry.tenant, entry.video_id, CropRegion(*entry.crop), entry.rate, **options
+        )
+    except (InputError, ProcessingError) as error:
+        return Outcome(**{**asdict(outcome), "error": str(error), "seconds": time.perf_counter() - started})
+    return Outcome(
+        digest=entry.digest,
+        video_id=entry.video_id,
+        seconds=result.processing_duration_seconds,
+        samples=result.frame_count,
+        captions=result.caption_count,
+        version=result.version,
+        video_seconds=result.frame_count / entry.rate,
+        cost=result.metrics.cost,
+    )
+
+
+class Executor(Protocol):
+    """Where entries are done. Outcomes come as they end, in any order."""
+
+    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+        """Do all entries."""
+        ...
+
+
+class LocalExecutor:
+    """Processes of this machine, so that a crash in one takes no other with it.
+
+    Args:
+        jobs: videos at once.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+
+    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+        """See the protocol. A process that dies fails the entries it held; each is tried once more, alone."""
+        left = list(entries)
+        for jobs in (self._jobs, 1):
+            broken: list[Entry] = []
+            groups = [left] if jobs > 1 else [[entry] for entry in left]
+            for group in groups:
+                with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+                    futures = {pool.submit(run_entry, entry, options): entry for entry in group}
+                    for future in as_completed(futures):
+                        outcome = _outcome(future, futures[future])
+                        if isinstance(outcome, Outcome):
+                            yield outcome
+                        else:
+                            broken.append(outcome)
+            left = broken
+            if not left:
+                return
+        for entry in left:
+            yield Outcome(entry.digest, entry.video_id, error="the process that did it died, twice")
+
+
+def _outcome(future: Future[Outcome], entry: Entry) -> Outcome | Entry:
+    """How an entry ended, or the entry itself where its process died."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return entry
+    except Exception as error:
+        return Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class Summary:
+    """A whole batch.
+
+    Attributes:
+        done, failed, skipped: entries that ended well, that failed, and that were done before.
+        seconds: wall time.
+        video_seconds: length of all videos that were done now.
+        cost: of what was done now; None without a price.
+        reasons: why entries failed, by video id.
+    """
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    video_seconds: float = 0.0
+    cost: float | None = None
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an outcome."""
+        if outcome.error is not None:
+            self.failed += 1
+            self.reasons[outcome.video_id] = outcome.error
+            return
+        self.done += 1
+        self.video_seconds += outcome.video_seconds
+        if outcome.cost is not None:
+            self.cost = (self.cost or 0.0) + outcome.cost
+
+    def __str__(self) -> str:
+        speed = f", {self.video_seconds / self.seconds:.1f} times as fast as they play" if self.seconds else ""
+        lines = [
+            f"{self.done} done, {self.failed} failed, {self.skipped} done before; "
+            f"{self.video_seconds / 60:.1f} minutes of video in {self.seconds:.1f} s{speed}"
+        ]
+        if self.cost is not None:
+            lines.append(f"cost {self.cost:.4f}")
+        lines += [f"failed: {video_id}: {reason}" for video_id, reason in sorted(self.reasons.items())]
+        return "\n".join(lines)
+
+
+def run_batch(
+    entries: list[Entry],
+    journal: Journal,
+    executor: Executor,
+    options: JobOptions,
+    tell: Callable[[Outcome], None] = lambda outcome: None,
+) -> Summary:
+    """Do what is missing of a list.
+
+    Args:
+        entries: all of the list.
+        journal: what was done before, and where it is noted.
+        executor: where to do it.
+        options: of every job.
+        tell: called with each outcome as it comes.
+    """
+    started = time.perf_counter()
+    before = journal.done()
+    missing = [entry for entry in entries if entry.digest not in before]
+    summary = Summary(skipped=len(entries) - len(missing))
+    for outcome in executor.outcomes(missing, options):
+        journal.add(outcome)
+        summary.add(outcome)
+        tell(outcome)
+    summary.seconds = time.perf_counter() - started
+    return summary

@@ -1,0 +1,205 @@
+"""Many videos from one list, and what differs between two versions of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import caption_extents
+from caption_extents import CropRegion
+from caption_extents.batch import Entry, Journal, LocalExecutor, Outcome, read_list, run_batch, run_entry
+from caption_extents.cli import app
+from caption_extents.compare import compare_versions, read_version
+from caption_extents.errors import InputError
+from caption_extents.job import JobOptions
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import open_store
+from tests.media import Recipe, make_video
+
+CROP = "0,0.2,1,1"
+REGION = CropRegion(0, 0.2, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("videos")
+    return [make_video(Recipe(f"video {n}", pts=tuple(range(30 + n))), folder) for n in range(5)]
+
+
+def write_list(path: Path, rows: list[tuple[object, ...]]) -> Path:
+    path.write_text("video,crop\n" + "".join(f'"{video}","{crop}"\n' for video, crop in rows))
+    return path
+
+
+def batch(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["batch", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_a_list_with_two_failures_is_finished_by_the_next_run(videos: list[Path], tmp_path: Path) -> None:
+    broken, missing = tmp_path / "broken.mp4", tmp_path / "comes-later.mp4"
+    broken.write_bytes(b"no video")
+    rows = [*((video, CROP) for video in videos), (broken, CROP), (missing, CROP)]
+    options = (write_list(tmp_path / "list.csv", rows), "--store", tmp_path / "store", "--jobs", 2)
+    code, output = batch(*options)
+    assert code == 1, output
+    assert "5 done, 2 failed, 0 done before" in output
+    assert "failed: broken: cannot open" in output
+    assert "failed: comes-later: there is no video" in output
+    missing.write_bytes(videos[0].read_bytes())
+    code, output = batch(*options)
+    assert code == 1
+    assert "1 done, 1 failed, 5 done before" in output
+    broken.write_bytes(videos[1].read_bytes())
+    assert batch(*options)[0] == 0
+    code, output = batch(*options, "--json")
+    assert code == 0
+    assert json.loads(output)["skipped"] == 7
+    assert len(list((tmp_path / "store").rglob("manifest.json"))) == 7
+
+
+def test_an_entry_whose_line_changed_is_done_again(tmp_path: Path) -> None:
+    one, other = (Entry("a.mp4", crop, "a", "t", 10.0) for crop in ((0, 0, 1, 1), (0, 0.5, 1, 1)))
+    done: list[str] = []
+
+    class Recording:
+        def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+            for entry in entries:
+                done.append(entry.digest)
+                yield Outcome(entry.digest, entry.video_id, samples=10, video_seconds=1.0, cost=0.5)
+
+    journal = Journal(tmp_path / "journal")
+    for entries in ([one], [one], [other]):
+        summary = run_batch(entries, journal, Recording(), {})
+    assert done == [one.digest, other.digest]
+    assert summary.cost == 0.5
+
+
+def test_a_journal_that_was_cut_off(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.add(Outcome("a", "a"))
+    with (tmp_path / "journal").open("a") as file:
+        file.write('{"digest": "b", "vid')
+    journal.add(Outcome("c", "c"))
+    journal.add(Outcome("d", "d", error="no"))
+    assert set(journal.done()) == {"a", "c"}
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    rows = [{"video": "x/a b.mp4", "crop": [0, 0.5, 1, 1], "rate": 5}, {"video": "c.mkv", "crop": "0,0,1,1"}]
+    path.write_text("\n\n".join(map(json.dumps, rows)))
+    first, second = read_list(path, "team")
+    assert first == Entry("x/a b.mp4", (0, 0.5, 1, 1), "a-b", "team", 5.0)
+    assert second.rate == 10.0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "header"),
+        ("video,crop\n", "is empty"),
+        ('film,crop\na.mp4,"0,0,1,1"\n', "columns video and crop"),
+        ('video,crop\na.mp4,"0,0,1"\n', "line 2"),
+        ("video,crop\na.mp4,\n", "line 2.*no crop"),
+        ('video,crop,rate\na.mp4,"0,0,1,1",fast\n', "line 2.*fast"),
+        ('video,crop,colour\na.mp4,"0,0,1,1",red\n', "unknown column 'colour'"),
+        ('video,crop\na.mp4,"0,0,1,1"\nb/a.mkv,"0,0,1,1"\n', "line 3.*'a' of an earlier line"),
+    ],
+)
+def test_lists_that_cannot_be_used(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_list(path, "t")
+
+
+class Deadly:
+    """A model whose process ends when it is used, as it would by a crash in native code."""
+
+    version = digest = "deadly"
+
+    def __enter__(self) -> None:
+        os._exit(3)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_process_that_dies_is_an_outcome(videos: list[Path], tmp_path: Path) -> None:
+    entries = [Entry(str(video), REGION.as_tuple(), f"v{n}", "t", 10.0) for n, video in enumerate(videos[:2])]
+    outcomes = list(LocalExecutor(2).outcomes(entries, {"store": tmp_path / "store", "model": Deadly()}))  # type: ignore[typeddict-item]
+    assert {outcome.video_id: outcome.error for outcome in outcomes} == {
+        f"v{n}": "the process that did it died, twice" for n in range(2)
+    }
+    assert run_entry(entries[0], {"store": tmp_path / "store"}).error is None
+
+
+@pytest.fixture(scope="module")
+def two_versions(videos: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("versions")
+
+    def run(region: CropRegion = REGION, **options: str) -> None:
+        caption_extents.crop_and_infer_caption_frame_extents(
+            str(videos[4]), "local", "v", region, store=store, **options
+        )
+
+    run(implementation="sequential")
+    run(implementation="pipelined")
+    run(preset="fast")
+    run(CropRegion(0, 0, 1, 1))
+    return store
+
+
+def compare(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["compare", *map(str, arguments)])
+    return result.exit_code, result.output
+
+
+def test_two_implementations_are_identical(two_versions: Path) -> None:
+    code, output = compare("v", 1, 2, "--store", two_versions, "--price-per-hour", 3600)
+    assert code == 0
+    assert output.startswith("identical")
+    assert "implementation sequential and pipelined" in output
+    assert "cost" in output
+
+
+def test_another_preset_gives_other_chunks_and_the_same_captions(two_versions: Path) -> None:
+    code, output = compare("v", 2, 3, "--store", two_versions, "--json")
+    found = json.loads(output)
+    assert code == 0
+    assert found["same_results"]
+    assert not found["identical"]
+    assert found["other_chunks"] == found["chunks"] > 0
+    assert found["changed"] == {"preset": ["reference", "fast"]}
+
+
+def test_what_differs_is_counted(two_versions: Path) -> None:
+    a = read_version(open_store(two_versions), VideoKeys("local", "v"), 1)
+    b = replace(a, labels=("changed", *a.labels[1:]), captions=(*a.captions, (30, 33)))
+    found = compare_versions(a, b)
+    assert found.other_labels == 1
+    assert found.captions_only_b == ((30, 33),)
+    assert found.captions_only_a == ()
+    assert not found.same_results
+    assert "only in B: samples 30 to 33" in str(found)
+
+
+def test_versions_of_other_crops_are_not_compared(two_versions: Path) -> None:
+    code, output = compare("v", 1, 4, "--store", two_versions)
+    assert code == 2
+    assert "cannot be compared: crop" in output
+
+
+def test_implementations_are_run_to_be_compared(videos: list[Path], tmp_path: Path) -> None:
+    code, output = compare(videos[0], "sequential", "pipelined", "--crop", CROP, "--store", tmp_path / "store")
+    assert code == 0, output
+    assert output.startswith("identical")
+    for wrong in (("v", "1", "pipelined"), ("v", "sequential", "pipelined"), ("v", "7", "8")):
+        assert compare(*wrong, "--store", tmp_path / "store")[0] == 2
