@@ -47,7 +47,7 @@ def test_rows_come_back() -> None:
             assert row[f"{direction}_confidence"] == probabilities.max()
         assert row["processing_time_ms"] is None
     caption = database.execute("SELECT * FROM captions").fetchone()
-    assert tuple(caption) == (0, 0, 2, 0.0, 0.2, 0.5, None)
+    assert tuple(caption) == (0, 0, 2, 0.0, 0.2, 0.5, None, None)
 
 
 def test_columns_follow_the_models_labels() -> None:
@@ -60,7 +60,7 @@ def test_the_schema_refuses_nonsense() -> None:
     for statement in (
         "UPDATE pair_results SET forward_predicted_label = 'maybe'",
         "UPDATE pair_results SET backward_prob_same = 1.5",
-        "INSERT INTO captions VALUES (0, 5, 5, 0.5, 0.5, 1, NULL)",
+        "INSERT INTO captions VALUES (0, 5, 5, 0.5, 0.5, 1, NULL, NULL)",
         "INSERT INTO pair_results SELECT * FROM pair_results",
     ):
         with pytest.raises(sqlite3.IntegrityError):

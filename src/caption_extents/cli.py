@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import Store
 
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -99,7 +100,8 @@ def run(
     model: Annotated[
         Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
     ] = None,
-    subtitles: Annotated[Path | None, typer.Option(help="Also write the captions' times to this .srt file.")] = None,
+    subtitles: Annotated[Path | None, typer.Option(help="Also write this subtitle file (.srt, .vtt or .ass).")] = None,
+    ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text, once (needs the extra 'ocr').")] = False,
     new_version: Annotated[
         bool, typer.Option("--new-version", help="Start anew even if an unfinished version could be finished.")
     ] = False,
@@ -108,6 +110,8 @@ def run(
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
     with _errors_as_exit_codes():
+        if subtitles is not None:
+            _check_subtitle_path(subtitles)
         with nullcontext() if as_json or quiet else progress_display() as progress:
             result = caption_extents.crop_and_infer_caption_frame_extents(
                 video,
@@ -131,12 +135,34 @@ def run(
                 new_version=new_version,
                 progress=progress,
             )
+        opened, keys = _opened(store, tenant, video_id or jobs.id_from_name(video))
+        if ocr:
+            _read_texts(opened, keys, result.version, as_json or quiet)
         if subtitles is not None:
-            _write_subtitles(result, store, subtitles)
+            _write_subtitles(opened, keys, result.version, subtitles)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
         _print_result(result)
+
+
+@app.command()
+def subtitles(
+    video_id: Annotated[str, typer.Argument(help="Video id.")],
+    output: Annotated[Path, typer.Argument(help="Subtitle file to write (.srt, .vtt or .ass).")],
+    ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text first (needs the extra 'ocr').")] = False,
+    version: Annotated[int | None, typer.Option(help="By default the newest complete one.")] = None,
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write a video's captions as subtitles; captions whose text was not read are numbered."""
+    with _errors_as_exit_codes():
+        _check_subtitle_path(output)
+        opened, keys = _opened(store, tenant, video_id)
+        if ocr:
+            _read_texts(opened, keys, version, quiet)
+        _write_subtitles(opened, keys, version, output)
 
 
 @app.command()
@@ -330,18 +356,35 @@ def _print_result(result: caption_extents.CropInferResult) -> None:
     typer.echo(format_metrics(result.metrics))
 
 
-def _write_subtitles(result: caption_extents.CropInferResult, store: str | None, path: Path) -> None:
+def _write_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> None:
     from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
     from caption_extents.results.database import open_database
-    from caption_extents.storage.store import open_store
+    from caption_extents.storage.versions import read_manifest
 
-    data = open_store(store or jobs.DEFAULT_STORE).get(result.caption_frame_extents_db_key)
-    rows = open_database(data).execute("SELECT * FROM captions ORDER BY caption_index")
+    number = read_manifest(opened, keys, version).version
+    rows = open_database(opened.get(keys.database(number))).execute("SELECT * FROM captions ORDER BY caption_index")
     events = [
         SubtitleEvent(row["start_seconds"], row["end_seconds"], row["text"] or f"[{row['caption_index'] + 1}]")
         for row in rows
     ]
-    path.write_text(render_subtitles(events), encoding="utf-8")
+    path.write_text(render_subtitles(events, path.suffix[1:].lower()), encoding="utf-8")
+
+
+def _check_subtitle_path(path: Path) -> None:
+    if path.suffix.lower() not in SUBTITLE_SUFFIXES:
+        allowed = ", ".join(SUBTITLE_SUFFIXES)
+        raise InputError(f"cannot write subtitles to {str(path)!r}; the name must end with {allowed}")
+
+
+def _read_texts(opened: Store, keys: VideoKeys, version: int | None, quiet: bool) -> None:
+    from caption_extents.ocr.captions import store_texts
+    from caption_extents.ocr.reader import RapidReader
+    from caption_extents.pipeline.metrics import Progress
+
+    with nullcontext(lambda progress: None) if quiet else progress_display() as show:
+        store_texts(
+            opened, keys, RapidReader(), version, lambda done, total: show(Progress("reading", done, max(1, total)))
+        )
 
 
 def main() -> None:

@@ -17,10 +17,20 @@ class SubtitleEvent:
     text: str
 
 
+_AS_TEXT = str.maketrans({"{": "\uff5b", "}": "\uff5d", "\\": "\uff3c"})
+"""What subtitle formats take for markup, as its full-width likeness: no escape is understood by all players."""
+
+
+def _as_text(text: str, kind: str) -> str:
+    """Text that stays text: nothing that an OCR engine read becomes markup."""
+    plain = text.translate(_AS_TEXT)
+    return plain if kind == "ass" else plain.replace("<", "\uff1c").replace(">", "\uff1e")
+
+
 def render_subtitles(events: Iterable[SubtitleEvent], kind: str = "srt") -> str:
     """The text of a subtitle file; ``kind`` is a format of pysubs2: ``srt``, ``vtt`` or ``ass``."""
     file = pysubs2.SSAFile()
     for event in events:
         start, end = round(event.start_seconds * 1000), round(event.end_seconds * 1000)
-        file.append(pysubs2.SSAEvent(start=start, end=end, text=event.text.replace("\n", "\\N")))
+        file.append(pysubs2.SSAEvent(start=start, end=end, text=_as_text(event.text, kind).replace("\n", "\\N")))
     return str(file.to_string(kind))

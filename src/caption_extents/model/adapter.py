@@ -9,19 +9,10 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from caption_extents.model.preprocess import resize_planes
+from caption_extents.pictures import to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def to_rgb(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Limited-range BT.709 planes as RGB pictures, float32 (N, 3, h, w) in 0..1, on the planes' device."""
-    luma, blue, red = resize_planes(y, u, v, size).unbind(1)
-    luma, blue, red = (luma - 16) / 219, (blue - 128) / 224, (red - 128) / 224
-    # ITU-T H.273, matrix coefficients 1.
-    rgb = torch.stack([luma + 1.5748 * red, luma - 0.18733 * blue - 0.46813 * red, luma + 1.8556 * blue], dim=1)
-    return rgb.clamp(0, 1)
 
 
 class PairModuleModel:

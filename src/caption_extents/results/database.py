@@ -6,7 +6,7 @@ import gzip
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -65,7 +65,8 @@ CREATE TABLE captions (
     start_seconds REAL NOT NULL,
     end_seconds REAL NOT NULL,
     confidence REAL NOT NULL CHECK (confidence BETWEEN 0 AND 1),
-    text TEXT
+    text TEXT,
+    text_confidence REAL CHECK (text_confidence BETWEEN 0 AND 1)
 );
 PRAGMA user_version = {_SCHEMA_VERSION};
 """
@@ -81,6 +82,7 @@ class CaptionRow:
     end_seconds: float
     confidence: float
     text: str | None = None
+    text_confidence: float | None = None
 
 
 def build_database(metadata: Mapping[str, object], probabilities: np.ndarray, captions: Iterable[CaptionRow]) -> bytes:
@@ -98,10 +100,7 @@ def build_database(metadata: Mapping[str, object], probabilities: np.ndarray, ca
         _insert(
             connection,
             "captions",
-            [
-                (index, c.start_frame, c.end_frame, c.start_seconds, c.end_seconds, c.confidence, c.text)
-                for index, c in enumerate(captions)
-            ],
+            [(index, *astuple(c)) for index, c in enumerate(captions)],
         )
         connection.commit()
         return gzip.compress(connection.serialize(), mtime=0)
@@ -128,6 +127,19 @@ def _pair_rows(probabilities: np.ndarray) -> list[tuple[object, ...]]:
             directions += [_PROBABILITIES[label], clipped[label], *clipped]
         rows.append((pair, pair + 1, *directions, None))
     return rows
+
+
+def with_texts(data: bytes, texts: Mapping[int, tuple[str, float]]) -> bytes:
+    """A gzipped database with other texts: text and confidence by caption; captions without have none."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.deserialize(gzip.decompress(data))
+        connection.execute("UPDATE captions SET text = NULL, text_confidence = NULL")
+        connection.executemany(
+            "UPDATE captions SET text = ?, text_confidence = ? WHERE caption_index = ?",
+            [(text, confidence, index) for index, (text, confidence) in texts.items()],
+        )
+        connection.commit()
+        return gzip.compress(connection.serialize(), mtime=0)
 
 
 def open_database(data: bytes) -> sqlite3.Connection:

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 from caption_extents.errors import StoreError
 from caption_extents.storage.keys import VideoKeys
-from caption_extents.storage.leases import claimed_versions, complete_versions, is_dead, latest_claim
+from caption_extents.storage.leases import (
+    claimed_versions,
+    complete_versions,
+    is_dead,
+    latest_claim,
+    publish_newest_database,
+)
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
 
@@ -45,6 +51,16 @@ class VersionState:
     state: str
     chunk_count: int
     run_id: str
+
+
+def replace_database(store: Store, keys: VideoKeys, version: int, data: bytes) -> None:
+    """Write a complete version's database anew, and the newest database if this version is the newest.
+
+    Raises:
+        UploadError: it could not be written; what was there before is still there.
+    """
+    store.put(keys.database(version), data, "application/gzip")
+    publish_newest_database(store, keys)
 
 
 def list_versions(store: Store, keys: VideoKeys) -> list[VersionState]:

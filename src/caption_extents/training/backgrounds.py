@@ -90,9 +90,10 @@ def pan(rng: random.Random, picture: Image.Image, count: int, width: int, height
     zoom = 1 + rng.choice([0.0, 0.0, 0.004, -0.004, 0.015])
     frames = []
     for _ in range(count):
-        left = min(max(x, 0), picture.width - box_width)
-        top = min(max(y, 0), picture.height - box_height)
-        box = (left, top, left + box_width, top + box_height)
+        # The outer max: a box as large as the picture may be larger by a rounding error.
+        left = max(0.0, min(max(x, 0), picture.width - box_width))
+        top = max(0.0, min(max(y, 0), picture.height - box_height))
+        box = (left, top, min(left + box_width, picture.width), min(top + box_height, picture.height))
         frames.append(np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR, box=box)))
         x, y = x + dx, y + dy
         box_width = min(box_width * zoom, picture.width, picture.height * aspect)

@@ -1,0 +1,1 @@
+"""Reading the text of captions, once for each caption."""

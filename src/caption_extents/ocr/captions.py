@@ -1,0 +1,105 @@
+"""The text of every caption of a version, out of its chunks: one picture and one reading for each caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from caption_extents.chunks.plan import chunk_of
+from caption_extents.chunks.read import decode_chunk
+from caption_extents.ocr.reader import ReadText, TextReader
+from caption_extents.pictures import to_rgb
+from caption_extents.results.database import open_database, with_texts
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import Store
+from caption_extents.storage.versions import read_manifest, replace_database
+
+MEDIAN_SAMPLES = 9
+"""Samples that a caption's picture is made of: enough to blur what moves behind it, few enough to fetch."""
+
+_CHUNKS_KEPT = 12
+
+Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+class SampleReader:
+    """Samples of a version, out of its chunks; the latest chunks are kept."""
+
+    def __init__(self, store: Store, keys: VideoKeys, version: int) -> None:
+        @lru_cache(_CHUNKS_KEPT)
+        def chunk(level: int, first: int) -> list[Planes]:
+            return decode_chunk(store.get(keys.chunk(version, level, first)))
+
+        self._chunk = chunk
+
+    def __call__(self, sample: int) -> Planes:
+        """Y (H, W), U and V (H/2, W/2) of a sample."""
+        level, first, position = chunk_of(sample)
+        return self._chunk(level, first)[position]
+
+
+def median_samples(start: int, end: int, count: int = MEDIAN_SAMPLES) -> list[int]:
+    """Samples of the caption ``start..end`` to look at: spread over it, its first and last left out if it has others.
+
+    The ends may be in the middle of a fade.
+    """
+    inner = range(start + 1, end - 1) if end - start > 4 else range(start, end)
+    picks = np.linspace(0, len(inner) - 1, min(count, len(inner))).round().astype(int)
+    return [inner[int(pick)] for pick in picks]
+
+
+def caption_picture(read_sample: Callable[[int], Planes], start: int, end: int) -> np.ndarray:
+    """One RGB picture of a caption, uint8 (H, W, 3): the median of its samples, in which only what stays is sharp."""
+    samples = [read_sample(sample) for sample in median_samples(start, end)]
+    planes = [np.median(np.stack(plane), axis=0).astype(np.uint8) for plane in zip(*samples, strict=True)]
+    y, u, v = (torch.from_numpy(plane)[None] for plane in planes)
+    rgb = to_rgb(y, u, v, (y.shape[1], y.shape[2]))[0]
+    picture: np.ndarray = (rgb.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return picture
+
+
+def read_captions(
+    store: Store, keys: VideoKeys, version: int, reader: TextReader
+) -> Iterator[tuple[int, ReadText | None]]:
+    """Number and text of each caption of a version, in order; the reader is asked once for each."""
+    read_sample = SampleReader(store, keys, version)
+    rows = open_database(store.get(keys.database(version))).execute(
+        "SELECT caption_index, start_frame, end_frame FROM captions ORDER BY caption_index"
+    )
+    for row in rows.fetchall():
+        yield row["caption_index"], reader.read(caption_picture(read_sample, row["start_frame"], row["end_frame"]))
+
+
+def store_texts(
+    store: Store,
+    keys: VideoKeys,
+    reader: TextReader,
+    version: int | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Read the captions of a version and write their text into its database; returns how many had text.
+
+    Args:
+        store: where the version is.
+        keys: of the video.
+        reader: what reads.
+        version: N; by default the newest complete one.
+        tell: called after each caption with how many are done, and how many there are.
+
+    Raises:
+        StoreError: there is no such complete version.
+        StoreAccessError: it cannot be read or written.
+    """
+    number = read_manifest(store, keys, version).version
+    data = store.get(keys.database(number))
+    total = open_database(data).execute("SELECT count(*) FROM captions").fetchone()[0]
+    texts: dict[int, tuple[str, float]] = {}
+    for done, (index, found) in enumerate(read_captions(store, keys, number, reader), start=1):
+        if found is not None:
+            texts[index] = (found.text, found.confidence)
+        tell(done, total)
+    replace_database(store, keys, number, with_texts(data, texts))
+    return len(texts)

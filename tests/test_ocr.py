@@ -1,0 +1,163 @@
+"""Text of captions: one reading for each, into the database and subtitle files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pysubs2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
+from caption_extents.cli import app
+from caption_extents.ocr.captions import SampleReader, caption_picture, median_samples, store_texts
+from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
+from caption_extents.results.database import open_database
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import Store, open_store
+from caption_extents.training import captions, fonts, sample_video, text
+
+KEYS = VideoKeys("local", "film")
+WORDS = ["The night is over", "Nobody came home", "Wait for the train", "It was raining"]
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    """A video with four captions of plain words, in the fonts of a wheel, so that any machine draws the same."""
+    folder = tmp_path_factory.mktemp("film")
+    script = text.scripts()["latin"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fonts, "installed_fonts", lambda language: {})
+        fonts.fonts_for.cache_clear()
+        font = fonts.random_font(random.Random(1), "en", 33)
+        fonts.fonts_for.cache_clear()
+    assert font is not None
+    style = captions.CaptionStyle(script=script, font=font, outline_px=3)
+    planned = [
+        sample_video.PlannedCaption([words], "outline", "latin", 10 + 50 * n, 50 + 50 * n)
+        for n, words in enumerate(WORDS)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_video, "plan_captions", lambda rng, count, rate: planned)
+        patch.setattr(sample_video, "_style", lambda *_: style)
+        sample_video.render(folder / "film.mp4", seconds=8, width=960, height=540)
+    return folder / "film.mp4", sample_video.truth(planned, 30)
+
+
+@pytest.fixture(scope="module")
+def store(film: tuple[Path, list[dict[str, object]]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    command = ["run", str(film[0]), "--crop", ",".join(map(str, sample_video.CROP)), "--store", str(folder), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["caption_count"] == len(WORDS)
+    return folder
+
+
+class CountingReader:
+    """Says how large the picture was, and counts."""
+
+    def __init__(self, answer: Callable[[int], ReadText | None]) -> None:
+        self.pictures: list[np.ndarray] = []
+        self._answer = answer
+
+    def read(self, picture: np.ndarray) -> ReadText | None:
+        self.pictures.append(picture)
+        return self._answer(len(self.pictures))
+
+
+def texts(opened: Store) -> list[tuple[str | None, float | None]]:
+    rows = open_database(opened.get(KEYS.database())).execute("SELECT * FROM captions ORDER BY caption_index")
+    return [(row["text"], row["text_confidence"]) for row in rows]
+
+
+def test_each_caption_is_read_once(store: Path) -> None:
+    opened = open_store(store)
+    reader = CountingReader(lambda number: None if number == 2 else ReadText(f"text {number}", 0.5))
+    told: list[tuple[int, int]] = []
+    assert store_texts(opened, KEYS, reader, tell=lambda done, total: told.append((done, total))) == 3
+    assert len(reader.pictures) == len(WORDS)
+    assert {picture.shape for picture in reader.pictures} == {(78, 768, 3)}
+    assert told[-1] == (4, 4)
+    assert texts(opened) == [("text 1", 0.5), (None, None), ("text 3", 0.5), ("text 4", 0.5)]
+    assert opened.get(KEYS.database()) == opened.get(KEYS.database(1))
+
+
+def test_the_words_are_read(store: Path, film: tuple[Path, list[dict[str, object]]], tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["subtitles", "film", str(tmp_path / "film.srt"), "--ocr", "--store", str(store), "--quiet"]
+    )
+    assert result.exit_code == 0, result.output
+    events = pysubs2.load(str(tmp_path / "film.srt"))
+    found, expected = (" ".join(words) for words in ([event.plaintext for event in events], WORDS))
+    assert difflib.SequenceMatcher(None, found.lower(), expected.lower()).ratio() > 0.95
+    times = [(event.start, event.end) for event in events]
+    assert times == [(100 * caption["start_frame"], 100 * caption["end_frame"]) for caption in film[1]]  # type: ignore[operator]
+    assert all(confidence is not None and confidence > 0.5 for _, confidence in texts(open_store(store)))
+
+
+@pytest.mark.parametrize("suffix", [".srt", ".vtt", ".ass"])
+def test_without_reading_captions_are_numbered(suffix: str, store: Path, tmp_path: Path) -> None:
+    store_texts(open_store(store), KEYS, CountingReader(lambda number: None))
+    path = tmp_path / f"film{suffix}"
+    assert CliRunner().invoke(app, ["subtitles", "film", str(path), "--store", str(store)]).exit_code == 0
+    assert [event.plaintext for event in pysubs2.load(str(path))] == ["[1]", "[2]", "[3]", "[4]"]
+
+
+def test_a_subtitle_file_of_an_unknown_kind(store: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["subtitles", "film", str(tmp_path / "film.txt"), "--store", str(store)])
+    assert result.exit_code == 2
+    assert ".srt, .vtt, .ass" in result.output
+
+
+def test_what_moves_behind_a_caption_is_blurred(store: Path) -> None:
+    read_sample = SampleReader(open_store(store), KEYS, 1)
+    start, end = (
+        open_database(open_store(store).get(KEYS.database()))
+        .execute("SELECT start_frame, end_frame FROM captions")
+        .fetchone()
+    )
+    picture = caption_picture(read_sample, start, end)
+    assert picture.shape == (78, 768, 3)
+    assert picture.max() > 230
+    assert picture.min() < 40
+
+
+@given(start=st.integers(0, 1000), length=st.integers(1, 300))
+def test_samples_of_a_caption_are_its_own(start: int, length: int) -> None:
+    samples = median_samples(start, start + length)
+    assert samples == sorted(set(samples))
+    assert 1 <= len(samples) <= 9
+    assert all(start <= sample < start + length for sample in samples)
+
+
+def test_pieces_become_lines() -> None:
+    def piece(words: str, left: int, top: int) -> _Piece:
+        box = np.asarray([[left, top], [left + 50, top], [left + 50, top + 20], [left, top + 20]])
+        return _Piece(box, words, 0.9)
+
+    pieces = [piece("d", 100, 42), piece("b", 100, 12), piece("c", 10, 40), piece("a", 10, 10)]
+    assert [[p.text for p in line] for line in into_lines(pieces)] == [["a", "b"], ["c", "d"]]
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "ass"])
+@pytest.mark.parametrize("words", ["{\\b1}bold", "<script>alert(1)</script>", "a\\Nb", "x & y < z", "-->"])
+def test_text_never_becomes_markup(kind: str, words: str) -> None:
+    rendered = render_subtitles([SubtitleEvent(1, 2, words)], kind)
+    body = rendered.rsplit("Dialogue", 1)[-1] if kind == "ass" else rendered.split("\n", 3)[-1]
+    assert "{\\" not in body
+    assert "<script" not in body or kind == "ass"
+    assert body.count("-->") <= 1
+    (event,) = pysubs2.SSAFile.from_string(rendered)
+    assert "\n" not in event.plaintext
+
+
+def test_a_picture_without_text() -> None:
+    assert RapidReader().read(np.full((60, 400, 3), 90, np.uint8)) is None
