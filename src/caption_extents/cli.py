@@ -319,6 +319,25 @@ def compare(
         raise typer.Exit(EXIT_FAILED)
 
 
+@app.command()
+def doctor(
+    store: _StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Say what this machine has, and what to do about what is missing. Exits with 1 if no run can work."""
+    from caption_extents.doctor import examine
+
+    found = []
+    for finding in examine(store or jobs.DEFAULT_STORE):
+        found.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([finding.to_dict() for finding in found]))
+    if any(finding.state == "broken" for finding in found):
+        raise typer.Exit(EXIT_FAILED)
+
+
 def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, VideoKeys]:
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import open_store

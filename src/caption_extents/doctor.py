@@ -1,0 +1,155 @@
+"""Whether this machine has what a run needs, and what to do where it has not."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import av
+import av.codec
+import torch
+
+from caption_extents.errors import CaptionExtentsError
+from caption_extents.model.captioner import CaptionModel
+from caption_extents.storage.store import open_store
+from caption_extents.video.cuda import decode_engines
+
+DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video")
+ENCODER = "libvpx-vp9"
+GPU_CODECS = ("h264", "hevc", "vp9", "av1")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        state: ``ok``, ``missing`` (a run works without it) or ``broken`` (no run works).
+        detail: what was found.
+        remedy: what to do, unless all is well.
+    """
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        line = f"{self.state:8} {self.name:12} {self.detail}"
+        return f"{line}\n{'':22}{self.remedy}" if self.remedy else line
+
+
+def examine(store: str) -> Iterator[Finding]:
+    """Look at everything, one finding after the other; a store is written to and left as it was."""
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield _ffmpeg()
+    yield from _codecs()
+    yield _model()
+    yield from _gpu()
+    yield _ocr()
+    yield _store(store)
+
+
+def _ffmpeg() -> Finding:
+    libraries = ", ".join(
+        f"{name} {'.'.join(map(str, version))}" for name, version in sorted(av.library_versions.items())
+    )
+    return Finding("ffmpeg", "ok", f"PyAV {av.__version__} with {libraries}")
+
+
+def _codecs() -> Iterator[Finding]:
+    missing = [name for name in DECODERS if not _has_codec(name, "r")]
+    if missing:
+        remedy = (
+            "install PyAV's wheel from PyPI, which carries FFmpeg with all of them: pip install --force-reinstall av"
+        )
+        yield Finding("decoders", "missing", f"no {', '.join(missing)}", remedy)
+    else:
+        yield Finding("decoders", "ok", ", ".join(DECODERS))
+    if _has_codec(ENCODER, "w"):
+        yield Finding("encoder", "ok", ENCODER)
+    else:
+        yield Finding("encoder", "broken", f"no {ENCODER}", "install PyAV's wheel from PyPI: its FFmpeg has libvpx")
+
+
+def _has_codec(name: str, mode: str) -> bool:
+    try:
+        av.codec.Codec(name, mode)  # type: ignore[arg-type]
+    except av.codec.codec.UnknownCodecError:
+        return False
+    return True
+
+
+def _model() -> Finding:
+    start = time.perf_counter()
+    try:
+        with CaptionModel() as model:
+            return Finding("model", "ok", f"{model.version}, loaded in {time.perf_counter() - start:.2f} s")
+    except CaptionExtentsError as error:
+        return Finding("model", "broken", str(error), "install the package again: its weights are missing or damaged")
+
+
+def _gpu() -> Iterator[Finding]:
+    built = f"PyTorch {torch.__version__}"
+    if not torch.cuda.is_available():
+        wants = torch.version.cuda
+        detail = f"none that {built} can use" + (f" (built for CUDA {wants})" if wants else " (built for the CPU)")
+        remedy = (
+            "runs use the CPU. With an NVIDIA GPU: install its driver, and a CUDA build of PyTorch from pytorch.org"
+        )
+        yield Finding("gpu", "missing", detail, remedy)
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        free, total = torch.cuda.mem_get_info(device)
+        name = torch.cuda.get_device_name(device)
+        yield Finding(
+            f"cuda:{index}", "ok", f"{name}, {free >> 20} of {total >> 20} MiB free, {built}, CUDA {torch.version.cuda}"
+        )
+        engines = {codec: decode_engines(codec, device) for codec in GPU_CODECS}
+        known = {codec: found.count for codec, found in engines.items() if found is not None}
+        if known:
+            listed = ", ".join(f"{codec} {count}" for codec, count in known.items())
+            yield Finding(f"nvdec:{index}", "ok", f"engines by codec: {listed}; other codecs are decoded on the CPU")
+        else:
+            remedy = "give a container the driver capability 'video' (NVIDIA_DRIVER_CAPABILITIES=compute,utility,video)"
+            yield Finding(f"nvdec:{index}", "missing", "the driver's video library is not there", remedy)
+
+
+def _ocr() -> Finding:
+    missing = [name for name in ("rapidocr", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "to read captions' text: pip install 'caption-extents[ocr]'"
+        return Finding("ocr", "missing", f"no {' and no '.join(missing)}", remedy)
+    return Finding("ocr", "ok", "rapidocr with the models in its package")
+
+
+def _store(address: str) -> Finding:
+    key, data = f"doctor-{uuid.uuid4().hex}", sys.version.encode()
+    try:
+        store = open_store(address)
+        existed = store.folder is None or store.folder.exists()
+        store.put(key, data, "text/plain")
+        try:
+            same = store.get(key) == data
+        finally:
+            store.delete([key])
+        if store.folder is not None and not existed:
+            store.folder.rmdir()
+    except (CaptionExtentsError, OSError) as error:
+        remedy = "check address, credentials and rights; docs/storage.md says which variables are read"
+        return Finding("store", "broken", str(error), remedy)
+    if not same:
+        return Finding("store", "broken", f"{address} gave back other bytes", "use another store")
+    return Finding("store", "ok", f"{address} can be written and read")
