@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,33 +21,17 @@ from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
-from caption_extents.training import captions, fonts, sample_video, text
+from caption_extents.training import sample_video
+from tests.films import WORDS, make_film
 
 KEYS = VideoKeys("local", "film")
-WORDS = ["The night is over", "Nobody came home", "Wait for the train", "It was raining"]
 
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
-    """A video with four captions of plain words, in the fonts of a wheel, so that any machine draws the same."""
-    folder = tmp_path_factory.mktemp("film")
-    script = text.scripts()["latin"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fonts, "installed_fonts", lambda language: {})
-        fonts.fonts_for.cache_clear()
-        font = fonts.random_font(random.Random(1), "en", 33)
-        fonts.fonts_for.cache_clear()
-    assert font is not None
-    style = captions.CaptionStyle(script=script, font=font, outline_px=3)
-    planned = [
-        sample_video.PlannedCaption([words], "outline", "latin", 10 + 50 * n, 50 + 50 * n)
-        for n, words in enumerate(WORDS)
-    ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_video, "plan_captions", lambda rng, count, rate: planned)
-        patch.setattr(sample_video, "_style", lambda *_: style)
-        sample_video.render(folder / "film.mp4", seconds=8, width=960, height=540)
-    return folder / "film.mp4", sample_video.truth(planned, 30)
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    planned = make_film(path, [(start, start + 40) for start in range(10, 210, 50)])
+    return path, sample_video.truth(planned, 30)
 
 
 @pytest.fixture(scope="module")

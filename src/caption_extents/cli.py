@@ -95,6 +95,9 @@ def run(
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Decode in a process of its own, within limits: for videos of strangers.")
     ] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Times exact to a frame of the source, not only to a sample.")
+    ] = False,
     isolate_memory_mib: Annotated[int, typer.Option(help="Address space of that process.")] = 8192,
     stall_seconds: Annotated[float, typer.Option(help="Fail when the decoder gives nothing for this long.")] = 120.0,
     model: Annotated[
@@ -128,6 +131,7 @@ def run(
                 inference_workers=inference_workers,
                 upload_workers=upload_workers,
                 max_undecodable_share=max_undecodable_share,
+                refine=refine,
                 isolate=isolate,
                 isolate_memory_mib=isolate_memory_mib,
                 stall_seconds=stall_seconds,

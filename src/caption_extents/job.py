@@ -56,6 +56,7 @@ class JobOptions(TypedDict, total=False):
     upload_workers: int
     queue_size: int
     max_undecodable_share: float
+    refine: bool
     stall_seconds: float
     isolate: bool
     isolate_memory_mib: int
@@ -87,6 +88,7 @@ class Job:
             implementation, and for one in the sequential, which does one thing at a time.
         upload_workers: objects uploaded at once.
         queue_size: items that wait between two stages.
+        refine: look at the source's own frames around each boundary, so that captions' times are exact to a frame.
         stall_seconds: a run fails when its decoder gives nothing for this long.
         isolate: read and decode the video in a process of its own, on the CPU, so that a crash in a codec is an error.
         isolate_memory_mib: address space that this process may take, libraries included.
@@ -116,6 +118,7 @@ class Job:
     upload_workers: int = DEFAULT_UPLOAD_WORKERS
     queue_size: int = 2
     max_undecodable_share: float = 0.01
+    refine: bool = False
     stall_seconds: float = 120.0
     isolate: bool = False
     isolate_memory_mib: int = 8192
@@ -148,6 +151,8 @@ class Job:
             raise InputError(f"isolate_memory_mib is {self.isolate_memory_mib!r}; give MiB between 256 and {1 << 24}")
         if self.isolate and self.device.startswith("cuda"):
             raise InputError(f"isolate decodes on the CPU, and device is {self.device!r}; give device 'auto' or 'cpu'")
+        if self.isolate and self.refine:
+            raise InputError("refine reads the video in this process, which isolate is to prevent; give one of them")
         if not 0 <= self.max_undecodable_share <= 1:
             raise InputError(f"max_undecodable_share is {self.max_undecodable_share!r}; give a share between 0 and 1")
         object.__setattr__(self, "video_key", os.fspath(self.video_key))

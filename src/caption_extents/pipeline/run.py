@@ -42,6 +42,7 @@ from caption_extents.pipeline.metrics import (
     peak_memory_bytes,
 )
 from caption_extents.pipeline.pipelined import run_pipelined
+from caption_extents.pipeline.refine import refine_captions
 from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
 from caption_extents.results.database import CaptionRow, build_database
@@ -53,7 +54,7 @@ from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.input import VideoInput, open_input
 from caption_extents.video.isolated import DecoderLimits
-from caption_extents.video.source import VideoFacts
+from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
 from caption_extents.video.timeline import Timeline
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
@@ -102,6 +103,9 @@ def run_job(job: Job) -> CropInferResult:
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)
+            if job.refine:
+                with _as_processing_error():
+                    captions = refine_captions(captions, plan.facts, plan.timeline, plan.crop, plan.model)
             manifest = _manifest(job, plan, records, lease)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
             lease.commit(manifest, build_database(metadata, probabilities, captions))
@@ -165,6 +169,8 @@ def _limits(job: Job) -> DecoderLimits | None:
 
 def _make_plan(job: Job, path: Path, video: VideoInput) -> _Plan:
     preset = find_preset(job.preset)
+    if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES:
+        raise VideoError(f"{job.video_key!r} keeps no presentation times, so it cannot be refined; remux it to MKV")
     return _Plan(
         video=video,
         crop=resolve_crop(job.crop_region, video.facts),

@@ -1,0 +1,78 @@
+"""Captions exact to a frame of the source, not only to a sample.
+
+A boundary lies between two samples. The source's own frames there are compared with both: up to some frame they show
+what the sample before shows, from then on what the sample after shows. That frame is the likeliest split of the model's
+probabilities, and costs a few frames for each boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from caption_extents.model.interface import PairModel
+from caption_extents.model.labels import Label
+from caption_extents.results.database import CaptionRow
+from caption_extents.video.between import CroppedFrames, frames_between
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.source import VideoFacts
+from caption_extents.video.timeline import Timeline
+
+
+def refine_captions(
+    captions: list[CaptionRow], facts: VideoFacts, timeline: Timeline, crop: CropPixels, model: PairModel
+) -> list[CaptionRow]:
+    """Captions with ``start_seconds`` and ``end_seconds`` exact to a frame; their samples stay as they are.
+
+    A boundary whose frames cannot be decoded, and the ends of the video, keep their time.
+    """
+    count = len(timeline)
+    boundaries = sorted({edge for c in captions for edge in (c.start_frame, c.end_frame) if 0 < edge < count})
+    pts = timeline.sample_pts.tolist()
+    intervals = [(pts[edge - 1], pts[edge]) for edge in boundaries]
+    times: dict[int, float] = {}
+    for edge, frames in zip(boundaries, frames_between(facts, crop, intervals), strict=True):
+        change = find_change(frames, model)
+        if change is not None:
+            times[edge] = float((change - facts.first_pts) * facts.time_base)
+    return [
+        replace(
+            caption,
+            start_seconds=times.get(caption.start_frame, caption.start_seconds),
+            end_seconds=times.get(caption.end_frame, caption.end_seconds),
+        )
+        for caption in captions
+    ]
+
+
+def find_change(frames: CroppedFrames, model: PairModel) -> int | None:
+    """Pts of the first frame that shows what the last one shows, and not what the first one shows; None if unknown."""
+    count = len(frames.pts)
+    if count < 2:
+        return None
+    if count == 2:
+        return frames.pts[1]
+    embeddings = torch.cat([model.embed(*part) for part in _parts(frames)])
+    inner = embeddings[1:-1]
+    like_first = _unchanged(model, embeddings[:1].expand_as(inner), inner)
+    like_last = _unchanged(model, inner, embeddings[-1:].expand_as(inner))
+    # Frames before the change are like the first one, those from it on like the last one.
+    before = np.concatenate([[0.0], np.cumsum(like_first)])
+    after = np.concatenate([np.cumsum(like_last[::-1])[::-1], [0.0]])
+    return frames.pts[1 + int(np.argmax(before + after))]
+
+
+def _parts(frames: CroppedFrames) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Planes in slices: at a low rate there are many frames between two samples."""
+    for start in range(0, len(frames.pts), 32):
+        y, u, v = (plane[start : start + 32] for plane in frames.planes)
+        yield y, u, v
+
+
+def _unchanged(model: PairModel, earlier: torch.Tensor, later: torch.Tensor) -> np.ndarray:
+    """Log probability that nothing changes between each two; float64 (N,)."""
+    forward = model.compare(earlier, later)[:, 0].numpy().astype(np.float64)
+    return np.log(np.clip(forward[:, Label.SAME] + forward[:, Label.EMPTY_EMPTY], 1e-6, 1.0))

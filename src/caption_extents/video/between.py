@@ -1,0 +1,108 @@
+"""The source's own frames between two samples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import av.error
+import torch
+from av.video.frame import VideoFrame
+
+from caption_extents.video.batch import Planes
+from caption_extents.video.cpu import crop_planes
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.source import VideoFacts, decode_or_skip, open_video, read_packets
+
+_READ_ON_SECONDS = 2.0
+"""Intervals nearer than this are reached by reading on; farther ones by seeking to the key frame before them."""
+
+_SEEK_AHEAD_SECONDS = (0.0, 4.0, 20.0, 1e6)
+
+
+@dataclass(frozen=True)
+class CroppedFrames:
+    """Consecutive frames of the source, cropped.
+
+    Attributes:
+        pts: of each frame, in ticks.
+        planes: Y (N, H, W), U and V (N, H/2, W/2), uint8.
+    """
+
+    pts: list[int]
+    planes: Planes
+
+
+def frames_between(
+    facts: VideoFacts, crop: CropPixels, intervals: Iterable[tuple[int, int]], threads: int = 0
+) -> Iterator[CroppedFrames]:
+    """Frames from one time to another, both included, for each of several intervals.
+
+    Args:
+        facts: of a video whose container keeps presentation times.
+        crop: what to keep of each frame.
+        intervals: first and last pts, in ticks, in order of time.
+        threads: of the decoder, 0 for one for each core.
+
+    Yields:
+        The frames of each interval that can be decoded; they may be none.
+    """
+    read_on = int(_READ_ON_SECONDS / facts.time_base)
+    with open_video(facts.path, threads) as (container, stream):
+        reader: Iterator[VideoFrame] = iter(())
+        held: list[VideoFrame] = []
+        reached: int | None = None
+        for first, last in intervals:
+            if reached is None or not reached <= first <= reached + read_on:
+                reader, held = _frames_from(container, stream, facts, first), []
+            frames = [frame for frame in held if first <= _pts(frame) <= last]
+            for frame in reader:
+                pts = _pts(frame)
+                if first <= pts <= last:
+                    frames.append(frame)
+                if pts >= last:
+                    break
+            # Neighbouring intervals share a sample, and two may lie within one.
+            held, reached = frames, last
+            yield _cropped(frames, crop, facts)
+
+
+def _frames_from(
+    container: av.container.InputContainer, stream: av.VideoStream, facts: VideoFacts, first: int
+) -> Iterator[VideoFrame]:
+    """Frames from a time on, or from some time before it.
+
+    Containers without an index (MPEG-TS) are sought by guessing, and may land behind a key frame: then from further
+    ahead, and in the end from the start.
+    """
+    for seconds in _SEEK_AHEAD_SECONDS:
+        container.seek(first - int(seconds / facts.time_base), stream=stream, backward=True)
+        reader = _frames(container, stream)
+        frame = next(reader, None)
+        if frame is not None and (_pts(frame) <= first or seconds == _SEEK_AHEAD_SECONDS[-1]):
+            return itertools.chain([frame], reader)
+    return iter(())
+
+
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[VideoFrame]:
+    try:
+        for packet in read_packets(container, stream):
+            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and not frame.is_corrupt)
+    except av.error.FFmpegError:
+        return
+
+
+def _pts(frame: VideoFrame) -> int:
+    assert frame.pts is not None
+    return frame.pts
+
+
+def _cropped(frames: list[VideoFrame], crop: CropPixels, facts: VideoFacts) -> CroppedFrames:
+    planes = [[torch.from_numpy(plane.copy()) for plane in crop_planes(frame, crop, facts)] for frame in frames]
+    shapes = [(crop.height, crop.width), *[(crop.height // 2, crop.width // 2)] * 2]
+    y, u, v = (
+        torch.stack(group) if group else torch.empty((0, *shape), dtype=torch.uint8)
+        for group, shape in zip(zip(*planes, strict=True) if planes else ((), (), ()), shapes, strict=True)
+    )
+    return CroppedFrames([_pts(frame) for frame in frames], (y, u, v))

@@ -1,0 +1,35 @@
+"""A film with captions of plain words, in the fonts of a wheel, so that every machine draws the same."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from caption_extents.training import captions, fonts, sample_video, text
+
+WORDS = ("The night is over", "Nobody came home", "Wait for the train", "It was raining")
+
+
+def make_film(
+    path: Path, extents: list[tuple[int, int]], *, rate: int = 30, width: int = 960, height: int = 540
+) -> list[sample_video.PlannedCaption]:
+    """Write an H.264 film whose captions stand on the given frames, first up to the one after the last."""
+    script = text.scripts()["latin"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fonts, "installed_fonts", lambda language: {})
+        fonts.fonts_for.cache_clear()
+        font = fonts.random_font(random.Random(1), "en", height // 16)
+        fonts.fonts_for.cache_clear()
+    assert font is not None
+    style = captions.CaptionStyle(script=script, font=font, outline_px=3)
+    planned = [
+        sample_video.PlannedCaption([WORDS[number % len(WORDS)]], "outline", "latin", *extent)
+        for number, extent in enumerate(extents)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_video, "plan_captions", lambda rng, count, rate: planned)
+        patch.setattr(sample_video, "_style", lambda *_: style)
+        sample_video.render(path, seconds=(extents[-1][1] + 20) / rate, rate=rate, width=width, height=height)
+    return planned

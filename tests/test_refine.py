@@ -1,0 +1,128 @@
+"""Captions exact to a frame of the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import caption_extents
+from caption_extents import CropRegion
+from caption_extents.errors import InputError
+from caption_extents.pipeline.refine import find_change
+from caption_extents.results.database import open_database
+from caption_extents.storage.store import open_store
+from caption_extents.training.sample_video import CROP
+from caption_extents.video.between import CroppedFrames, frames_between
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.source import probe
+from tests.films import make_film
+from tests.media import Recipe, decode_everything, make_video
+
+EXTENTS = [(11, 52), (52, 94), (103, 145), (163, 200)]
+"""On frames that are no samples: at ten samples a second of thirty frames, every third frame is one."""
+
+
+def run(video: Path, store: Path, **options: Any) -> list[Any]:
+    result = caption_extents.crop_and_infer_caption_frame_extents(
+        str(video), "t1", "v1", CropRegion(*CROP), store=store, **options
+    )
+    database = open_database(open_store(store).get(result.caption_frame_extents_db_key))
+    return database.execute("SELECT * FROM captions ORDER BY caption_index").fetchall()
+
+
+@pytest.mark.parametrize("rate", [30, 25])
+def test_times_are_exact_to_a_frame(rate: int, tmp_path: Path) -> None:
+    make_film(tmp_path / "film.mp4", EXTENTS, rate=rate)
+    coarse = run(tmp_path / "film.mp4", tmp_path / "store")
+    fine = run(tmp_path / "film.mp4", tmp_path / "store", refine=True)
+    assert len(fine) == len(EXTENTS)
+    for row, (start, end) in zip(fine, EXTENTS, strict=True):
+        assert row["start_seconds"] == pytest.approx(start / rate, abs=1e-6)
+        assert row["end_seconds"] == pytest.approx(end / rate, abs=1e-6)
+    samples = [[(row["start_frame"], row["end_frame"]) for row in rows] for rows in (coarse, fine)]
+    assert samples[0] == samples[1]
+
+
+def test_the_same_either_way(tmp_path: Path) -> None:
+    make_film(tmp_path / "film.mp4", EXTENTS[:2])
+    rows = [
+        [tuple(row) for row in run(tmp_path / "film.mp4", tmp_path / name, refine=True, implementation=name)]
+        for name in ("sequential", "pipelined")
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe("closed", pts=tuple(range(200)), options={"bf": "3", "x264-params": "keyint=20:log-level=none"}),
+        Recipe("open", "mkv", pts=tuple(range(200)), options={"x264-params": "open-gop=1:keyint=20:log-level=none"}),
+        Recipe("ts", "ts", pts=tuple(range(500, 700)), options={"bf": "2"}),
+        Recipe("hevc", codec="libx265", pts=tuple(range(200)), options={"x265-params": "log-level=none:keyint=30"}),
+        Recipe(
+            "vp9", "webm", codec="libvpx-vp9", pts=tuple(range(200)), options={"deadline": "realtime", "cpu-used": "8"}
+        ),
+    ],
+    ids=lambda recipe: recipe.name,
+)
+def test_frames_between_are_those_of_a_full_decode(recipe: Recipe, tmp_path: Path) -> None:
+    path = make_video(recipe, tmp_path)
+    facts = probe(path)
+    crop = resolve_crop(CropRegion(0.1, 0.2, 0.9, 0.9), facts)
+    everything, _ = decode_everything(path)
+    times = [frame.pts for frame in everything]
+    numbers = [(3, 6), (6, 9), (7, 8), (50, 55), (150, 150), (190, 199)]
+    intervals = [(times[first], times[last]) for first, last in numbers]
+    found = list(frames_between(facts, crop, intervals, threads=1))
+    for (first, last), frames in zip(numbers, found, strict=True):
+        assert frames.pts == times[first : last + 1]
+        for index, number in enumerate(range(first, last + 1)):
+            for shift, plane, whole in zip((0, 1, 1), frames.planes, everything[number].planes, strict=True):
+                box = whole[crop.top >> shift : crop.bottom >> shift, crop.left >> shift : crop.right >> shift]
+                np.testing.assert_array_equal(plane[index].numpy(), box)
+
+
+class ByLevel:
+    """Frames are the same when their brightness is."""
+
+    def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return y.float().mean((1, 2), keepdim=True)
+
+    def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        same = ((earlier - later).abs() < 10).float().flatten() * 0.9 + 0.05
+        forward = torch.stack([same, 1 - same, *[torch.zeros_like(same)] * 3], dim=1)
+        return torch.stack([forward, forward], dim=1)
+
+
+def frames(levels: list[int]) -> CroppedFrames:
+    y = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1).expand(-1, 4, 4)
+    chroma = torch.zeros(len(levels), 2, 2, dtype=torch.uint8)
+    return CroppedFrames([100 + index for index in range(len(levels))], (y, chroma, chroma))
+
+
+@pytest.mark.parametrize(
+    ("levels", "change"),
+    [
+        ([0, 0, 0, 200], 103),
+        ([0, 200, 200, 200], 101),
+        ([0, 0, 200, 200], 102),
+        ([0, 200], 101),
+        ([0], None),
+        ([], None),
+        ([0, 0, 90, 200, 200], 102),
+    ],
+)
+def test_where_the_change_is(levels: list[int], change: int | None) -> None:
+    assert find_change(frames(levels), ByLevel()) == change  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_refined(tmp_path: Path) -> None:
+    video = make_video(Recipe("old", "avi", codec="mpeg4"), tmp_path)
+    for options, message in (({}, "no presentation times"), ({"isolate": True}, "refine reads the video")):
+        with pytest.raises(InputError, match=message):
+            run(video, tmp_path / "store", refine=True, **options)
+    assert not (tmp_path / "store").exists()
