@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from caption_extents.training import captions, fonts, sample_video, text
@@ -12,10 +13,12 @@ from caption_extents.training import captions, fonts, sample_video, text
 WORDS = ("The night is over", "Nobody came home", "Wait for the train", "It was raining")
 
 
-def make_film(
-    path: Path, extents: list[tuple[int, int]], *, rate: int = 30, width: int = 960, height: int = 540
-) -> list[sample_video.PlannedCaption]:
-    """Write an H.264 film whose captions stand on the given frames, first up to the one after the last."""
+BASELINE = 0.95
+"""Where the captions' last line stands, from the top of the picture."""
+
+
+def caption_style(height: int) -> captions.CaptionStyle:
+    """White with an outline, in a font of a wheel."""
     script = text.scripts()["latin"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fonts, "installed_fonts", lambda language: {})
@@ -23,7 +26,23 @@ def make_film(
         font = fonts.random_font(random.Random(1), "en", height // 16)
         fonts.fonts_for.cache_clear()
     assert font is not None
-    style = captions.CaptionStyle(script=script, font=font, outline_px=3)
+    return captions.CaptionStyle(script=script, font=font, outline_px=3)
+
+
+def caption_box(width: int, height: int) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of all captions' pixels, as fractions of the picture."""
+    style = caption_style(height)
+    drawn = [captions.draw_caption(style, [words], width, height, round(height * BASELINE)) for words in WORDS]
+    alpha = np.max([overlay.alpha for overlay in drawn], axis=0) > 0.5
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+
+
+def make_film(
+    path: Path, extents: list[tuple[int, int]], *, rate: int = 30, width: int = 960, height: int = 540
+) -> list[sample_video.PlannedCaption]:
+    """Write an H.264 film whose captions stand on the given frames, first up to the one after the last."""
+    style = caption_style(height)
     planned = [
         sample_video.PlannedCaption([WORDS[number % len(WORDS)]], "outline", "latin", *extent)
         for number, extent in enumerate(extents)

@@ -20,6 +20,9 @@ from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from caption_extents.ocr.crop import Band
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import Store
 
@@ -63,7 +66,9 @@ _TenantOption = Annotated[str, typer.Option(help="Tenant id, part of every key."
 @app.command()
 def run(
     video: Annotated[str, typer.Argument(help="A video file, or the key of one in the store.")],
-    crop: Annotated[str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture.")],
+    crop: Annotated[
+        str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture; or auto.")
+    ],
     rate: Annotated[float, typer.Option(help="Samples a second.")] = jobs.DEFAULT_FRAME_RATE,
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
@@ -115,6 +120,10 @@ def run(
     with _errors_as_exit_codes():
         if subtitles is not None:
             _check_subtitle_path(subtitles)
+        if crop == "auto":
+            crop = _as_option(_suggest(Path(video), as_json or quiet)[0][0].region)
+            if not (as_json or quiet):
+                typer.echo(f"crop {crop}", err=True)
         with nullcontext() if as_json or quiet else progress_display() as progress:
             result = caption_extents.crop_and_infer_caption_frame_extents(
                 video,
@@ -148,6 +157,45 @@ def run(
         typer.echo(json.dumps(result.to_dict()))
     else:
         _print_result(result)
+
+
+@app.command()
+def crop(
+    video: Annotated[Path, typer.Argument(help="A video file.")],
+    picture: Annotated[Path | None, typer.Option(help="Write a picture with the regions drawn (.png).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the regions as a JSON list.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Suggest where captions stand, in the form that `run --crop` takes (needs the extra 'ocr')."""
+    with _errors_as_exit_codes():
+        if picture is not None and picture.suffix.lower() != ".png":
+            raise InputError(f"cannot write a picture to {str(picture)!r}; the name must end with .png")
+        bands, drawn = _suggest(video, quiet or as_json)
+        if picture is not None:
+            from PIL import Image
+
+            Image.fromarray(drawn).save(picture)
+    if as_json:
+        typer.echo(json.dumps([{"crop": band.region.as_tuple(), "pictures": band.pictures} for band in bands]))
+        return
+    typer.echo(_as_option(bands[0].region))
+    for band in bands[1:]:
+        typer.echo(f"also, in {band.pictures} pictures: {_as_option(band.region)}", err=True)
+
+
+def _suggest(video: Path, quiet: bool) -> tuple[list[Band], np.ndarray]:
+    from caption_extents.ocr.crop import draw_regions, rapid_detector, suggest_crop
+    from caption_extents.pipeline.metrics import Progress
+
+    with nullcontext(lambda progress: None) if quiet else progress_display() as show:
+        bands, seen = suggest_crop(
+            video, rapid_detector(), lambda done, total: show(Progress("looking", done, max(1, total)))
+        )
+    return bands, draw_regions(seen, bands)
+
+
+def _as_option(region: CropRegion) -> str:
+    return ",".join(f"{side:g}" for side in region.as_tuple())
 
 
 @app.command()

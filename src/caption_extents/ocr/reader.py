@@ -43,9 +43,10 @@ class RapidReader:
             raise InputError("reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'")
         from rapidocr import RapidOCR
 
-        logging.getLogger("RapidOCR").setLevel(logging.WARNING)
         # Captions stand upright: no classifier of rotation.
-        self._engine = RapidOCR(params={"Global.use_cls": False, "Global.log_level": "warning"})
+        self._engine = RapidOCR(params={"Global.use_cls": False, "Global.log_level": "error"})
+        # It warns of every picture without text.
+        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
 
     def read(self, picture: np.ndarray) -> ReadText | None:
         """See the protocol."""
