@@ -50,6 +50,11 @@ The sequential implementation keeps samples and chunks in a temporary file betwe
 One minute of the same video on the folder store, with manifest, checksums, journal and heartbeat and without them,
 alternating; the best of {safety_repeats} runs each: {safety_percent:+.1f}% time.
 
+## Uploads: `python -m benchmarks.uploads`
+
+One minute of the same video, with every write of the store {upload_latency} s slower and without, alternating: encoders
+waited {upload_wait:.2f} s for room, and encoding took {upload_ratio:.2f} times as long.
+
 ## On a GPU
 
 See [gpu.md](gpu.md).
@@ -62,7 +67,8 @@ def _load(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    throughput, memory, safety = _load("throughput"), _load("memory"), _load("safety")
+    throughput, memory, safety, uploads = (_load(name) for name in ("throughput", "memory", "safety", "uploads"))
+    latency, distant = list(uploads["latency_seconds"].items())[-1]
     rows = [
         f"| {name} | {peaks['2']:.0f} MiB | {peaks['20']:.0f} MiB | {peaks['ratio']:.3f} |"
         for name, peaks in memory["peak_mib_by_minutes"].items()
@@ -72,6 +78,9 @@ def main() -> None:
         **{name: value for name, value in throughput.items() if not isinstance(value, dict)},
         table=table(throughput),
         memory="\n".join(rows),
+        upload_latency=latency,
+        upload_wait=distant["encoders_waited_for_room_seconds"],
+        upload_ratio=uploads["encoding_ratio"],
         safety_repeats=len(safety["with_seconds"]),
         safety_percent=100 * (safety["ratio_of_best"] - 1),
     )
