@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import ImageFont
 
 from caption_extents.model.labels import Label
 from caption_extents.model.weights import load_weights
@@ -78,3 +80,21 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     train(argparse.Namespace(**{**vars(arguments), "steps": 3}))
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
     assert load_weights(tmp_path / "caption-network.safetensors")[1] == "tiny"
+
+
+def test_a_font_that_cannot_draw_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some fonts can be opened, and fail only when they draw."""
+    families = fonts.fonts_for("en")
+    assert families
+    draws = ImageFont.FreeTypeFont.getmask
+    failed: list[str] = []
+
+    def getmask(font: ImageFont.FreeTypeFont, *arguments: Any, **options: Any) -> Any:
+        if len(failed) < 3:
+            failed.append(str(font.path))
+            raise OSError("invalid opcode")
+        return draws(font, *arguments, **options)
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getmask", getmask)
+    assert fonts.random_font(random.Random(1), "en", 20, "words") is not None
+    assert len(failed) == 3

@@ -89,17 +89,23 @@ def installed_fonts(language: str) -> dict[str, tuple[FontFile, ...]]:
     return {family: tuple(files) for family, files in families.items()}
 
 
-def random_font(rng: random.Random, language: str, size_px: int) -> ImageFont.FreeTypeFont | None:
-    """A random face of a random family for a language; None where the machine has none."""
+def random_font(rng: random.Random, language: str, size_px: int, words: str = "") -> ImageFont.FreeTypeFont | None:
+    """A random face of a random family for a language; None where the machine has none.
+
+    Fonts that cannot be read are passed over, and those that cannot draw ``words``: FreeType finds out only then that
+    the program in a font is broken.
+    """
     families = fonts_for(language)
-    for _ in range(5):
+    for _ in range(10):
         if not families:
             break
-        font = rng.choice(families[rng.choice(sorted(families))])
+        chosen = rng.choice(families[rng.choice(sorted(families))])
         try:
-            return ImageFont.truetype(font.path, size_px, index=font.index)
+            font = ImageFont.truetype(chosen.path, size_px, index=chosen.index)
+            font.getmask(words, stroke_width=2)
         except OSError:
             continue
+        return font
     return None
 
 

@@ -39,8 +39,8 @@ class PlannedCaption:
     end_frame: int
 
 
-def _style(name: str, script: text.Script, size_px: int, seed: int) -> captions.CaptionStyle:
-    font = fonts.random_font(random.Random(seed), script.language, size_px)
+def _style(name: str, script: text.Script, size_px: int, seed: int, words: str) -> captions.CaptionStyle:
+    font = fonts.random_font(random.Random(seed), script.language, size_px, words)
     if font is None:
         script, font = text.scripts()["latin"], fonts.builtin_font(size_px)
     plain = captions.CaptionStyle(script=script, font=font, outline_px=max(2, size_px // 14), name=name)
@@ -95,7 +95,13 @@ def render(
         for index, scenery in enumerate(_scenery(rng, frame_count, rate, width, height)):
             if waiting and waiting[0].start_frame == index:
                 current = waiting.pop(0)
-                style = _style(current.style, text.scripts()[current.script], height // 22, seed * 1000 + len(waiting))
+                style = _style(
+                    current.style,
+                    text.scripts()[current.script],
+                    height // 22,
+                    seed * 1000 + len(waiting),
+                    " ".join(current.lines),
+                )
                 overlay = captions.draw_caption(style, current.lines, width, height, round(height * 0.95))
             if current is not None and index >= current.end_frame:
                 current = overlay = None
