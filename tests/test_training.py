@@ -16,7 +16,8 @@ from caption_extents.model.labels import Label
 from caption_extents.model.weights import load_weights
 from caption_extents.training import captions, clips, fonts, text
 from caption_extents.training.backgrounds import BackgroundSource
-from caption_extents.training.train import pair_labels, train
+from caption_extents.training.labels import pair_labels
+from caption_extents.training.train import train
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -20,14 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from caption_extents.captions.extents import Caption, DecodingCosts, find_captions, pair_evidence
 from caption_extents.errors import InputError
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER, Label
+from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER
 from caption_extents.pipeline.metrics import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
 from caption_extents.region import CropRegion
+from caption_extents.training.labels import pair_labels
 from caption_extents.training.scoring import Extent, Score, match_captions, score_of
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device
@@ -115,12 +117,8 @@ def true_labels(captions: Iterable[Extent], pairs: int) -> np.ndarray:
     ids = np.zeros(pairs + 1, np.int64)
     for number, (start, end) in enumerate(captions, start=1):
         ids[start:end] = number
-    first, second = ids[:-1], ids[1:]
-    labels = np.full(pairs, Label.DIFFERENT.value)
-    labels[first == second] = Label.SAME.value
-    labels[(first == 0) & (second == 0)] = Label.EMPTY_EMPTY.value
-    labels[(first == 0) & (second != 0)] = Label.EMPTY_VALID.value
-    labels[(first != 0) & (second == 0)] = Label.VALID_EMPTY.value
+    known = torch.from_numpy(ids)
+    labels: np.ndarray = pair_labels(known[:-1], known[1:]).numpy()
     return labels
 
 

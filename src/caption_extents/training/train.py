@@ -24,22 +24,13 @@ from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import save_weights
 from caption_extents.training.augment import augment
 from caption_extents.training.data import ClipPool, Group, load_groups
+from caption_extents.training.labels import pair_labels
 
 UNSURE_WEIGHT = 0.15
 MASK_LOSS_WEIGHT = 1.0
 FAR_PAIR_WEIGHT = 0.5
 CHANGE_WEIGHT = 2.0
 """Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
-
-
-def pair_labels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Labels of pairs from caption numbers (0 for none) of both samples; int64 of the same shape."""
-    labels = torch.full_like(first, Label.DIFFERENT.value)
-    labels[first == second] = Label.SAME.value
-    labels[(first == 0) & (second == 0)] = Label.EMPTY_EMPTY.value
-    labels[(first == 0) & (second != 0)] = Label.EMPTY_VALID.value
-    labels[(first != 0) & (second == 0)] = Label.VALID_EMPTY.value
-    return labels
 
 
 @dataclass(frozen=True)

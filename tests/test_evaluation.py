@@ -1,0 +1,172 @@
+"""Figures over labelled videos, against small cases worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from caption_extents.cli import app
+from caption_extents.errors import InputError
+from caption_extents.model.labels import Label
+from caption_extents.region import CropRegion
+from caption_extents.training import sample_video
+from caption_extents.training.augment import augment
+from caption_extents.training.data import ClipPool, Group
+from caption_extents.training.evaluate import (
+    LabelledVideo,
+    examine,
+    false_and_missed,
+    find_labelled,
+    format_report,
+    summarise,
+    true_labels,
+)
+from caption_extents.training.evaluation_set import SECONDS, Event, Film
+from tests.films import make_film
+
+SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
+
+
+def labelled(name: str, *captions: tuple[int, int], **facets: str) -> LabelledVideo:
+    return LabelledVideo(name, Path(name), CropRegion(0, 0, 1, 1), Fraction(10), captions, facets)
+
+
+def certain(captions: list[tuple[int, int]], pairs: int) -> np.ndarray:
+    """Probabilities of a model that is sure of these captions."""
+    result = np.full((pairs, 2, 5), 0.0025, np.float32)
+    for pair, label in enumerate(true_labels(captions, pairs)):
+        result[pair, 0, label] = result[pair, 1, Label(int(label)).reversed] = 0.99
+    return result
+
+
+def test_labels_of_extents() -> None:
+    found = [Label(int(label)) for label in true_labels([(2, 4), (4, 5), (6, 7)], 8)]
+    assert found == [EMPTY, APPEARS, SAME, DIFFERENT, GOES, APPEARS, GOES, EMPTY]
+
+
+def test_figures_of_three_videos() -> None:
+    right = examine(labelled("a", (10, 30), (30, 50), style="box"), certain([(10, 30), (30, 50)], 60), 1)
+    wrong = examine(labelled("b", (10, 30), style="plain"), certain([(10, 31), (40, 50)], 60), 1)
+    empty = examine(labelled("c"), certain([(20, 30)], 599), 1)
+    report = summarise([right, wrong, empty], 1)
+    assert (report.score.matched, report.score.found, report.score.true) == (3, 5, 3)
+    assert report.score.exact == 2
+    assert report.boundary_error_ms == pytest.approx(100 / 6)
+    assert report.captionless_minutes == pytest.approx(1.0)
+    assert report.captionless_found == 1
+    assert report.groups["style"]["box"]["f1"] == 1.0
+    assert report.groups["style"]["plain"]["precision"] == 0.5
+    # Of 719 pairs: one around the late end, two at each end of the two captions that are none, and those within them.
+    mistakes = 2 + 11 + 11
+    assert report.pair_accuracy == pytest.approx(1 - mistakes / 719)
+    assert sum(row["count"] for row in report.pair_confidence) == 719
+    assert [row["video"] for row in report.worst] == ["b", "c"]
+    assert false_and_missed(wrong) == ([(40, 50)], [])
+    assert "3 videos, 3 captions" in format_report(report, 1)
+
+
+def test_directions_are_told_apart() -> None:
+    """A model that is blind backwards is found out."""
+    probabilities = certain([(10, 30)], 60)
+    probabilities[:, 1] = 0.0025
+    probabilities[:, 1, EMPTY] = 0.99
+    report = summarise([examine(labelled("a", (10, 30)), probabilities, 0)], 0)
+    assert report.directions["forward"] == 1.0
+    assert report.directions["backward"] == 0.0
+
+
+@pytest.mark.parametrize("rate", ["24000/1001", "25", "30", "60000/1001"])
+def test_truth_of_the_evaluation_set(rate: str) -> None:
+    events = [Event(103, 250, "a"), Event(250, 251, "too short for a sample at most rates"), Event(3000, 3333, "b")]
+    film = Film("f", "box", "latin", "x", "footage", 640, 360, rate, "0", events)
+    shown = np.zeros(SECONDS * 10, np.int64)
+    for sample in range(SECONDS * 10):
+        frame = int(Fraction(sample, 10) * Fraction(rate))
+        for number, event in enumerate(events, start=1):
+            if event.start * 10 <= frame * 1000 / Fraction(rate) < event.end * 10:
+                shown[sample] = number
+    expected = [
+        (int(samples[0]), int(samples[-1]) + 1)
+        for number in range(1, 4)
+        if len(samples := np.flatnonzero(shown == number))
+    ]
+    assert [(c["start_frame"], c["end_frame"]) for c in film.truth()] == expected
+
+
+def test_the_command_on_a_film(tmp_path: Path) -> None:
+    planned = make_film(tmp_path / "film.mp4", [(10, 60), (60, 110), (140, 190)])
+    description = {
+        "crop": sample_video.CROP,
+        "rate": 10,
+        "captions": sample_video.truth(planned, 30),
+        "style": "outline",
+    }
+    (tmp_path / "film.json").write_text(json.dumps(description))
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["captions"] == 3
+    assert found["score"]["f1"] > 0.6
+    assert found["groups"]["style"]["outline"]["captions"] == 3
+
+
+def test_errors_are_pictured(tmp_path: Path) -> None:
+    make_film(tmp_path / "film.mp4", [(10, 60)])
+    wrong = {"crop": sample_video.CROP, "rate": 10, "captions": [{"start": 0.0, "end": 0.3}]}
+    (tmp_path / "film.json").write_text(json.dumps(wrong))
+    command = ["evaluate", str(tmp_path / "film.json"), "--quiet", "--worst", str(tmp_path / "worst")]
+    assert CliRunner().invoke(app, command).exit_code == 0
+    names = {path.name for path in (tmp_path / "worst").iterdir()}
+    assert "film-missed-0-3.png" in names
+
+
+def test_what_is_no_labelled_video(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no labelled video"):
+        find_labelled([tmp_path])
+    (tmp_path / "odd.json").write_text('{"crop": [0, 0, 1, 1], "rate": 10, "captions": []}')
+    with pytest.raises(InputError, match="does not describe a labelled video"):
+        find_labelled([tmp_path])
+
+
+def group(first: int, count: int = 2, shape: tuple[int, int] = (16, 32)) -> Group:
+    pictures = torch.full((count, 3, 3, *shape), first, dtype=torch.uint8)
+    ink = torch.zeros(count, 3, shape[0] // 8, shape[1] // 8, dtype=torch.uint8)
+    return Group(pictures, torch.full((count, 3), first), torch.zeros(count, 3, dtype=torch.bool), ink)
+
+
+def test_the_pool_keeps_the_newest_clips_of_each_shape() -> None:
+    pool = ClipPool(torch.device("cpu"), capacity=4)
+    for number in range(1, 6):
+        pool.add(group(number))
+    pool.add(group(9, shape=(8, 64)))
+    drawn = [pool.draw(random.Random(seed), 3) for seed in range(40)]
+    assert {tuple(clip.pictures.shape[-2:]) for clip in drawn} == {(16, 32), (8, 64)}
+    assert {int(i) for clip in drawn for i in clip.caption_ids.flatten()} == {4, 5, 9}
+    assert all((clip.pictures[:, 0, 0, 0, 0] == clip.caption_ids[:, 0]).all() for clip in drawn)
+
+
+def test_all_samples_of_a_clip_are_changed_alike() -> None:
+    torch.manual_seed(0)
+    still = torch.randint(0, 256, (6, 1, 3, 16, 64), dtype=torch.uint8).expand(-1, 4, -1, -1, -1).contiguous()
+    ink = torch.randint(0, 256, (6, 1, 2, 8), dtype=torch.uint8).expand(-1, 4, -1, -1).contiguous()
+    clips = Group(still, torch.ones(6, 4, dtype=torch.int64), torch.zeros(6, 4, dtype=torch.bool), ink)
+    differences = []
+    for seed in range(10):
+        pictures, masks = augment(clips, torch.Generator().manual_seed(seed))
+        assert pictures.shape == (24, 3, 16, 64)
+        assert pictures.min() >= -2
+        assert pictures.max() <= 2
+        torch.testing.assert_close(masks.view(6, 4, 2, 8)[:, :1].expand(-1, 4, -1, -1), masks.view(6, 4, 2, 8))
+        chroma = pictures.view(6, 4, 3, 16, 64)[:, :, 1:]
+        differences.append((chroma - chroma[:, :1]).abs().amax((1, 2, 3, 4)))
+    # Noise differs from sample to sample, and only some clips have any; nothing else may.
+    per_clip = torch.cat(differences)
+    assert (per_clip == 0).float().mean() > 0.3
+    assert per_clip.max() < 1.0
