@@ -31,7 +31,7 @@ from tests.test_exactness import RECIPES, REGION
 
 CPU = torch.device("cpu")
 KEYS = VideoKeys("t1", "v1")
-LIMITS = DecoderLimits(stall_seconds=20.0)
+LIMITS = DecoderLimits(stall_seconds=90.0)
 
 SABOTAGE = {
     "crashes": "os.kill(os.getpid(), signal.SIGSEGV)",
