@@ -15,6 +15,7 @@ from caption_extents.planes import plane_view
 from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoder import BATCH_SAMPLES
+from caption_extents.video.settling import is_good, settle
 from caption_extents.video.source import PresentationClock, VideoFacts, decode_or_skip, open_video, read_packets
 from caption_extents.video.timeline import Timeline
 
@@ -90,31 +91,18 @@ class CpuDecoder:
 
     def _decode(self) -> Generator[CropBatch]:
         sample_pts = self._timeline.sample_pts
-        count, number = len(sample_pts), 0
-        writer = _BatchWriter(self._crop, self._facts, count)
-        shown: tuple[int, VideoFrame] | None = None
-        for pts, frame in self._frames():
+        writer = _BatchWriter(self._crop, self._facts, len(sample_pts))
+        number = None
+        for number, pts, frame in settle(self._frames(), sample_pts):
             if self._closing:
                 return
-            # A sample is settled when a frame arrives that is too late for it: the one before it was the right one.
-            while shown is not None and number < count and sample_pts[number] < pts:
-                yield from self._settle(number, shown, writer)
-                number += 1
-            if number == count:
-                break
-            shown = pts, frame
-        if shown is None:
+            if pts != sample_pts[number]:
+                self.undecodable_samples.append(number)
+            batch = writer.add(number, frame)
+            if batch is not None:
+                yield batch
+        if number is None and not self._closing:
             raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
-        for left in range(number, count):
-            yield from self._settle(left, shown, writer)
-
-    def _settle(self, number: int, shown: tuple[int, VideoFrame], writer: _BatchWriter) -> Iterator[CropBatch]:
-        pts, frame = shown
-        if pts != self._timeline.sample_pts[number]:
-            self.undecodable_samples.append(number)
-        batch = writer.add(number, frame)
-        if batch is not None:
-            yield batch
 
     def _frames(self) -> Iterator[tuple[int, VideoFrame]]:
         """Good frames and their times in presentation order, without those that nothing needs."""
@@ -124,19 +112,18 @@ class CpuDecoder:
         with open_video(facts.path, self._threads) as (container, stream):
             try:
                 for packet in read_packets(container, stream):
+                    if self._closing:
+                        return
                     if packet.pts in skippable:
                         continue
                     for frame in decode_or_skip(packet):
                         pts = clock(frame)
-                        if pts is not None and pts >= last_pts and self._is_good(frame):
+                        if pts is not None and pts >= last_pts and is_good(frame, facts):
                             last_pts = pts
                             yield pts, frame
             except av.error.FFmpegError:
                 # The file ends in damage. What follows cannot be read, and its samples are listed.
                 return
-
-    def _is_good(self, frame: VideoFrame) -> bool:
-        return (frame.width, frame.height) == (self._facts.width, self._facts.height) and not frame.is_corrupt
 
 
 class _BatchWriter:

@@ -23,6 +23,7 @@ from caption_extents.errors import DecodeError
 from caption_extents.video.batch import CropBatch, Planes
 from caption_extents.video.decoder import BATCH_SAMPLES
 from caption_extents.video.segments import Segment, Span, cut_segments, plan_spans
+from caption_extents.video.settling import is_good, settle
 from caption_extents.video.source import VideoFacts, open_video, read_packets
 from caption_extents.video.timeline import Timeline
 
@@ -65,14 +66,13 @@ class _Crops:
     Attributes:
         span: the segment's samples.
         planes: their crops.
-        without: leading samples for which no frame was good; they show what was shown before.
         undecodable: samples that do not show their own frame.
-        last: crop of the last good frame, planes of one sample; None if there was none.
+        last: crop of the last good frame, planes of one sample; None if there was none, and the samples show what was
+            shown before.
     """
 
     span: Span
     planes: Planes
-    without: int = 0
     undecodable: list[int] = field(default_factory=list)
     last: Planes | None = None
 
@@ -224,17 +224,33 @@ class _Session:
         Raises:
             _DependentError: it is not the first, and its first frame cannot be decoded.
         """
-        crops = _Crops(segment.span, self._engine.empty(len(segment.span)))
-        settler = _Settler(self._engine, crops, self._timeline)
-        first = True
-        for pts, frame in self._frames(segment):
-            if first and segment.number and pts != segment.span.start_pts:
-                raise _DependentError
-            first = False
-            settler.show(pts, frame)
-        if first and segment.number and segment.packets and not self._stopped.is_set():
+        span = segment.span
+        crops = _Crops(span, self._engine.empty(len(span)))
+        sample_pts = self._timeline.sample_pts[span.first_sample : span.last_sample]
+        latest: VideoFrame | None = None
+
+        def frames() -> Iterator[tuple[int, VideoFrame]]:
+            nonlocal latest
+            for pts, frame in self._frames(segment):
+                if latest is None and segment.number and pts != span.start_pts:
+                    raise _DependentError
+                latest = frame
+                yield pts, frame
+
+        source = frames()
+        for at, pts, frame in settle(source, sample_pts):
+            self._engine.crop_into(frame, crops.planes, at)
+            if pts != sample_pts[at]:
+                crops.undecodable.append(span.first_sample + at)
+        for _ in source:
+            pass  # to the end, so that the decoder is empty for the next segment, and the last good frame is known
+        if latest is not None:
+            crops.last = self._engine.empty(1)
+            self._engine.crop_into(latest, crops.last, 0)
+        elif segment.number and segment.packets and not self._stopped.is_set():
             raise _DependentError
-        settler.finish()
+        else:
+            crops.undecodable.extend(range(span.first_sample, span.last_sample))
         return crops
 
     def _frames(self, segment: Segment[Packet]) -> Iterator[tuple[int, VideoFrame]]:
@@ -255,56 +271,10 @@ class _Session:
                 pts = frame.pts
                 if pts is None or pts < last_pts or pts < span.start_pts:
                     continue
-                if (span.end_pts is None or pts < span.end_pts) and self._is_good(frame):
+                if (span.end_pts is None or pts < span.end_pts) and is_good(frame, self._facts):
                     last_pts = pts
                     yield pts, frame
         context.flush_buffers()
-
-    def _is_good(self, frame: VideoFrame) -> bool:
-        return (frame.width, frame.height) == (self._facts.width, self._facts.height) and not frame.is_corrupt
-
-
-class _Settler:
-    """Decides which frame each sample of a segment shows, and crops it."""
-
-    def __init__(self, engine: Engine, crops: _Crops, timeline: Timeline) -> None:
-        self._engine, self._crops = engine, crops
-        self._sample_pts = timeline.sample_pts[crops.span.first_sample : crops.span.last_sample].tolist()
-        self._at = 0
-        self._shown: tuple[int, VideoFrame] | None = None
-
-    def show(self, pts: int, frame: VideoFrame) -> None:
-        """A frame has come. Samples for which it is too late are settled: the one before it was the right one."""
-        if self._shown is not None:
-            while self._at < len(self._sample_pts) and self._sample_pts[self._at] < pts:
-                self._settle()
-        elif self._crops.span.first_sample:
-            while self._at < len(self._sample_pts) and self._sample_pts[self._at] < pts:
-                self._pass_over()
-        self._shown = pts, frame
-
-    def finish(self) -> None:
-        """No more frames come."""
-        while self._at < len(self._sample_pts):
-            if self._shown is None:
-                self._pass_over()
-            else:
-                self._settle()
-        if self._shown is not None:
-            self._crops.last = self._engine.empty(1)
-            self._engine.crop_into(self._shown[1], self._crops.last, 0)
-
-    def _settle(self) -> None:
-        assert self._shown is not None
-        self._engine.crop_into(self._shown[1], self._crops.planes, self._at)
-        if self._shown[0] != self._sample_pts[self._at]:
-            self._crops.undecodable.append(self._crops.span.first_sample + self._at)
-        self._at += 1
-
-    def _pass_over(self) -> None:
-        self._crops.without += 1
-        self._crops.undecodable.append(self._crops.span.first_sample + self._at)
-        self._at += 1
 
 
 class _BatchCutter:
@@ -324,11 +294,11 @@ class _BatchCutter:
 
     def add(self, crops: _Crops) -> Iterator[CropBatch]:
         """The batches that a segment completes. Samples that came in before are passed over."""
-        if crops.without:
+        if crops.last is None:
             if self._shown is None:
                 raise DecodeError("no frame at the start of the video could be decoded")
             for target, source in zip(crops.planes, self._shown, strict=True):
-                target[: crops.without] = source
+                target[:] = source
         self._shown = crops.last or self._shown
         passed = self.taken_samples - crops.span.first_sample
         if passed < len(crops.span):
