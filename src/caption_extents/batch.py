@@ -12,7 +12,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -174,13 +175,12 @@ def run_entry(entry: Entry, options: JobOptions) -> Outcome:
     from caption_extents import crop_and_infer_caption_frame_extents
 
     started = time.perf_counter()
-    outcome = Outcome(entry.digest, entry.video_id)
     try:
         result = crop_and_infer_caption_frame_extents(
             entry.video, entry.tenant, entry.video_id, CropRegion(*entry.crop), entry.rate, **options
         )
     except (InputError, ProcessingError) as error:
-        return Outcome(**{**asdict(outcome), "error": str(error), "seconds": time.perf_counter() - started})
+        return Outcome(entry.digest, entry.video_id, error=str(error), seconds=time.perf_counter() - started)
     return Outcome(
         digest=entry.digest,
         video_id=entry.video_id,
@@ -213,36 +213,26 @@ class LocalExecutor:
 
     def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
         """See the protocol. A process that dies fails the entries it held; each is tried once more, alone."""
-        left = list(entries)
-        for jobs in (self._jobs, 1):
-            broken: list[Entry] = []
-            groups = [left] if jobs > 1 else [[entry] for entry in left]
-            for group in groups:
-                with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-                    futures = {pool.submit(run_entry, entry, options): entry for entry in group}
-                    for future in as_completed(futures):
-                        outcome = _outcome(future, futures[future])
-                        if isinstance(outcome, Outcome):
-                            yield outcome
-                        else:
-                            broken.append(outcome)
-            left = broken
-            if not left:
-                return
+        left: list[Entry] = []
+        yield from self._in_one_pool(entries, options, left)
         for entry in left:
-            yield Outcome(entry.digest, entry.video_id, error="the process that did it died, twice")
+            again: list[Entry] = []
+            yield from self._in_one_pool([entry], options, again)
+            if again:
+                yield Outcome(entry.digest, entry.video_id, error="the process that did it died, twice")
 
-
-def _outcome(future: Future[Outcome], entry: Entry) -> Outcome | Entry:
-    """How an entry ended, or the entry itself where its process died."""
-    from concurrent.futures.process import BrokenProcessPool
-
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return entry
-    except Exception as error:
-        return Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
+    def _in_one_pool(self, entries: list[Entry], options: JobOptions, left: list[Entry]) -> Iterator[Outcome]:
+        """Outcomes of entries; those that were left when a process died are added to ``left``."""
+        with ProcessPoolExecutor(self._jobs, get_context("spawn")) as pool:
+            futures = {pool.submit(run_entry, entry, options): entry for entry in entries}
+            for future in as_completed(futures):
+                entry = futures[future]
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    left.append(entry)
+                except Exception as error:
+                    yield Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
 
 
 @dataclass

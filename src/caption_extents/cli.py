@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -118,6 +118,7 @@ def run(
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
     with _errors_as_exit_codes():
+        video_id = video_id or jobs.id_from_name(video)
         if subtitles is not None:
             _check_subtitle_path(subtitles)
         if crop == "auto":
@@ -128,7 +129,7 @@ def run(
             result = caption_extents.crop_and_infer_caption_frame_extents(
                 video,
                 tenant,
-                video_id or jobs.id_from_name(video),
+                video_id,
                 CropRegion.parse(crop),
                 rate,
                 encoder_workers,
@@ -148,11 +149,10 @@ def run(
                 new_version=new_version,
                 progress=progress,
             )
-        opened, keys = _opened(store, tenant, video_id or jobs.id_from_name(video))
         if ocr:
-            _read_texts(opened, keys, result.version, as_json or quiet)
+            _read_texts(*_opened(store, tenant, video_id), result.version, as_json or quiet)
         if subtitles is not None:
-            _write_subtitles(opened, keys, result.version, subtitles)
+            _write_subtitles(*_opened(store, tenant, video_id), result.version, subtitles)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
@@ -185,13 +185,22 @@ def crop(
 
 def _suggest(video: Path, quiet: bool) -> tuple[list[Band], np.ndarray]:
     from caption_extents.ocr.crop import draw_regions, rapid_detector, suggest_crop
+
+    with _progress_of("looking", quiet) as tell:
+        bands, seen = suggest_crop(video, rapid_detector(), tell)
+    return bands, draw_regions(seen, bands)
+
+
+@contextmanager
+def _progress_of(stage: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of something that is no part of a run is done: a callback for what is done, and all there is."""
     from caption_extents.pipeline.metrics import Progress
 
-    with nullcontext(lambda progress: None) if quiet else progress_display() as show:
-        bands, seen = suggest_crop(
-            video, rapid_detector(), lambda done, total: show(Progress("looking", done, max(1, total)))
-        )
-    return bands, draw_regions(seen, bands)
+    if quiet:
+        yield lambda done, total: None
+        return
+    with progress_display() as show:
+        yield lambda done, total: show(Progress(stage, done, max(1, total)))
 
 
 def _as_option(region: CropRegion) -> str:
@@ -450,12 +459,9 @@ def _check_subtitle_path(path: Path) -> None:
 def _read_texts(opened: Store, keys: VideoKeys, version: int | None, quiet: bool) -> None:
     from caption_extents.ocr.captions import store_texts
     from caption_extents.ocr.reader import RapidReader
-    from caption_extents.pipeline.metrics import Progress
 
-    with nullcontext(lambda progress: None) if quiet else progress_display() as show:
-        store_texts(
-            opened, keys, RapidReader(), version, lambda done, total: show(Progress("reading", done, max(1, total)))
-        )
+    with _progress_of("reading", quiet) as tell:
+        store_texts(opened, keys, RapidReader(), version, tell)
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import av
 import av.codec
 import torch
+from av import __version__ as pyav_version
+from av import library_versions
 
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.model.captioner import CaptionModel
@@ -62,10 +63,8 @@ def examine(store: str) -> Iterator[Finding]:
 
 
 def _ffmpeg() -> Finding:
-    libraries = ", ".join(
-        f"{name} {'.'.join(map(str, version))}" for name, version in sorted(av.library_versions.items())
-    )
-    return Finding("ffmpeg", "ok", f"PyAV {av.__version__} with {libraries}")
+    libraries = ", ".join(f"{name} {'.'.join(map(str, version))}" for name, version in sorted(library_versions.items()))
+    return Finding("ffmpeg", "ok", f"PyAV {pyav_version} with {libraries}")
 
 
 def _codecs() -> Iterator[Finding]:

@@ -40,8 +40,8 @@ class CaptionModel:
     def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu", threads: int = 1) -> None:
         self.path = weights or DEFAULT_WEIGHTS
         self.device = torch.device(device)
-        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else ""
         network, self.version = load_weights(self.path)
+        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.nn import functional
+
+from caption_extents.pictures import resize_planes
 
 INPUT_AREA_PX = 64 * 512
 """Pixels that the network sees of one sample, whatever the shape of the crop.
@@ -42,12 +43,3 @@ def to_input(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int,
     """
     planes = resize_planes(y, u, v, size or input_size(y.shape[1], y.shape[2]))
     return ((planes - 128.0) / 64.0).contiguous(memory_format=torch.channels_last)
-
-
-def resize_planes(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Planes as in :func:`to_input`, resized to one size and stacked; float32 (N, 3, h, w) in 0..255."""
-    channels = [
-        functional.interpolate(plane[:, None].float(), size, mode="bilinear", antialias=True, align_corners=False)
-        for plane in (y, u, v)
-    ]
-    return torch.cat(channels, dim=1)

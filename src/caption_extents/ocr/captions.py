@@ -11,7 +11,7 @@ import torch
 from caption_extents.chunks.plan import chunk_of
 from caption_extents.chunks.read import decode_chunk
 from caption_extents.ocr.reader import ReadText, TextReader
-from caption_extents.pictures import to_rgb
+from caption_extents.pictures import to_picture
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store
@@ -55,10 +55,8 @@ def caption_picture(read_sample: Callable[[int], Planes], start: int, end: int) 
     """One RGB picture of a caption, uint8 (H, W, 3): the median of its samples, in which only what stays is sharp."""
     samples = [read_sample(sample) for sample in median_samples(start, end)]
     planes = [np.median(np.stack(plane), axis=0).astype(np.uint8) for plane in zip(*samples, strict=True)]
-    y, u, v = (torch.from_numpy(plane)[None] for plane in planes)
-    rgb = to_rgb(y, u, v, (y.shape[1], y.shape[2]))[0]
-    picture: np.ndarray = (rgb.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    return picture
+    y, u, v = (torch.from_numpy(plane) for plane in planes)
+    return to_picture(y, u, v, (y.shape[0], y.shape[1]))
 
 
 def read_captions(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from caption_extents.errors import InputError, VideoError
-from caption_extents.pictures import to_rgb
+from caption_extents.pictures import to_picture
 from caption_extents.region import CropRegion
 from caption_extents.video.between import frames_between
 from caption_extents.video.crop import resolve_crop
@@ -142,8 +142,7 @@ def _pictures(facts: VideoFacts, times: list[int]) -> Iterator[np.ndarray]:
     for frames in frames_between(facts, crop, [(pts, pts) for pts in times]):
         if frames.pts:
             y, u, v = frames.planes
-            rgb = to_rgb(y[:1], u[:1], v[:1], size)[0]
-            yield (rgb.permute(1, 2, 0) * 255).round().byte().numpy()
+            yield to_picture(y[0], u[0], v[0], size)
 
 
 def find_bands(boxes: list[TextBox], pictures: int) -> list[Band]:

@@ -228,7 +228,10 @@ def summarise(examined: list[Examined], tolerance: int) -> Report:
             [_is_matched(caption, e) for e in examined for caption in e.found],
         ),
         pair_confidence=_reliability(forward.max(axis=1), labels == truth),
-        directions={name: _direction_f1(examined, tolerance, change) for name, change in _DIRECTIONS.items()},
+        directions={
+            **{name: _direction_f1(examined, tolerance, change) for name, change in _DIRECTIONS.items()},
+            "both": total.f1,
+        },
         worst=_worst(examined),
     )
 
@@ -280,7 +283,6 @@ def _reliability(confidence: Any, right: Any) -> list[dict[str, float]]:
 _DIRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "forward": lambda p: np.stack([p[:, 0], p[:, 0][:, REVERSED_ORDER]], axis=1),
     "backward": lambda p: np.stack([p[:, 1][:, REVERSED_ORDER], p[:, 1]], axis=1),
-    "both": lambda p: p,
 }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 
+from caption_extents.pictures import to_picture
 from caption_extents.training.evaluate import Examined, evidence_at, false_and_missed
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoder import open_decoder
@@ -53,19 +53,15 @@ def _pictures(one: Examined, wanted: set[int]) -> dict[int, Image.Image]:
     facts = probe(one.labelled.video)
     timeline = build_timeline(facts, one.labelled.rate)
     found: dict[int, Image.Image] = {}
-    with closing(open_decoder(facts, timeline, resolve_crop(one.labelled.crop, facts))) as decoder:
+    crop = resolve_crop(one.labelled.crop, facts)
+    size = (max(1, round(_WIDTH_PX * crop.height / crop.width)), _WIDTH_PX)
+    with closing(open_decoder(facts, timeline, crop)) as decoder:
         for batch in decoder:
             for sample in range(batch.first_sample, batch.first_sample + len(batch)):
                 if sample in wanted:
-                    found[sample] = _picture(*(plane[sample - batch.first_sample].numpy() for plane in batch.planes))
+                    y, u, v = (plane[sample - batch.first_sample] for plane in batch.planes)
+                    found[sample] = Image.fromarray(to_picture(y, u, v, size))
     return found
-
-
-def _picture(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> Image.Image:
-    luma = Image.fromarray(y)
-    chroma = [Image.fromarray(np.ascontiguousarray(plane)).resize(luma.size) for plane in (u, v)]
-    picture = Image.merge("YCbCr", (luma, *chroma)).convert("RGB")
-    return picture.resize((_WIDTH_PX, max(1, round(_WIDTH_PX * luma.height / luma.width))))
 
 
 def _sheet(one: Examined, pictures: dict[int, Image.Image], rows: list[int]) -> Image.Image:
