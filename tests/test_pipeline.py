@@ -28,7 +28,7 @@ from caption_extents.storage.leases import complete_versions
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
 from caption_extents.training.sample_video import CROP
-from caption_extents.video.cpu import CpuDecoder
+from caption_extents.video import cpu
 from tests.media import Recipe, make_video, reference_samples
 from tests.test_exactness import B_FRAMES, QUICK_VP9, VARIABLE, X265
 
@@ -197,7 +197,7 @@ def _fails_after(function: Callable[..., Any], calls: int, error: Exception) -> 
     [
         (stages, "encode_chunk", EncodeError("chunk 7 is bad"), EncodeError),
         (stages.Upload, "upload", UploadError("the store is gone"), UploadError),
-        (CpuDecoder, "_settle", DecodeError("frame is bad"), DecodeError),
+        (cpu, "crop_planes", DecodeError("frame is bad"), DecodeError),
         (stages.Inference, "infer", MemoryError("too large"), ProcessingError),
     ],
     ids=["encode", "upload", "decode", "unforeseen"],
