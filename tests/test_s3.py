@@ -16,6 +16,7 @@ import caption_extents
 from caption_extents import CropRegion
 from caption_extents.errors import StoreAccessError, StoreError, UploadError
 from caption_extents.pipeline import stages
+from caption_extents.storage import download
 from caption_extents.storage import store as store_module
 from caption_extents.storage.backends import mask_secrets, open_backend
 from caption_extents.storage.keys import VideoKeys
@@ -81,7 +82,7 @@ def test_the_contract(address: str, tmp_path: Path) -> None:
 
 
 def test_a_download_in_parts(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_DOWNLOAD_PART_BYTES", 50_000)
+    monkeypatch.setattr(download, "PART_BYTES", 50_000)
     store = open_store(address, QUICK)
     data = random.Random(1).randbytes(1_234_567)
     store.put("film.mp4", data, "video/mp4")
@@ -95,7 +96,7 @@ def test_a_download_in_parts(address: str, tmp_path: Path, monkeypatch: pytest.M
 def test_a_download_from_a_store_that_stumbles(
     honest_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_DOWNLOAD_PART_BYTES", 20_000)
+    monkeypatch.setattr(download, "PART_BYTES", 20_000)
     data = random.Random(2).randbytes(1_000_000)
     proxy = FaultProxy(honest_server, 0.0)
     with proxy as spoiled:
@@ -111,8 +112,8 @@ def test_a_download_from_a_store_that_stumbles(
 def test_an_object_that_changes_while_it_is_downloaded(
     honest_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_DOWNLOAD_PART_BYTES", 20_000)
-    monkeypatch.setattr(store_module, "_DOWNLOADS_AT_ONCE", 1)
+    monkeypatch.setattr(download, "PART_BYTES", 20_000)
+    monkeypatch.setattr(download, "AT_ONCE", 1)
     store = open_store(use(honest_server, monkeypatch, "changes"), QUICK)
     store.put("film.mp4", bytes(400_000), "video/mp4")
 

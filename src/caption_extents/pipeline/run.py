@@ -46,13 +46,14 @@ from caption_extents.pipeline.refine import refine_captions
 from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
 from caption_extents.results.database import CaptionRow, build_database
+from caption_extents.storage.download import Download
 from caption_extents.storage.keys import VideoKeys, check_key
 from caption_extents.storage.leases import VersionLease, acquire_version
 from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.cuda import choose_device
-from caption_extents.video.input import VideoInput, open_input
+from caption_extents.video.input import VideoInput, open_arriving, open_input
 from caption_extents.video.isolated import DecoderLimits
 from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
 from caption_extents.video.timeline import Timeline
@@ -92,7 +93,7 @@ def run_job(job: Job) -> CropInferResult:
     started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _local_video(store, job.video_key, job.progress) as path, open_input(path, job.rate, _limits(job)) as video:
+    with _open_video(job, store) as (path, video):
         plan = _make_plan(job, path, video)
         with plan.model, _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
@@ -137,23 +138,36 @@ def _as_processing_error() -> Iterator[None]:
 
 
 @contextmanager
-def _local_video(store: Store, video_key: str, progress: ProgressCallback | None) -> Iterator[Path]:
-    """The video as a file: an object of the store, or a file of this machine."""
-    local = Path(video_key).expanduser()
+def _open_video(job: Job, store: Store) -> Iterator[tuple[Path, VideoInput]]:
+    """The video as a file, and opened: a file of this machine, or an object of the store."""
+    local = Path(job.video_key).expanduser()
+    if not local.is_file() and store.folder is not None and not local.is_absolute():
+        local = store.folder / check_key(job.video_key)
     if local.is_file():
-        yield local
-    elif store.folder is not None:
-        inside = store.folder / check_key(video_key) if not local.is_absolute() else local
-        if not inside.is_file():
-            raise VideoError(f"there is no video {video_key!r}, neither as a file here nor as a key in {store.address}")
-        yield inside
-    else:
-        if not store.exists(video_key):
-            raise VideoError(f"there is no video {video_key!r}, neither as a file here nor as a key in {store.address}")
-        with TemporaryDirectory(prefix="caption-extents-") as folder:
-            copy = Path(folder) / "video"
-            store.download(video_key, copy, _download_progress(progress))
-            yield copy
+        with open_input(local, job.rate, _limits(job)) as video:
+            yield local, video
+        return
+    if store.folder is not None or not store.exists(job.video_key):
+        raise VideoError(f"there is no video {job.video_key!r}, neither as a file here nor as a key in {store.address}")
+    with (
+        TemporaryDirectory(prefix="caption-extents-") as folder,
+        store.start_download(job.video_key, Path(folder) / "video", _download_progress(job.progress)) as download,
+        _open_download(job, download) as video,
+    ):
+        yield download.path, video
+
+
+@contextmanager
+def _open_download(job: Job, download: Download) -> Iterator[VideoInput]:
+    if job.isolate:
+        download.wait()
+        with open_input(download.path, job.rate, _limits(job)) as video:
+            yield video
+        return
+    # A GPU cuts the video into parts that its engines decode side by side, and must know all packets first.
+    region = job.crop_region if choose_device(job.device).type == "cpu" else None
+    with open_arriving(download, job.rate, region, job.decode_threads) as video:
+        yield video
 
 
 def _download_progress(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:

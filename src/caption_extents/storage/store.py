@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import threading
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import obstore
 import tenacity
@@ -29,14 +26,13 @@ from obstore.exceptions import (
 
 from caption_extents.errors import StoreAccessError, StoreError, UploadError
 from caption_extents.storage.backends import Backend, folder_backend, mask_secrets, open_backend
+from caption_extents.storage.download import Download
 from caption_extents.storage.keys import check_key
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_DOWNLOAD_PART_BYTES = 8 << 20
-_DOWNLOADS_AT_ONCE = 8
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
@@ -185,7 +181,12 @@ class Store:
             raise StoreError(f"{self.address} has no object {key!r}") from error
 
     def download(self, key: str, path: Path, on_bytes: Callable[[int, int], None] | None = None) -> None:
-        """Write an object to a file, in parts that come side by side where the store answers range requests.
+        """Write an object to a file; see :meth:`start_download`."""
+        with self.start_download(key, path, on_bytes) as download:
+            download.wait()
+
+    def start_download(self, key: str, path: Path, on_bytes: Callable[[int, int], None] | None = None) -> Download:
+        """An object on its way into a file, in parts side by side where the store answers range requests.
 
         Args:
             key: of the object.
@@ -194,41 +195,25 @@ class Store:
 
         Raises:
             StoreError: there is no such object.
-            StoreAccessError: it cannot be read, or was written anew meanwhile.
         """
         facts = self.head(key)
         if facts is None:
             raise StoreError(f"{self.address} has no object {key!r}")
-        told = _Tally(facts.size_bytes, on_bytes)
-        if facts.size_bytes <= _DOWNLOAD_PART_BYTES or not self._answers_ranges(key, facts):
-            self._download_stream(key, path, told)
-            return
-        starts = range(0, facts.size_bytes, _DOWNLOAD_PART_BYTES)
-        with path.open("wb") as file, ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, "download") as pool:
-            file.truncate(facts.size_bytes)
-            parts = [pool.submit(self._download_part, key, facts, start, file.fileno(), told) for start in starts]
-            try:
-                for part in parts:
-                    part.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        return Download(self, key, facts, path, on_bytes)
 
-    def _answers_ranges(self, key: str, facts: ObjectFacts) -> bool:
+    def answers_ranges(self, key: str, facts: ObjectFacts) -> bool:
         """Whether the store gives a part of an object when asked for one; some gateways give the whole."""
         try:
             return len(self._range(key, facts, 0, 1)) == 1
         except BaseError:
             return False
 
-    def _range(self, key: str, facts: ObjectFacts, start: int, end: int) -> bytes:
-        options: Any = {"range": (start, end)}
-        if facts.e_tag is not None:
-            options["if_match"] = facts.e_tag
-        return bytes(obstore.get(self._backend, key, options=options).bytes())
+    def read_range(self, key: str, facts: ObjectFacts, start: int, end: int) -> bytes:
+        """Bytes ``start`` to ``end`` of the object that ``facts`` are of.
 
-    def _download_part(self, key: str, facts: ObjectFacts, start: int, file: int, told: _Tally) -> None:
-        end = min(start + _DOWNLOAD_PART_BYTES, facts.size_bytes)
+        Raises:
+            StoreAccessError: they cannot be read, or the object was written anew meanwhile.
+        """
 
         def read() -> bytes:
             data = self._range(key, facts, start, end)
@@ -236,17 +221,27 @@ class Store:
                 raise OSError(f"{len(data)} of {end - start} bytes came")
             return data
 
-        data = self._with_retries(f"read bytes {start} to {end} of {key!r} from", read)
-        os.pwrite(file, data, start)
-        told.add(len(data))
+        return self._with_retries(f"read bytes {start} to {end} of {key!r} from", read)
 
-    def _download_stream(self, key: str, path: Path, told: _Tally) -> None:
+    def _range(self, key: str, facts: ObjectFacts, start: int, end: int) -> bytes:
+        options: Any = {"range": (start, end)}
+        if facts.e_tag is not None:
+            options["if_match"] = facts.e_tag
+        return bytes(obstore.get(self._backend, key, options=options).bytes())
+
+    def read_stream(self, key: str, restart: Callable[[], BinaryIO], on_bytes: Callable[[int], None]) -> None:
+        """Write an object as it comes to a file that ``restart`` gives anew for each attempt.
+
+        Raises:
+            StoreError: there is no such object.
+            StoreAccessError: it cannot be read.
+        """
+
         def stream() -> None:
-            told.restart()
-            with path.open("wb") as file:
-                for part in obstore.get(self._backend, key).stream(min_chunk_size=_DOWNLOAD_PART_BYTES):
-                    file.write(part)
-                    told.add(len(part))
+            file = restart()
+            for part in obstore.get(self._backend, key).stream(min_chunk_size=1 << 20):
+                file.write(part)
+                on_bytes(len(part))
 
         try:
             self._with_retries(f"read {key!r} from", stream)
@@ -340,25 +335,6 @@ class Store:
             tried = retrying.statistics.get("attempt_number", 1)
             times = f" ({tried} attempts)" if tried > 1 else ""
             raise failure(f"could not {what} {self.address}{times}: {_reason(error)}") from error
-
-
-class _Tally:
-    """Counts bytes that have come, from several threads."""
-
-    def __init__(self, total: int, on_bytes: Callable[[int, int], None] | None) -> None:
-        self._total, self._on_bytes = total, on_bytes
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self._done += count
-            if self._on_bytes is not None:
-                self._on_bytes(self._done, self._total)
-
-    def restart(self) -> None:
-        with self._lock:
-            self._done = 0
 
 
 class _Deadline:

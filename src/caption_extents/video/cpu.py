@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 import av.error
 import numpy as np
@@ -16,7 +16,14 @@ from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoder import BATCH_SAMPLES
 from caption_extents.video.settling import is_good, settle
-from caption_extents.video.source import PresentationClock, VideoFacts, decode_or_skip, open_video, read_packets
+from caption_extents.video.source import (
+    OpenFile,
+    PresentationClock,
+    VideoFacts,
+    decode_or_skip,
+    open_video,
+    read_packets,
+)
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
@@ -91,9 +98,11 @@ class CpuDecoder:
 
     def _decode(self) -> Generator[CropBatch]:
         sample_pts = self._timeline.sample_pts
-        writer = _BatchWriter(self._crop, self._facts, len(sample_pts))
+        skippable = frozenset(self._timeline.skippable_pts.tolist())
+        writer = BatchWriter(self._crop, self._facts, len(sample_pts))
+        frames = good_frames(self._facts, self._threads, skippable.__contains__, lambda: self._closing)
         number = None
-        for number, pts, frame in settle(self._frames(), sample_pts):
+        for number, pts, frame in settle(frames, sample_pts):
             if self._closing:
                 return
             if pts != sample_pts[number]:
@@ -104,33 +113,47 @@ class CpuDecoder:
         if number is None and not self._closing:
             raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
 
-    def _frames(self) -> Iterator[tuple[int, VideoFrame]]:
-        """Good frames and their times in presentation order, without those that nothing needs."""
-        facts = self._facts
-        skippable = frozenset(self._timeline.skippable_pts.tolist())
-        last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container)
-        with open_video(facts.path, self._threads) as (container, stream):
-            try:
-                for packet in read_packets(container, stream):
-                    if self._closing:
-                        return
-                    if packet.pts in skippable:
-                        continue
-                    for frame in decode_or_skip(packet):
-                        pts = clock(frame)
-                        if pts is not None and pts >= last_pts and is_good(frame, facts):
-                            last_pts = pts
-                            yield pts, frame
-            except av.error.FFmpegError:
-                # The file ends in damage. What follows cannot be read, and its samples are listed.
-                return
+
+def good_frames(
+    facts: VideoFacts,
+    threads: int,
+    skip: Callable[[int | None], bool],
+    is_closing: Callable[[], bool],
+    arriving: OpenFile | None = None,
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Good frames of a video and their times, in presentation order.
+
+    Args:
+        facts: of the video.
+        threads: of the decoder, 0 for one for each core.
+        skip: tells by a packet's pts whether its frame is not needed.
+        is_closing: asked before each packet; when true, the iteration ends.
+        arriving: how to read the file, if it is not all there yet.
+    """
+    last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container)
+    with open_video(facts.path, threads, arriving) as (container, stream):
+        try:
+            for packet in read_packets(container, stream):
+                if is_closing():
+                    return
+                if skip(packet.pts):
+                    continue
+                for frame in decode_or_skip(packet):
+                    pts = clock(frame)
+                    if pts is not None and pts >= last_pts and is_good(frame, facts):
+                        last_pts = pts
+                        yield pts, frame
+        except av.error.FFmpegError:
+            # The file ends in damage. What follows cannot be read, and its samples are listed.
+            return
 
 
-class _BatchWriter:
+class BatchWriter:
     """Copies crops out of frames into batches."""
 
     def __init__(self, crop: CropPixels, facts: VideoFacts, count: int) -> None:
         self._crop, self._facts, self._count = crop, facts, count
+        self._first = 0
         self._planes: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self._cropped_frame: VideoFrame | None = None
         self._cropped: list[np.ndarray] = []
@@ -139,7 +162,8 @@ class _BatchWriter:
         """Put a frame's crop in place of sample ``number``; the batch, when it is complete."""
         crop, at = self._crop, number % BATCH_SAMPLES
         if self._planes is None:
-            self._planes = empty_planes(min(BATCH_SAMPLES, self._count - number + at), crop.height, crop.width)
+            self._first = number - at
+            self._planes = empty_planes(min(BATCH_SAMPLES, self._count - self._first), crop.height, crop.width)
         if self._cropped_frame is not frame:
             self._cropped = crop_planes(frame, self._crop, self._facts)
             self._cropped_frame = frame
@@ -147,6 +171,12 @@ class _BatchWriter:
             target.numpy()[at] = source
         if at + 1 < len(self._planes[0]):
             return None
-        batch = CropBatch(number - at, *self._planes)
+        return self.rest(at + 1)
+
+    def rest(self, count: int) -> CropBatch | None:
+        """The batch as far as it has come, which is ``count`` samples; None if that is none."""
+        if self._planes is None or count == 0:
+            return None
+        y, u, v = (plane[:count] for plane in self._planes)
         self._planes = None
-        return batch
+        return CropBatch(self._first, y, u, v)

@@ -1,4 +1,8 @@
-"""A video as a job sees it: facts, samples, and a decoder for them, in this process or in one of its own."""
+"""A video as a job sees it: facts, samples, and a decoder for them.
+
+Three ways lead there: a file decoded in this process, one decoded in a process of its own, and one that is still on its
+way from a store, of which decoding begins at once.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import torch
 
-from caption_extents.video.crop import CropPixels
+from caption_extents.errors import VideoError
+from caption_extents.region import CropRegion
+from caption_extents.video.ahead import AheadDecoder
+from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import SampleDecoder, open_decoder
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
 from caption_extents.video.source import VideoFacts, probe
@@ -50,12 +57,7 @@ def open_input(path: Path, rate: Fraction, limits: DecoderLimits | None = None) 
     """
     if limits is None:
         facts = probe(path)
-        timeline = build_timeline(facts, rate)
-
-        def open_here(crop: CropPixels, *, device: torch.device, insist: bool, threads: int) -> SampleDecoder:
-            return open_decoder(facts, timeline, crop, device=device, insist=insist, threads=threads)
-
-        yield VideoInput(facts, timeline, open_here)
+        yield _video_input(facts, build_timeline(facts, rate), None)
         return
     with IsolatedVideo(path, rate, limits) as video:
 
@@ -63,3 +65,68 @@ def open_input(path: Path, rate: Fraction, limits: DecoderLimits | None = None) 
             return video.open_decoder(crop, threads=threads)
 
         yield VideoInput(video.facts, video.timeline, open_there)
+
+
+class ArrivingFile(Protocol):
+    """A file that is being fetched; see :class:`~caption_extents.storage.download.Download`."""
+
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """A reader that waits for bytes which have not come."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all bytes have come."""
+        ...
+
+    def close(self) -> None:
+        """Give up what has not come; readers fail."""
+        ...
+
+
+@contextmanager
+def open_arriving(
+    file: ArrivingFile, rate: Fraction, region: CropRegion | None, threads: int = 0
+) -> Iterator[VideoInput]:
+    """As :func:`open_input`, for a file that is still arriving: it is indexed and decoded meanwhile.
+
+    Args:
+        file: the file.
+        rate: samples a second.
+        region: what to crop of the samples that are decoded meanwhile, on the CPU; None for decoding none.
+        threads: of the decoder.
+
+    Raises:
+        VideoError: it cannot be used.
+        StoreAccessError: it did not come.
+    """
+    ahead = None
+    try:
+        try:
+            facts = probe(file.path, file.open)
+            if region is not None:
+                ahead = AheadDecoder(facts, rate, resolve_crop(region, facts), file.open, threads)
+            timeline = build_timeline(facts, rate, file.open)
+            file.wait()
+        except VideoError:
+            # Only the whole file tells whether that is so, or whether its parts came too slowly.
+            file.wait()
+            with open_input(file.path, rate) as video:
+                yield video
+            return
+        yield _video_input(facts, timeline, ahead)
+    finally:
+        file.close()
+        if ahead is not None:
+            ahead.close()
+
+
+def _video_input(facts: VideoFacts, timeline: Timeline, ahead: AheadDecoder | None) -> VideoInput:
+    def open_here(crop: CropPixels, *, device: torch.device, insist: bool, threads: int) -> SampleDecoder:
+        if ahead is not None and ahead.crop == crop and device.type == "cpu":
+            ahead.set_timeline(timeline)
+            return ahead
+        return open_decoder(facts, timeline, crop, device=device, insist=insist, threads=threads)
+
+    return VideoInput(facts, timeline, open_here)

@@ -6,11 +6,12 @@ the one video stream is read: a playlist or a script that names other files is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import av.container
@@ -120,13 +121,20 @@ class VideoFacts:
         return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[1]
 
 
+OpenFile = Callable[[], BinaryIO]
+"""Opens a file for reading whose bytes are still arriving; reading waits for them."""
+
+
 @contextmanager
-def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
+def open_video(
+    path: Path, thread_count: int = 1, arriving: OpenFile | None = None
+) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
     """Open a file for reading and find its video stream.
 
     Args:
         path: a file on this machine.
         thread_count: threads of the decoder.
+        arriving: how to read the file, if it is not all there yet.
 
     Raises:
         VideoError: no such file, unknown container or codec, damaged header, or no video stream.
@@ -135,7 +143,8 @@ def open_video(path: Path, thread_count: int = 1) -> Iterator[tuple[av.container
         raise VideoError(f"no such video file: {str(path)!r}")
     try:
         container = av.open(
-            str(path.absolute()),
+            str(path.absolute()) if arriving is None else arriving(),
+            mode="r",
             container_options=_OPEN_OPTIONS,
             metadata_errors="replace",
             timeout=(MAX_OPEN_SECONDS, None),
@@ -232,14 +241,14 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def probe(path: Path) -> VideoFacts:
-    """Open a file, decode its first frame, and describe it.
+def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
+    """Open a file, decode its first frame, and describe it; see :func:`open_video` for ``arriving``.
 
     Raises:
         VideoError: as :func:`open_video`, and when no frame decodes or the picture is too large or turned by an angle
             that is no multiple of 90 degrees.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, arriving=arriving) as (container, stream):
         frame = _first_frame(container, stream, path)
         _check_size(path, frame.width, frame.height)
         first_pts = PresentationClock(container.format.name)(frame)

@@ -17,6 +17,7 @@ from caption_extents.video.packets import NonReferenceFinder
 from caption_extents.video.source import (
     MAX_PACKETS_PER_SECOND,
     WITHOUT_PRESENTATION_TIMES,
+    OpenFile,
     PresentationClock,
     VideoFacts,
     decode_or_skip,
@@ -75,13 +76,18 @@ class Timeline:
         return len(self.sample_pts)
 
 
-def build_timeline(facts: VideoFacts, frame_rate: Fraction) -> Timeline:
+def build_timeline(facts: VideoFacts, frame_rate: Fraction, arriving: OpenFile | None = None) -> Timeline:
     """Read all packets of the video and place its samples; see :func:`index_frames`.
+
+    Args:
+        facts: of the video.
+        frame_rate: samples a second.
+        arriving: how to read the file, if it is not all there yet.
 
     Raises:
         VideoError: the file cannot be read, or its timestamps span more than two days.
     """
-    index = index_frames(facts)
+    index = index_frames(facts, arriving)
     return place_samples(index, facts.time_base, frame_rate)
 
 
@@ -101,9 +107,7 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
             f"the timestamps span {float(span / frame_rate / 3600):.1f} hours, {count} samples; "
             f"at most {MAX_SAMPLES} are allowed. If the file is shorter, its timestamps are damaged: remux it"
         )
-    # floor(k / (frame_rate * time_base)) in Python's integers, because 64 bits can overflow.
-    offsets = np.fromiter((k * ticks.denominator // ticks.numerator for k in range(count)), np.int64, count)
-    frames = np.searchsorted(index.pts, first + offsets, side="right") - 1
+    frames = np.searchsorted(index.pts, sample_times(first, count, time_base, frame_rate), side="right") - 1
     sample_pts = index.pts[frames]
     return Timeline(
         sample_pts=sample_pts,
@@ -114,16 +118,26 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
     )
 
 
-def index_frames(facts: VideoFacts) -> FrameIndex:
+def sample_times(first_pts: int, count: int, time_base: Fraction, frame_rate: Fraction) -> np.ndarray:
+    """When the first ``count`` samples are shown, in ticks rounded down; int64 (count,)."""
+    ticks = frame_rate * time_base
+    # floor(k / (frame_rate * time_base)); in Python's integers where 64 bits would overflow.
+    if count * ticks.denominator < 2**63:
+        return first_pts + np.arange(count, dtype=np.int64) * ticks.denominator // ticks.numerator
+    times = (first_pts + k * ticks.denominator // ticks.numerator for k in range(count))
+    return np.fromiter(times, np.int64, count)
+
+
+def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIndex:
     """Timestamps of all frames: from packets where the container keeps presentation times, else by decoding."""
     if facts.container in WITHOUT_PRESENTATION_TIMES:
-        return _index_by_decoding(facts)
+        return _index_by_decoding(facts, arriving)
     pts: list[int] = []
     durations: list[int] = []
     non_reference: list[int] = []
     keys: list[int] = []
     count = 0
-    with open_video(facts.path) as (container, stream):
+    with open_video(facts.path, arriving=arriving) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
             for packet in read_packets(container, stream):
@@ -133,7 +147,7 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
                     continue
                 count += 1
                 if packet.pts is None:
-                    return _index_by_decoding(facts)
+                    return _index_by_decoding(facts, arriving)
                 if packet.is_discard or packet.pts < facts.first_pts:
                     continue
                 pts.append(packet.pts)
@@ -150,12 +164,12 @@ def index_frames(facts: VideoFacts) -> FrameIndex:
     return _frame_index(facts, pts, durations, skippable, keys, count)
 
 
-def _index_by_decoding(facts: VideoFacts) -> FrameIndex:
+def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameIndex:
     """Presentation times as the decoder knows them: the file is decoded once more than otherwise."""
     pts: list[int] = []
     durations: list[int] = []
     count, clock = 0, PresentationClock(facts.container)
-    with open_video(facts.path, thread_count=0) as (container, stream):
+    with open_video(facts.path, 0, arriving) as (container, stream):
         for packet in read_packets(container, stream):
             count += packet.size > 0
             for frame in decode_or_skip(packet):
