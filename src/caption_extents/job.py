@@ -30,6 +30,7 @@ DEFAULT_STORE = "caption-extents-store"
 DEFAULT_PRESET = "reference"
 DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
+ENCODER_NAMES = ("threads", "ray", "modal")
 DEFAULT_DEVICE = "auto"
 DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 DEFAULT_LEASE_SECONDS = 12.0
@@ -51,6 +52,7 @@ class JobOptions(TypedDict, total=False):
     device: str
     preset: str
     model: str | os.PathLike[str] | PairModel | None
+    encoder: str
     decode_threads: int
     inference_workers: int | None
     upload_workers: int
@@ -83,6 +85,9 @@ class Job:
         preset: encoder preset; None for the default.
         model: weights (``.safetensors``), a checkpoint of the ResNet-50 fusion network (``.pt``), or any object that
             follows :class:`~caption_extents.model.interface.PairModel`; None for the package's own weights.
+        encoder: where chunks are encoded: ``threads`` of this process, or the workers of a ``ray`` cluster or of a
+            ``modal`` app, to which samples go through the store. ``encoder_workers`` is then the size of a cluster that
+            is started for this run.
         decode_threads: of the CPU decoder, 0 for one for each core.
         inference_workers: threads that compute the model on a CPU; None for one for each core in the pipelined
             implementation, and for one in the sequential, which does one thing at a time.
@@ -113,6 +118,7 @@ class Job:
     device: str = DEFAULT_DEVICE
     preset: str = DEFAULT_PRESET
     model: str | os.PathLike[str] | PairModel | None = None
+    encoder: str = "threads"
     decode_threads: int = 0
     inference_workers: int | None = None
     upload_workers: int = DEFAULT_UPLOAD_WORKERS
@@ -138,6 +144,16 @@ class Job:
         if self.implementation not in IMPLEMENTATION_NAMES:
             raise InputError(
                 f"implementation {self.implementation!r} is unknown; choose {' or '.join(IMPLEMENTATION_NAMES)}"
+            )
+        if self.encoder not in ENCODER_NAMES:
+            raise InputError(f"encoder {self.encoder!r} is unknown; choose {', '.join(ENCODER_NAMES)}")
+        if self.encoder != "threads" and self.implementation == "sequential":
+            raise InputError(
+                f"the sequential implementation encodes in this process; leave out encoder {self.encoder!r}"
+            )
+        if self.encoder != "threads" and self.store_address.startswith("memory:"):
+            raise InputError(
+                f"encoder {self.encoder!r} cannot read a store in this process's memory; give another store"
             )
         if not DEVICE_PATTERN.fullmatch(self.device):
             raise InputError(f"device {self.device!r} is unknown; choose auto, cpu, cuda or cuda:N")

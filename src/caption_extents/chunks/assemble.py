@@ -32,12 +32,15 @@ class ChunkAssembler:
     """Sorts samples into the open chunk of their level; a full chunk leaves, and :meth:`flush` gives the rest.
 
     Memory is bounded by one open chunk for each level.
+
+    Args:
+        first_sample: the first sample to come; one at which a chunk of every level begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_sample: int = 0) -> None:
         self._open: dict[int, tuple[list[int], Planes]] = {}
-        self.sample_count = 0
-        """Samples taken so far."""
+        self.sample_count = first_sample
+        """The sample that comes next."""
 
     def add(self, first_sample: int, planes: Planes) -> list[ChunkFrames]:
         """Take consecutive samples (copied) and give the chunks that they complete.

@@ -57,7 +57,7 @@ def encode_chunk(frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) 
         with av.open(buffer, "w", format="webm", container_options={"fflags": "+bitexact"}) as container:
             stream = _add_stream(container, frames.planes, preset, form)
             for index in range(len(frames.plan.samples)):
-                container.mux(stream.encode(_to_frame(frames.planes, index)))
+                container.mux(stream.encode(to_frame(frames.planes, index)))
             container.mux(stream.encode(None))
     except (av.error.FFmpegError, ValueError) as error:
         chunk = f"chunk {frames.plan.first_sample} of level {frames.plan.level}"
@@ -82,7 +82,8 @@ def _add_stream(
     return stream
 
 
-def _to_frame(planes: Planes, index: int) -> VideoFrame:
+def to_frame(planes: Planes, index: int) -> VideoFrame:
+    """One sample as a frame whose pts is ``index``."""
     height, width = planes[0].shape[1:]
     frame = VideoFrame(width, height, "yuv420p")
     for target, source in zip(frame.planes, planes, strict=True):

@@ -64,6 +64,14 @@ class StageClock:
                 self.last_end = max(self.last_end, end)
         self.count(samples, items, nbytes)
 
+    def worked(self, seconds: float) -> None:
+        """Count work that was done elsewhere and has just ended."""
+        end = time.perf_counter()
+        with self._lock:
+            self.busy_seconds += seconds
+            self.first_start = min(end - seconds, self.first_start or end)
+            self.last_end = end
+
     def count(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> None:
         """Add to what the stage has yielded."""
         with self._lock:

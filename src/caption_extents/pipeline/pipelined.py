@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure, StageInfo
 from spdl.pipeline.defs import Aggregator
 
-from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, StageClock
+from caption_extents.pipeline.offload import MAX_IN_FLIGHT, SENDERS, Offload
 from caption_extents.pipeline.stages import Encoding, Stages
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
@@ -35,56 +36,96 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
     Raises:
         Exception: what the failing stage raised; every other stage has stopped by then.
     """
-    stages.clocks[ENCODING].workers = stages.workers.encoder
-    stages.clocks[UPLOAD].workers = stages.workers.upload
+    steps = _offloading_steps(stages, stages.offload) if stages.offload else _local_steps(stages)
     with ExitStack() as executors:
-        pipeline = _build(stages, executors)
+        pipeline = _build(stages, steps, executors)
         try:
             with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
-                return list(pipeline.get_iterator())
+                try:
+                    return [record for records in pipeline.get_iterator() for record in records]
+                finally:
+                    if stages.offload:
+                        stages.offload.finish()
         except PipelineFailure as failure:
             raise _cause(failure) from failure
 
 
-def _build(stages: Stages, executors: ExitStack) -> Pipeline[ChunkRecord]:
-    workers, encoding = stages.workers, stages.encoding
+@dataclass(frozen=True)
+class _Step:
+    """A stage that several threads do at once."""
+
+    name: str
+    function: Callable[[Any], Any]
+    workers: int
+    clock: StageClock
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What becomes of samples after inference: gathered into work items, which pass two steps."""
+
+    gather: Encoding | Offload
+    steps: tuple[_Step, _Step]
+
+
+def _local_steps(stages: Stages) -> _Output:
+    """Chunks are encoded here, then stored."""
+    workers, encoding, upload = stages.workers, stages.clocks[ENCODING], stages.clocks[UPLOAD]
+    encoding.workers, upload.workers = workers.encoder, workers.upload
+    return _Output(
+        stages.encoding,
+        (
+            _Step("encode", stages.encoding.encode, workers.encoder, encoding),
+            _Step("upload", stages.upload.upload, workers.upload, upload),
+        ),
+    )
+
+
+def _offloading_steps(stages: Stages, offload: Offload) -> _Output:
+    """Segments are stored, then encoded by others."""
+    encoding, upload = stages.clocks[ENCODING], stages.clocks[UPLOAD]
+    upload.workers = SENDERS
+    return _Output(
+        offload,
+        (_Step("send", offload.send, SENDERS, upload), _Step("collect", offload.collect, MAX_IN_FLIGHT, encoding)),
+    )
+
+
+def _build(stages: Stages, output: _Output, executors: ExitStack) -> Pipeline[list[ChunkRecord]]:
 
     def threads(name: str, count: int) -> ThreadPoolExecutor:
         # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
         return executors.enter_context(ThreadPoolExecutor(count, name))
 
-    return (
-        PipelineBuilder[CropBatch, ChunkRecord]()
+    builder = (
+        PipelineBuilder[CropBatch, list[ChunkRecord]]()
         .add_source(stages.extraction)
         .pipe(stages.inference.infer, executor=threads("infer", 1), name="infer")
-        .aggregate(_Assembly(encoding))
+        .aggregate(_Assembly(output.gather))
         .disaggregate()
-        .pipe(encoding.encode, concurrency=workers.encoder, executor=threads("encode", workers.encoder), name="encode")
-        .pipe(
-            stages.upload.upload, concurrency=workers.upload, executor=threads("upload", workers.upload), name="upload"
-        )
-        .add_sink(workers.upload)
-        .build(
-            num_threads=1,
-            max_failures=0,
-            queue_class=_timed_queues(stages),
-            task_hook_factory=lambda _: [],
-        )
+    )
+    for step in output.steps:
+        builder.pipe(step.function, concurrency=step.workers, executor=threads(step.name, step.workers), name=step.name)
+    return builder.add_sink(output.steps[-1].workers).build(
+        num_threads=1,
+        max_failures=0,
+        queue_class=_timed_queues(stages, output.steps),
+        task_hook_factory=lambda _: [],
     )
 
 
-def _timed_queues(stages: Stages) -> type[AsyncQueue]:
+def _timed_queues(stages: Stages, steps: tuple[_Step, _Step]) -> type[AsyncQueue]:
     """A queue class for this run: each queue tells the stages at its ends how long they waited.
 
     A queue is named after the stage that fills it.
     """
-    clocks = stages.clocks
+    clocks, (first, second) = stages.clocks, steps
     ends: dict[str, tuple[StageClock | None, StageClock | None]] = {
         "src": (clocks[EXTRACTION], clocks[INFERENCE]),
         "infer": (clocks[INFERENCE], None),
-        "disaggregate": (None, clocks[ENCODING]),
-        "encode": (clocks[ENCODING], clocks[UPLOAD]),
-        "upload": (clocks[UPLOAD], None),
+        "disaggregate": (None, first.clock),
+        first.name: (first.clock, second.clock),
+        second.name: (second.clock, None),
     }
 
     class TimedQueue(AsyncQueue):
@@ -109,16 +150,16 @@ def _timed_queues(stages: Stages) -> type[AsyncQueue]:
 
 
 class _Assembly(Aggregator):
-    """The chunk assembler in the engine's terms."""
+    """Gathering samples in the engine's terms."""
 
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
+    def __init__(self, gather: Encoding | Offload) -> None:
+        self._gather = gather
 
-    def accumulate(self, item: CropBatch) -> list[ChunkFrames] | None:
-        return self._encoding.assemble(item) or None
+    def accumulate(self, item: CropBatch) -> list[Any] | None:
+        return self._gather.assemble(item) or None
 
-    def flush(self) -> list[ChunkFrames] | None:
-        return self._encoding.flush() or None
+    def flush(self) -> list[Any] | None:
+        return self._gather.flush() or None
 
 
 def _cause(failure: BaseException) -> BaseException:

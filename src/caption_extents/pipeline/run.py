@@ -41,6 +41,13 @@ from caption_extents.pipeline.metrics import (
     make_clocks,
     peak_memory_bytes,
 )
+from caption_extents.pipeline.offload import (
+    EncoderWorkers,
+    Offload,
+    open_workers,
+    remove_old_segments,
+    remove_segments,
+)
 from caption_extents.pipeline.pipelined import run_pipelined
 from caption_extents.pipeline.refine import refine_captions
 from caption_extents.pipeline.sequential import run_sequential
@@ -97,10 +104,11 @@ def run_job(job: Job) -> CropInferResult:
         plan = _make_plan(job, path, video)
         with plan.model, _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
-            stages = _make_stages(job, plan, lease, done)
-            setup_seconds = time.perf_counter() - started
-            with closing(stages.extraction.decoder), _as_processing_error():
-                records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
+            with _encoder_workers(job, lease) as encoders:
+                stages = _make_stages(job, plan, lease, done, encoders)
+                setup_seconds = time.perf_counter() - started
+                with closing(stages.extraction.decoder), _as_processing_error():
+                    records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)
@@ -212,7 +220,28 @@ def _inputs_digest(plan: _Plan) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _make_stages(job: Job, plan: _Plan, lease: VersionLease, done: dict[ChunkPlan, ChunkRecord]) -> Stages:
+@contextmanager
+def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers | None]:
+    """Encoders beside this process, if the job wants them; what this run has sent them is gone in the end."""
+    if job.encoder == "threads":
+        yield None
+        return
+    remove_old_segments(lease.store, lease.keys)
+    with closing(open_workers(job.encoder, job.encoder_workers)) as workers:
+        try:
+            yield workers
+        finally:
+            with _as_processing_error():
+                remove_segments(lease.store, lease.keys.segments(lease.version, lease.run_id))
+
+
+def _make_stages(
+    job: Job,
+    plan: _Plan,
+    lease: VersionLease,
+    done: dict[ChunkPlan, ChunkRecord],
+    encoders: EncoderWorkers | None,
+) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
     clocks = make_clocks(count, job.progress)
     decoder = plan.video.open_decoder(
@@ -228,6 +257,9 @@ def _make_stages(job: Job, plan: _Plan, lease: VersionLease, done: dict[ChunkPla
         colour_primaries=facts.colour.primaries,
         colour_transfer=facts.colour.transfer,
     )
+    offload = None
+    if encoders is not None:
+        offload = Offload(encoders, lease, plan.preset, form, count, done, clocks[ENCODING], clocks[UPLOAD])
     return Stages(
         extraction=Extraction(decoder, count, job.max_undecodable_share, job.stall_seconds, clocks[EXTRACTION]),
         inference=Inference(plan.model, count, clocks[INFERENCE]),
@@ -235,6 +267,7 @@ def _make_stages(job: Job, plan: _Plan, lease: VersionLease, done: dict[ChunkPla
         upload=Upload(lease, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
         clocks=clocks,
+        offload=offload,
     )
 
 

@@ -40,7 +40,7 @@ def run_sequential(stages: Stages) -> list[ChunkRecord]:
             for frames in stages.encoding.flush():
                 chunks.write(stages.encoding.encode(frames))
         with clocks[UPLOAD].whole_process():
-            return [stages.upload.upload(chunk) for chunk in chunks.read()]
+            return [record for chunk in chunks.read() for record in stages.upload.upload(chunk)]
 
 
 class _CropSpool:

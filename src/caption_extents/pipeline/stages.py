@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -17,13 +16,12 @@ from caption_extents.errors import DecodeError
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.pipeline.metrics import StageClock
+from caption_extents.pipeline.offload import CONTENT_WEBM, Offload, chunk_record
 from caption_extents.pipeline.watchdog import watched
 from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
 from caption_extents.video.decoder import SampleDecoder
-
-CONTENT_WEBM = "video/webm"
 
 
 @dataclass(frozen=True)
@@ -144,15 +142,15 @@ class Upload:
     lease: VersionLease
     clock: StageClock
 
-    def upload(self, chunk: EncodedChunk) -> ChunkRecord:
-        """Write a chunk, at once with others."""
+    def upload(self, chunk: EncodedChunk) -> list[ChunkRecord]:
+        """Write a chunk, at once with others; the one record of what was written."""
         plan, data, lease = chunk.plan, chunk.data, self.lease
         key = lease.keys.chunk(lease.version, plan.level, plan.first_sample)
         with self.clock.busy(samples=len(plan.samples), items=1, nbytes=len(data)):
             e_tag = lease.store.put(key, data, CONTENT_WEBM)
-        record = ChunkRecord(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
+        record = chunk_record(key, plan, data)
         lease.record(record, e_tag)
-        return record
+        return [record]
 
 
 @dataclass
@@ -160,6 +158,7 @@ class Stages:
     """All stages of one run.
 
     The two implementations drive them through the same calls, so nothing is decoded, encoded or decided in two places.
+    Where ``offload`` is given it takes the place of ``encoding`` and ``upload``.
     """
 
     extraction: Extraction
@@ -168,3 +167,4 @@ class Stages:
     upload: Upload
     workers: Workers
     clocks: dict[str, StageClock]
+    offload: Offload | None = None

@@ -82,6 +82,19 @@ class VideoKeys:
         """Held by the run that writes the version; a higher generation has taken it over."""
         return f"{self.claims}/v{version}/{generation:04d}.json"
 
+    @property
+    def temporary(self) -> str:
+        """Prefix of what runs write for their workers and remove again."""
+        return f"{self.tenant_id}/temporary/videos/{self.video_id}"
+
+    def segments(self, version: int, run_id: str | None = None) -> str:
+        """Prefix of the packed samples of a version, or of one run that writes it."""
+        return f"{self.temporary}/v{version}" if run_id is None else f"{self.temporary}/v{version}/{run_id}"
+
+    def segment(self, version: int, run_id: str, first_sample: int) -> str:
+        """Packed samples that wait for an encoder."""
+        return f"{self.segments(version, run_id)}/segment_{first_sample:010d}.mkv"
+
     def database(self, version: int | None = None) -> str:
         """Database of a version, or of the newest complete one."""
         suffix = "" if version is None else f"_v{version}"

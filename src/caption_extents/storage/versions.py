@@ -107,6 +107,7 @@ def remove_version(store: Store, keys: VideoKeys, version: int) -> int:
         *sorted(store.keys(f"{keys.cropped_frames(version)}/"), key=lambda key: not key.endswith("/manifest.json")),
         *(key for key in [keys.database(version)] if store.exists(key)),
         *store.keys(f"{keys.claims}/v{version}/"),
+        *store.keys(f"{keys.segments(version)}/"),
     ]
     store.delete(objects)
     return len(objects)

@@ -1,0 +1,129 @@
+"""Consecutive samples, packed without loss, on their way to an encoder that runs elsewhere.
+
+A segment is 512 samples, cut at multiples of that number, because they are whole chunks: one of level 16, three of
+level 4 and twelve of level 1. They are packed as lossless H.264 (constant quantiser 0), which knows that most of a crop
+stays as it is from sample to sample: it is several times smaller and faster than an intra-only codec.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import av
+import av.error
+import numpy as np
+
+from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames, Planes
+from caption_extents.chunks.encode import to_frame
+from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS
+from caption_extents.errors import EncodeError
+from caption_extents.planes import plane_view
+
+SEGMENT_SAMPLES = LEVELS[0] * CHUNK_SAMPLES
+
+_PACKING = {"preset": "ultrafast", "qp": "0"}
+
+
+@dataclass(frozen=True, repr=False)
+class Segment:
+    """Consecutive samples.
+
+    Attributes:
+        first_sample: number of the first, a multiple of ``SEGMENT_SAMPLES``.
+        planes: Y, U and V, uint8 (N, H, W) and twice (N, H/2, W/2).
+    """
+
+    first_sample: int
+    planes: Planes
+
+    def __len__(self) -> int:
+        return len(self.planes[0])
+
+    def __repr__(self) -> str:
+        return f"Segment(first {self.first_sample}, {len(self)} samples)"
+
+    def chunks(self) -> list[ChunkFrames]:
+        """All chunks of these samples, as they would be without segments."""
+        assembler = ChunkAssembler(self.first_sample)
+        return [*assembler.add(self.first_sample, self.planes), *assembler.flush()]
+
+
+class SegmentAssembler:
+    """Batches arrive in order and leave as segments."""
+
+    def __init__(self) -> None:
+        self.sample_count = 0
+        """Samples taken so far."""
+        self._open: Planes | None = None
+
+    def add(self, first_sample: int, planes: Planes) -> Iterator[Segment]:
+        """Take consecutive samples (copied) and give the segments that they complete.
+
+        Raises:
+            ValueError: a sample was left out or came twice.
+        """
+        if first_sample != self.sample_count:
+            raise ValueError(f"sample {self.sample_count} was expected, but {first_sample} came")
+        done = 0
+        while done < len(planes[0]):
+            if self._open is None:
+                y, u, v = (np.empty((SEGMENT_SAMPLES, *plane.shape[1:]), np.uint8) for plane in planes)
+                self._open = (y, u, v)
+            at = self.sample_count % SEGMENT_SAMPLES
+            count = min(len(planes[0]) - done, SEGMENT_SAMPLES - at)
+            for target, source in zip(self._open, planes, strict=True):
+                target[at : at + count] = source[done : done + count]
+            done += count
+            self.sample_count += count
+            if at + count == SEGMENT_SAMPLES:
+                yield from self.flush()
+
+    def flush(self) -> list[Segment]:
+        """The last segment, as far as it has come."""
+        if self._open is None:
+            return []
+        count = (self.sample_count - 1) % SEGMENT_SAMPLES + 1
+        y, u, v = (plane[:count] for plane in self._open)
+        self._open = None
+        return [Segment(self.sample_count - count, (y, u, v))]
+
+
+def pack(segment: Segment) -> bytes:
+    """A segment as bytes."""
+    buffer = io.BytesIO()
+    height, width = segment.planes[0].shape[1:]
+    with av.open(buffer, "w", format="matroska", container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=1, options=_PACKING)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for index in range(len(segment)):
+            container.mux(stream.encode(to_frame(segment.planes, index)))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def unpack(data: bytes, first_sample: int, count: int) -> Segment:
+    """The segment of :func:`pack`.
+
+    Raises:
+        EncodeError: the data are damaged, or of another number of samples.
+    """
+    planes: Planes | None = None
+    at = 0
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            for frame in container.decode(video=0):
+                views = [plane_view(plane) for plane in frame.planes]
+                if planes is None:
+                    y, u, v = (np.empty((count, *view.shape), np.uint8) for view in views)
+                    planes = (y, u, v)
+                for target, view in zip(planes, views, strict=True):
+                    target[at] = view
+                at += 1
+    except (av.error.FFmpegError, IndexError, ValueError) as error:
+        raise EncodeError(f"the segment of sample {first_sample} is damaged: {error}") from error
+    if planes is None or at != count:
+        raise EncodeError(f"the segment of sample {first_sample} has {at} samples, and {count} were sent")
+    return Segment(first_sample, planes)

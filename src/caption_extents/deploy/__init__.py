@@ -1,0 +1,1 @@
+"""Running jobs and encoders on Modal and on Ray."""

@@ -1,0 +1,243 @@
+"""Work on a Ray cluster: an existing one by ``RAY_ADDRESS``, or one that is started here and ends with its user.
+
+Ray's driver ends its own process when it loses its cluster, and prints as it likes; so it lives in a child process, and
+a cluster that is gone is an error like others. Functions are sent by name: the cluster's Python needs this package.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, TypeVar
+
+from caption_extents import errors
+from caption_extents.batch import Entry, Outcome, run_entry
+from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
+from caption_extents.job import JobOptions
+from caption_extents.pipeline.offload import EncodeReport, EncodeTask, run_encode_task
+
+T = TypeVar("T")
+
+MAX_RETRIES = 3
+"""How often Ray does a task again when the process or the machine that did it has died."""
+
+_END_SECONDS = 15.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has, or a task takes."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class RayCluster:
+    """A connection to a cluster, which is made while its user goes on; close it when done.
+
+    Args:
+        cpus: of a cluster that is started here, if no other is named; 0 for all of this machine's.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+
+    def __init__(self, cpus: int = 0) -> None:
+        if find_spec("ray") is None:
+            raise InputError("Ray is not installed; install it with: pip install 'caption-extents[ray]'")
+        self.address = os.environ.get("RAY_ADDRESS") or "a local cluster"
+        here, there = Pipe()
+        command = [sys.executable, "-m", "caption_extents.deploy.ray_cluster", str(there.fileno()), str(cpus)]
+        # A session of its own: Ctrl-C is the parent's to handle. What Ray prints is lost; errors come as messages.
+        self._child = subprocess.Popen(
+            command,
+            pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        there.close()
+        self._connection = here
+        self._lock = threading.Lock()
+        self._pending: dict[int, Future[Any]] = {}
+        self._sent = 0
+        self._end: ProcessingError | None = None
+        self._resources: Future[Resources] = Future()
+        self._reader = threading.Thread(target=self._read, name="ray", daemon=True)
+        self._reader.start()
+
+    def submit(self, function: Callable[..., T], *args: object, needs: Resources) -> Future[T]:
+        """Have a function of this package done by the cluster.
+
+        The future fails with the package's own errors as they are, and with a ``ProcessingError`` for all others.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._end is not None:
+                future.set_exception(self._end)
+                return future
+            self._sent += 1
+            self._pending[self._sent] = future
+            # A connection that is lost fails all that is pending, in the thread that reads from it.
+            with suppress(OSError):
+                self._connection.send((self._sent, function, args, needs))
+        return future
+
+    def close(self) -> None:
+        """End the connection, and the cluster if it was started here. Work that is not done is given up."""
+        with self._lock, suppress(OSError):
+            self._connection.send(None)
+        try:
+            self._child.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._reader.join()
+        self._connection.close()
+
+    @property
+    def resources(self) -> Resources:
+        """What the cluster has; waits until it answers.
+
+        Raises:
+            ProcessingError: no cluster can be used.
+        """
+        return self._resources.result()
+
+    def _read(self) -> None:
+        end = ProcessingError(f"the Ray cluster at {self.address} is gone; start it, and run this again to finish")
+        try:
+            greeting: Resources | str = self._connection.recv()
+            if isinstance(greeting, str):
+                end = ProcessingError(f"no Ray cluster can be used at {self.address}: {greeting}")
+                raise EOFError
+            self._resources.set_result(greeting)
+            while True:
+                number, result, error = self._connection.recv()
+                with self._lock:
+                    future = self._pending.pop(number)
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+        except (EOFError, OSError):
+            with self._lock:
+                self._end = end
+                pending, self._pending = list(self._pending.values()), {}
+            for future in [self._resources, *pending]:
+                if not future.done():
+                    future.set_exception(end)
+
+
+class RayEncoderWorkers:
+    """:class:`~caption_extents.pipeline.offload.EncoderWorkers` on a Ray cluster, a core for each task."""
+
+    name = "ray"
+
+    def __init__(self, count: int) -> None:
+        self._cluster = RayCluster(cpus=count)
+
+    @property
+    def count(self) -> int:
+        """Cores of the cluster."""
+        return max(1, int(self._cluster.resources.cpus))
+
+    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+        """See the protocol."""
+        return self._cluster.submit(run_encode_task, task, needs=Resources(cpus=1))
+
+    def close(self) -> None:
+        """See the protocol."""
+        self._cluster.close()
+
+
+class RayExecutor:
+    """An :class:`~caption_extents.batch.Executor` on a Ray cluster.
+
+    Args:
+        cpus: of each video's job; jobs take a GPU each where the cluster has GPUs.
+    """
+
+    def __init__(self, cpus: float) -> None:
+        self._cpus = cpus
+
+    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+        """See the protocol."""
+        cluster = RayCluster()
+        try:
+            needs = Resources(min(self._cpus, cluster.resources.cpus), gpus=1.0 if cluster.resources.gpus >= 1 else 0.0)
+            futures = {cluster.submit(run_entry, entry, options, needs=needs): entry for entry in entries}
+            for future in as_completed(futures):
+                entry = futures[future]
+                try:
+                    yield future.result()
+                except ProcessingError as error:
+                    yield Outcome(entry.digest, entry.video_id, error=str(error))
+        finally:
+            cluster.close()
+
+
+def _serve(connection: Connection, cpus: int) -> None:
+    """The child: hands what comes to Ray, and what Ray gives back to the parent, until either is gone."""
+    import ray
+
+    api: Any = ray
+    try:
+        # An address that is set in the environment is used by Ray itself.
+        own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": cpus or None}
+        api.init(**own, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        total = api.cluster_resources()
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}".split("\n")[0])
+        return
+    connection.send(Resources(total.get("CPU", 0.0), total.get("GPU", 0.0)))
+    running: dict[Any, int] = {}
+    while True:
+        if connection.poll(_POLL_SECONDS):
+            try:
+                message = connection.recv()
+            except EOFError:
+                return
+            if message is None:
+                return
+            number, function, args, needs = message
+            remote = api.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=MAX_RETRIES)(function)
+            running[remote.remote(*args)] = number
+            continue
+        ready, _ = api.wait(list(running), num_returns=len(running), timeout=0) if running else ([], [])
+        for reference in ready:
+            connection.send((running.pop(reference), *_outcome(api, reference)))
+
+
+def _outcome(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
+    try:
+        return ray.get(reference), None
+    except ray.exceptions.RayTaskError as error:
+        return None, _own_error(error.cause)
+    except ray.exceptions.RayError as error:
+        return None, ProcessingError(f"Ray could not do it: {str(error).strip().splitlines()[0]}")
+
+
+def _own_error(cause: Exception) -> Exception:
+    if isinstance(cause, CaptionExtentsError):
+        # Ray gives it a class of its own besides.
+        known: type[CaptionExtentsError] = next(c for c in type(cause).__mro__ if c.__module__ == errors.__name__)
+        return known(str(cause))
+    return ProcessingError(f"a worker failed unexpectedly: {type(cause).__name__}: {cause}")
+
+
+if __name__ == "__main__":
+    # Under its own name, so that what is sent and received is of the same classes.
+    from caption_extents.deploy import ray_cluster
+
+    ray_cluster._serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
