@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -37,5 +38,6 @@ def _no_threads_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CAPTION_EXTENTS_STORE", "CAPTION_EXTENTS_IMPLEMENTATION", "CAPTION_EXTENTS_PRICE_PER_HOUR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith("CAPTION_EXTENTS_") or name == "RAY_ADDRESS":
+            monkeypatch.delenv(name)

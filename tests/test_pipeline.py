@@ -139,7 +139,7 @@ def test_metrics_add_up(captioned_video: Path, tmp_path: Path) -> None:
         metrics.stages["encoding"].items == metrics.stages["upload"].items == len(list(plan_chunks(result.frame_count)))
     )
     assert metrics.overlap.bottleneck in metrics.stages
-    assert metrics.cost == pytest.approx(metrics.total_seconds / 1000)
+    assert metrics.cost.money == pytest.approx(metrics.total_seconds / 1000)
     assert json.loads(json.dumps(result.to_dict()))["metrics"]["stages"]["upload"]["nbytes"] > 1000
 
 
@@ -317,7 +317,7 @@ def test_the_environment_chooses_implementation_and_store(tmp_path: Path, monkey
     monkeypatch.setenv("CAPTION_EXTENTS_PRICE_PER_HOUR", "2")
     result = caption_extents.crop_and_infer_caption_frame_extents(str(video), "t1", "v1", CropRegion(0, 0, 1, 1))
     assert result.metrics.implementation == "sequential"
-    assert result.metrics.cost
+    assert result.metrics.cost.money
     assert files(tmp_path / "elsewhere")
 
 

@@ -73,6 +73,20 @@ class Outcome:
     video_seconds: float = 0.0
     cost: float | None = None
 
+    @classmethod
+    def of(cls, entry: Entry, result: dict[str, Any]) -> Outcome:
+        """How an entry ended that has this result, as plain data."""
+        return cls(
+            digest=entry.digest,
+            video_id=entry.video_id,
+            seconds=result["processing_duration_seconds"],
+            samples=result["frame_count"],
+            captions=result["caption_count"],
+            version=result["version"],
+            video_seconds=result["frame_count"] / entry.rate,
+            cost=result["metrics"]["cost"]["money"],
+        )
+
 
 def read_list(path: Path, tenant: str) -> list[Entry]:
     """The entries of a list, all checked before any is started.
@@ -181,16 +195,7 @@ def run_entry(entry: Entry, options: JobOptions) -> Outcome:
         )
     except (InputError, ProcessingError) as error:
         return Outcome(entry.digest, entry.video_id, error=str(error), seconds=time.perf_counter() - started)
-    return Outcome(
-        digest=entry.digest,
-        video_id=entry.video_id,
-        seconds=result.processing_duration_seconds,
-        samples=result.frame_count,
-        captions=result.caption_count,
-        version=result.version,
-        video_seconds=result.frame_count / entry.rate,
-        cost=result.metrics.cost,
-    )
+    return Outcome.of(entry, result.to_dict())
 
 
 class Executor(Protocol):

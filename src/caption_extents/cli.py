@@ -22,11 +22,13 @@ from caption_extents.region import CropRegion
 if TYPE_CHECKING:
     import numpy as np
 
+    from caption_extents.batch import Executor
     from caption_extents.ocr.crop import Band
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import Store
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
+EXECUTOR_NAMES = ("local", "ray", "modal")
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -38,7 +40,7 @@ app = typer.Typer(
 
 
 def _choices(names: tuple[str, ...]) -> str:
-    return " or ".join(names)
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _version(wanted: bool) -> None:
@@ -87,6 +89,12 @@ def run(
     ] = jobs.DEFAULT_DEVICE,
     encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
     preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
+    encoder: Annotated[
+        str, typer.Option(help=f"Where chunks are encoded: {_choices(jobs.ENCODER_NAMES)}.")
+    ] = jobs.DEFAULT_ENCODER,
+    prices: Annotated[
+        Path | None, typer.Option(envvar=jobs.PRICES_VARIABLE, help="Prices of machines, for the costs (.toml).")
+    ] = None,
     decode_threads: Annotated[
         int, typer.Option(help="Threads of the CPU decoder or sessions on the GPU; 0 for as many as there are.")
     ] = 0,
@@ -137,6 +145,8 @@ def run(
                 store=store,
                 device=device,
                 preset=preset,
+                encoder=encoder,
+                prices=prices,
                 decode_threads=decode_threads,
                 inference_workers=inference_workers,
                 upload_workers=upload_workers,
@@ -309,7 +319,11 @@ def batch(
     videos: Annotated[
         Path, typer.Argument(help="CSV or JSON lines with video, crop, and if wanted video_id, tenant, rate.")
     ],
-    jobs_at_once: Annotated[int, typer.Option("--jobs", min=1, help="Videos at once, each in its own process.")] = 1,
+    jobs_at_once: Annotated[
+        int, typer.Option("--jobs", min=1, help="Videos at once, each in its own process; Ray decides by itself.")
+    ] = 1,
+    where: Annotated[str, typer.Option("--on", help=f"Where: {_choices(EXECUTOR_NAMES)}.")] = "local",
+    cpus: Annotated[float, typer.Option(min=0.1, help="On Ray: cores for each video.")] = 1.0,
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
     device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
@@ -326,17 +340,40 @@ def batch(
 
         entries = batches.read_list(videos, tenant)
         noted = batches.Journal(journal or videos.with_name(f"{videos.name}.journal"))
-        options: jobs.JobOptions = {"store": store, "device": device, "preset": preset, "isolate": isolate}
+        # Not left to the environment: other machines have others.
+        store = store or jobs.DEFAULT_STORE
+        options: jobs.JobOptions = {
+            "store": store if "://" in store else str(Path(store).absolute()),
+            "device": device,
+            "preset": preset,
+            "isolate": isolate,
+        }
 
         def tell(outcome: batches.Outcome) -> None:
             state = "failed" if outcome.error else "done  "
             what = outcome.error or f"{outcome.seconds:.1f} s, {outcome.captions} captions, v{outcome.version}"
             typer.echo(f"{state}  {outcome.video_id}  {what}", err=as_json)
 
-        summary = batches.run_batch(entries, noted, batches.LocalExecutor(jobs_at_once), options, tell)
+        summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), options, tell)
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
     if summary.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:
+    if where == "local":
+        from caption_extents.batch import LocalExecutor
+
+        return LocalExecutor(jobs_at_once)
+    if where == "ray":
+        from caption_extents.deploy.ray_cluster import RayExecutor
+
+        return RayExecutor(cpus)
+    if where == "modal":
+        from caption_extents.deploy.modal_workers import ModalExecutor
+
+        return ModalExecutor(jobs_at_once)
+    raise InputError(f"cannot run on {where!r}; choose {_choices(EXECUTOR_NAMES)}")
 
 
 @app.command()

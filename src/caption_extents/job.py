@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from caption_extents.model.interface import PairModel
+    from caption_extents.pipeline.analysis import Prices
     from caption_extents.pipeline.metrics import ProgressCallback, RunMetrics
 
 DEFAULT_FRAME_RATE = 10.0
@@ -31,6 +32,7 @@ DEFAULT_PRESET = "reference"
 DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
 ENCODER_NAMES = ("threads", "ray", "modal")
+DEFAULT_ENCODER = "threads"
 DEFAULT_DEVICE = "auto"
 DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 DEFAULT_LEASE_SECONDS = 12.0
@@ -42,6 +44,7 @@ MAX_INFERENCE_THREADS = 16
 
 STORE_VARIABLE = "CAPTION_EXTENTS_STORE"
 IMPLEMENTATION_VARIABLE = "CAPTION_EXTENTS_IMPLEMENTATION"
+PRICES_VARIABLE = "CAPTION_EXTENTS_PRICES"
 PRICE_VARIABLE = "CAPTION_EXTENTS_PRICE_PER_HOUR"
 
 
@@ -63,6 +66,7 @@ class JobOptions(TypedDict, total=False):
     isolate: bool
     isolate_memory_mib: int
     price_per_hour: float | None
+    prices: str | os.PathLike[str] | None
     new_version: bool
     lease_seconds: float
     progress: ProgressCallback | None
@@ -98,7 +102,9 @@ class Job:
         isolate: read and decode the video in a process of its own, on the CPU, so that a crash in a codec is an error.
         isolate_memory_mib: address space that this process may take, libraries included.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
-        price_per_hour: of this machine, for the cost in the metrics; by default ``CAPTION_EXTENTS_PRICE_PER_HOUR``.
+        price_per_hour: of this machine, for the cost in the metrics; by default ``CAPTION_EXTENTS_PRICE_PER_HOUR``, or
+            what ``prices`` says.
+        prices: a TOML file with prices of machine types (docs/deployment.md); by default ``CAPTION_EXTENTS_PRICES``.
         new_version: claim a new version even if a run with the same inputs has left one unfinished.
         lease_seconds: a run that gives no sign of life for this long counts as dead, and may be taken over.
         progress: called from worker threads with each stage's progress.
@@ -118,7 +124,7 @@ class Job:
     device: str = DEFAULT_DEVICE
     preset: str = DEFAULT_PRESET
     model: str | os.PathLike[str] | PairModel | None = None
-    encoder: str = "threads"
+    encoder: str = DEFAULT_ENCODER
     decode_threads: int = 0
     inference_workers: int | None = None
     upload_workers: int = DEFAULT_UPLOAD_WORKERS
@@ -129,6 +135,7 @@ class Job:
     isolate: bool = False
     isolate_memory_mib: int = 8192
     price_per_hour: float | None = None
+    prices: str | os.PathLike[str] | None = None
     new_version: bool = False
     lease_seconds: float = DEFAULT_LEASE_SECONDS
     progress: ProgressCallback | None = None
@@ -174,6 +181,19 @@ class Job:
         object.__setattr__(self, "video_key", os.fspath(self.video_key))
         if self.price_per_hour is None and os.environ.get(PRICE_VARIABLE):
             object.__setattr__(self, "price_per_hour", _price(os.environ[PRICE_VARIABLE]))
+
+    @property
+    def machine_prices(self) -> Prices:
+        """What this job's machines cost.
+
+        Raises:
+            InputError: the file with prices cannot be used.
+        """
+        from caption_extents.pipeline.analysis import Prices
+
+        path = self.prices or os.environ.get(PRICES_VARIABLE)
+        prices = Prices.read(Path(path)) if path else Prices()
+        return prices if self.price_per_hour is None else replace(prices, machine_per_hour=self.price_per_hour)
 
     @property
     def inference_threads(self) -> int:

@@ -17,17 +17,20 @@ class EncoderPreset:
         name: as on the command line and in the manifest.
         threads: of one encoder; part of the preset, because libvpx writes other bytes with one thread than with two.
         options: libvpx's options, as FFmpeg names them.
+        threads_busy: cores that one encoder keeps busy, measured on captions (``benchmarks/encode.py``).
+        relative_cpu: CPU time over that of ``reference``, measured likewise.
     """
 
     name: str
     threads: int
     options: Mapping[str, str] = field(hash=False)
+    threads_busy: float = 1.0
+    relative_cpu: float = 1.0
 
 
-def _preset(name: str, threads: int, **options: str) -> EncoderPreset:
-    return EncoderPreset(
-        name, threads, MappingProxyType({key.replace("_", "-"): value for key, value in options.items()})
-    )
+def _preset(name: str, threads: int, threads_busy: float, relative_cpu: float, **options: str) -> EncoderPreset:
+    named = MappingProxyType({key.replace("_", "-"): value for key, value in options.items()})
+    return EncoderPreset(name, threads, named, threads_busy, relative_cpu)
 
 
 PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
@@ -37,6 +40,8 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
             _preset(
                 "reference",
                 threads=2,
+                threads_busy=1.85,
+                relative_cpu=1.0,
                 crf="30",
                 deadline="good",
                 cpu_used="2",
@@ -46,7 +51,17 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 auto_alt_ref="1",
                 lag_in_frames="25",
             ),
-            _preset("fast", threads=1, crf="30", deadline="realtime", cpu_used="6", row_mt="1", lag_in_frames="0"),
+            _preset(
+                "fast",
+                threads=1,
+                threads_busy=1.0,
+                relative_cpu=0.11,
+                crf="30",
+                deadline="realtime",
+                cpu_used="6",
+                row_mt="1",
+                lag_in_frames="0",
+            ),
         )
     }
 )

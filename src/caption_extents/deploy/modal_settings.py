@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Self
 
 from caption_extents.errors import InputError
+from caption_extents.job import IMPLEMENTATION_VARIABLE
 
+JOB_FUNCTION = "crop_and_infer_caption_frame_extents"
 ENCODE_FUNCTION = "encode_segment"
 PREFIX = "CAPTION_EXTENTS_MODAL_"
 
@@ -27,7 +29,8 @@ class ModalSettings:
         secrets: names of Modal secrets with the store's credentials, separated by commas.
         encoder_cpu, encoder_memory_mib, encoder_retries: of a worker that encodes; doing a task twice does no harm.
         package: what pip installs for the functions; this package at its version by default.
-        package_v2: the same for the function with ``_v2`` in its name, for trying a new version beside the old.
+        implementation: ``pipelined`` or ``sequential``: what the job's function does when a call does not say.
+        package_v2: as ``package``, for the function with ``_v2`` in its name, to try a new version beside the old.
     """
 
     app_name: str = "caption-extents"
@@ -41,6 +44,7 @@ class ModalSettings:
     encoder_memory_mib: int = 2048
     encoder_retries: int = 2
     package: str = ""
+    implementation: str = "pipelined"
     package_v2: str = ""
 
     @classmethod
@@ -61,6 +65,11 @@ class ModalSettings:
                 except ValueError:
                     raise InputError(f"{PREFIX}{name.upper()} is {text!r}; give a {kind.__name__}") from None
         return cls(**values)  # type: ignore[arg-type]
+
+    def to_environment(self) -> dict[str, str]:
+        """Variables that give these settings, for the containers; what the job itself reads is among them."""
+        variables = {PREFIX + name.upper(): str(value) for name, value in asdict(self).items()}
+        return {**variables, IMPLEMENTATION_VARIABLE: self.implementation}
 
     @property
     def secret_names(self) -> list[str]:

@@ -13,9 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, TypeVar
 
 from caption_extents import errors
@@ -176,15 +177,21 @@ class RayExecutor:
         cluster = RayCluster()
         try:
             needs = Resources(min(self._cpus, cluster.resources.cpus), gpus=1.0 if cluster.resources.gpus >= 1 else 0.0)
-            futures = {cluster.submit(run_entry, entry, options, needs=needs): entry for entry in entries}
+            futures = {cluster.submit(run_entry, _for_workers(e), options, needs=needs): e for e in entries}
             for future in as_completed(futures):
                 entry = futures[future]
                 try:
-                    yield future.result()
+                    yield replace(future.result(), digest=entry.digest)
                 except ProcessingError as error:
                     yield Outcome(entry.digest, entry.video_id, error=str(error))
         finally:
             cluster.close()
+
+
+def _for_workers(entry: Entry) -> Entry:
+    """The same video by a name that does not depend on where a process runs."""
+    path = Path(entry.video)
+    return replace(entry, video=str(path.absolute())) if path.is_file() else entry
 
 
 def _serve(connection: Connection, cpus: int) -> None:

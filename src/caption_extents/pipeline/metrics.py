@@ -16,9 +16,6 @@ T = TypeVar("T")
 EXTRACTION, INFERENCE, ENCODING, UPLOAD = "extraction", "inference", "encoding", "upload"
 STAGE_NAMES = (EXTRACTION, INFERENCE, ENCODING, UPLOAD)
 
-_BALANCED = 1.1
-"""Stages whose occupancy differs by less than this factor count as equally busy."""
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -39,6 +36,7 @@ class StageClock:
         self.name = name
         self.workers = workers
         self.busy_seconds = 0.0
+        self.thread_seconds = 0.0
         self.wait_input_seconds = 0.0
         self.wait_room_seconds = 0.0
         self.cpu_seconds: float | None = None
@@ -53,13 +51,14 @@ class StageClock:
     @contextmanager
     def busy(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> Iterator[None]:
         """Count the time inside as work, and its yield when it succeeds."""
-        start = time.perf_counter()
+        start, start_thread = time.perf_counter(), time.thread_time()
         try:
             yield
         finally:
             end = time.perf_counter()
             with self._lock:
                 self.busy_seconds += end - start
+                self.thread_seconds += time.thread_time() - start_thread
                 self.first_start = start if self.first_start is None else min(self.first_start, start)
                 self.last_end = max(self.last_end, end)
         self.count(samples, items, nbytes)
@@ -138,6 +137,8 @@ class StageMetrics:
         items: pairs (inference), chunks (encoding) or objects (upload).
         nbytes: bytes that the stage gave on, where it counts them.
         samples_per_second: samples over ``time_seconds``.
+        thread_seconds: CPU time of the stage's own threads, without those that codecs start.
+        started: when its first work began, in seconds of a clock whose zero means nothing; 0 if it never did.
         cpu_seconds: CPU time of the process while the stage ran alone (sequential runs only).
     """
 
@@ -150,6 +151,8 @@ class StageMetrics:
     items: int
     nbytes: int
     samples_per_second: float
+    thread_seconds: float = 0.0
+    started: float = 0.0
     cpu_seconds: float | None = None
 
     @classmethod
@@ -166,6 +169,8 @@ class StageMetrics:
             items=clock.items,
             nbytes=clock.nbytes,
             samples_per_second=clock.samples / span if span > 0 else 0.0,
+            thread_seconds=clock.thread_seconds,
+            started=clock.first_start or 0.0,
             cpu_seconds=clock.cpu_seconds,
         )
 
@@ -194,38 +199,51 @@ class OverlapAnalysis:
     advice: str
 
 
-def analyse_overlap(stages: dict[str, StageMetrics], implementation: str) -> OverlapAnalysis:
-    """Find the bottleneck from measured busy times."""
-    paces = {name: metrics.seconds_at_full_speed for name, metrics in stages.items()}
-    slowest = max(paces, key=lambda name: paces[name])
-    runner_up = max((pace for name, pace in paces.items() if name != slowest), default=0.0)
-    ratio = paces[slowest] / runner_up if runner_up > 0 else float("inf")
-    return OverlapAnalysis(
-        bottleneck=slowest,
-        bottleneck_ratio=ratio,
-        inference_waited_for_extraction_seconds=stages[INFERENCE].wait_input_seconds,
-        sum_of_stages_seconds=sum(paces.values()),
-        advice=_advice(paces, slowest, ratio, implementation),
-    )
+@dataclass(frozen=True)
+class OffloadMetrics:
+    """What encoding elsewhere has cost and saved.
+
+    Attributes:
+        workers: their kind.
+        worker_count: how many encoded at once.
+        segment_bytes: of packed samples that were sent to them.
+        worker_cpu_seconds: that they took.
+        forecast_here_seconds: what the whole run would have taken with encoding in its own process.
+        saved_seconds: that, less what the run has taken; negative if offloading did not pay.
+    """
+
+    workers: str
+    worker_count: int
+    segment_bytes: int
+    worker_cpu_seconds: float
+    forecast_here_seconds: float
+    saved_seconds: float
 
 
-def _advice(paces: dict[str, float], slowest: str, ratio: float, implementation: str) -> str:
-    if implementation == "sequential":
-        return "the pipelined implementation runs the stages at once"
-    if slowest == ENCODING:
-        pipeline = max(paces[EXTRACTION], paces[INFERENCE])
-        times = f"{paces[ENCODING] / pipeline:.1f}x slower" if pipeline > 0 else "slower"
-        return (
-            f"encoding is {times} than the decode and inference pipeline: "
-            "more encoder workers if cores are idle, a faster preset, or encoding on other machines"
-        )
-    if ratio < _BALANCED:
-        return "the stages are balanced; a faster machine is what helps"
-    return {
-        EXTRACTION: "decoding is the limit: more decoder threads if cores are idle, or a GPU decoder",
-        INFERENCE: "inference is the limit: more inference workers if cores are idle, or a GPU",
-        UPLOAD: "the store is the limit: more uploads at once, or a store that is nearer",
-    }[slowest]
+@dataclass(frozen=True)
+class Alternative:
+    """Another way to do the same run: what, its forecast wall time, and its price (None where one is not known)."""
+
+    what: str
+    seconds: float
+    money: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took.
+
+    Attributes:
+        gpu_seconds: for which a GPU was held.
+        cpu_seconds: of all processes, workers included.
+        money: at the configured prices; None without them.
+        alternatives: what it would have taken otherwise.
+    """
+
+    gpu_seconds: float
+    cpu_seconds: float
+    money: float | None
+    alternatives: tuple[Alternative, ...]
 
 
 @dataclass(frozen=True)
@@ -241,7 +259,8 @@ class RunMetrics:
         stages: by name: extraction, inference, encoding, upload.
         overlap: which stage decides the time.
         peak_memory_bytes: largest resident set of the process so far.
-        cost: ``total_seconds`` at the configured price an hour; None without one.
+        cost: GPU seconds, CPU seconds and money.
+        offload: what encoding elsewhere has cost and saved; None where encoding was done here.
     """
 
     implementation: str
@@ -252,7 +271,8 @@ class RunMetrics:
     stages: dict[str, StageMetrics]
     overlap: OverlapAnalysis
     peak_memory_bytes: int
-    cost: float | None = None
+    cost: Cost
+    offload: OffloadMetrics | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -20,7 +20,6 @@ from caption_extents.chunks.encode import ChunkFormat, encode_chunk
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.chunks.segment import SEGMENT_SAMPLES, Segment, SegmentAssembler, pack, unpack
-from caption_extents.errors import ProcessingError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import Store, open_store
@@ -173,10 +172,10 @@ class Offload:
         return self.workers.submit(self._task(key, segment, missing))
 
     def collect(self, sent: Future[EncodeReport] | None) -> list[ChunkRecord]:
-        """Wait until a segment is encoded, note its chunks, and remove it."""
-        if sent is None:
+        """Wait until a segment is encoded, note its chunks, and remove it; none when the run has stopped meanwhile."""
+        report = self._wait(sent) if sent is not None else None
+        if report is None:
             return []
-        report = self._wait(sent)
         for record, e_tag in report.stored:
             self.lease.record(record, e_tag)
         records = [record for record, _ in report.stored]
@@ -215,14 +214,14 @@ class Offload:
             form=self.form,
         )
 
-    def _wait(self, sent: Future[EncodeReport]) -> EncodeReport:
+    def _wait(self, sent: Future[EncodeReport]) -> EncodeReport | None:
         while not self._stopping.is_set():
             try:
                 return sent.result(timeout=_POLL_SECONDS)
             except TimeoutError:
                 if sent.done():
                     raise
-        raise ProcessingError("the run was stopped")
+        return None
 
 
 def remove_segments(store: Store, prefix: str) -> int:

@@ -36,16 +36,15 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
     Raises:
         Exception: what the failing stage raised; every other stage has stopped by then.
     """
-    steps = _offloading_steps(stages, stages.offload) if stages.offload else _local_steps(stages)
+    output = _offloading_steps(stages, stages.offload) if stages.offload else _local_steps(stages)
     with ExitStack() as executors:
-        pipeline = _build(stages, steps, executors)
+        pipeline = _build(stages, output, executors)
         try:
             with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
                 try:
                     return [record for records in pipeline.get_iterator() for record in records]
                 finally:
-                    if stages.offload:
-                        stages.offload.finish()
+                    output.stop()
         except PipelineFailure as failure:
             raise _cause(failure) from failure
 
@@ -66,6 +65,8 @@ class _Output:
 
     gather: Encoding | Offload
     steps: tuple[_Step, _Step]
+    stop: Callable[[], None] = lambda: None
+    """Called when a stage fails: the engine waits for what runs, and some of it waits for other machines."""
 
 
 def _local_steps(stages: Stages) -> _Output:
@@ -88,7 +89,27 @@ def _offloading_steps(stages: Stages, offload: Offload) -> _Output:
     return _Output(
         offload,
         (_Step("send", offload.send, SENDERS, upload), _Step("collect", offload.collect, MAX_IN_FLIGHT, encoding)),
+        offload.finish,
     )
+
+
+def _or_stop(function: Callable[[Any], Any], stop: Callable[[], None]) -> Callable[[Any], Any]:
+    def guarded(item: Any) -> Any:
+        try:
+            return function(item)
+        except BaseException:
+            stop()
+            raise
+
+    return guarded
+
+
+def _source(stages: Stages, stop: Callable[[], None]) -> Iterator[CropBatch]:
+    try:
+        yield from stages.extraction
+    except Exception:
+        stop()
+        raise
 
 
 def _build(stages: Stages, output: _Output, executors: ExitStack) -> Pipeline[list[ChunkRecord]]:
@@ -99,13 +120,14 @@ def _build(stages: Stages, output: _Output, executors: ExitStack) -> Pipeline[li
 
     builder = (
         PipelineBuilder[CropBatch, list[ChunkRecord]]()
-        .add_source(stages.extraction)
-        .pipe(stages.inference.infer, executor=threads("infer", 1), name="infer")
+        .add_source(_source(stages, output.stop))
+        .pipe(_or_stop(stages.inference.infer, output.stop), executor=threads("infer", 1), name="infer")
         .aggregate(_Assembly(output.gather))
         .disaggregate()
     )
     for step in output.steps:
-        builder.pipe(step.function, concurrency=step.workers, executor=threads(step.name, step.workers), name=step.name)
+        function, executor = _or_stop(step.function, output.stop), threads(step.name, step.workers)
+        builder.pipe(function, concurrency=step.workers, executor=executor, name=step.name)
     return builder.add_sink(output.steps[-1].workers).build(
         num_threads=1,
         max_failures=0,

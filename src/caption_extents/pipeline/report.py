@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, RunMetrics, StageMetrics
+from caption_extents.pipeline.metrics import (
+    ENCODING,
+    EXTRACTION,
+    INFERENCE,
+    UPLOAD,
+    Cost,
+    OffloadMetrics,
+    RunMetrics,
+    StageMetrics,
+)
 
 
 def format_metrics(metrics: RunMetrics) -> str:
@@ -34,9 +43,28 @@ def format_metrics(metrics: RunMetrics) -> str:
         f"    {overlap.advice}",
         f"  Peak memory  {metrics.peak_memory_bytes / 2**20:.0f} MiB",
     ]
-    if metrics.cost is not None:
-        lines.append(f"  Cost         {metrics.cost:.6f}")
-    return "\n".join(lines)
+    if metrics.offload is not None:
+        lines += _offload(metrics.offload)
+    return "\n".join([*lines, *_cost(metrics.cost)])
+
+
+def _offload(offload: OffloadMetrics) -> list[str]:
+    gain = "saved" if offload.saved_seconds >= 0 else "lost"
+    workers = f"{offload.worker_count} {offload.workers} workers"
+    return [
+        f"  Offloaded    to {workers}, {offload.segment_bytes / 1e6:.2f} MB sent",
+        f"    {_s(offload.worker_cpu_seconds)} of CPU there",
+        f"    {gain} {_s(abs(offload.saved_seconds))} against a forecast {_s(offload.forecast_here_seconds)} without",
+    ]
+
+
+def _cost(cost: Cost) -> list[str]:
+    lines = [f"  Cost         {_s(cost.gpu_seconds)} of GPU, {_s(cost.cpu_seconds)} of CPU{_money(cost.money)}"]
+    return lines + [f"    {other.what}: about {_s(other.seconds)}{_money(other.money)}" for other in cost.alternatives]
+
+
+def _money(money: float | None) -> str:
+    return "" if money is None else f", {money:.6f}"
 
 
 def _s(seconds: float) -> str:

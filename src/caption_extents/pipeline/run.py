@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +28,7 @@ from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.model.opening import open_model
 from caption_extents.model.weights import DEFAULT_WEIGHTS
+from caption_extents.pipeline.analysis import Prices, analyse_overlap, cost_of_run, measured_work, offload_metrics
 from caption_extents.pipeline.metrics import (
     ENCODING,
     EXTRACTION,
@@ -37,7 +38,6 @@ from caption_extents.pipeline.metrics import (
     ProgressCallback,
     RunMetrics,
     StageMetrics,
-    analyse_overlap,
     make_clocks,
     peak_memory_bytes,
 )
@@ -80,6 +80,7 @@ class _Plan:
     model: PairModel
     preset: EncoderPreset
     source: SourceRecord
+    prices: Prices
 
     @property
     def facts(self) -> VideoFacts:
@@ -97,7 +98,7 @@ def run_job(job: Job) -> CropInferResult:
         InputError: an argument or the video cannot be used; nothing was written.
         ProcessingError: a stage failed; readers see nothing of the run, and the next one with the same inputs goes on.
     """
-    started, started_cpu, started_at = time.perf_counter(), time.process_time(), datetime.now(UTC)
+    watch, started_at = _Stopwatch(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
     with _open_video(job, store) as (path, video):
@@ -106,7 +107,7 @@ def run_job(job: Job) -> CropInferResult:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 stages = _make_stages(job, plan, lease, done, encoders)
-                setup_seconds = time.perf_counter() - started
+                watch.set_up()
                 with closing(stages.extraction.decoder), _as_processing_error():
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             _check_complete(records, len(plan.timeline))
@@ -116,9 +117,9 @@ def run_job(job: Job) -> CropInferResult:
                 with _as_processing_error():
                     captions = refine_captions(captions, plan.facts, plan.timeline, plan.crop, plan.model)
             manifest = _manifest(job, plan, records, lease)
-            metadata = _run_metadata(job, plan, stages, manifest, started_at, time.perf_counter() - started)
+            metadata = _run_metadata(job, plan, stages, manifest, started_at, watch.seconds)
             lease.commit(manifest, build_database(metadata, probabilities, captions))
-    metrics = _metrics(job, stages, setup_seconds, time.perf_counter() - started, time.process_time() - started_cpu)
+    metrics = _metrics(job, plan, stages, watch)
     forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
     return CropInferResult(
         version=lease.version,
@@ -199,6 +200,7 @@ def _make_plan(job: Job, path: Path, video: VideoInput) -> _Plan:
         model=open_model(job.model, job.crop_region, choose_device(job.device), job.inference_threads),
         preset=preset,
         source=SourceRecord(job.video_key, video.facts.size_bytes, content_fingerprint(path)),
+        prices=job.machine_prices,
     )
 
 
@@ -356,16 +358,57 @@ def _model_path(model: object) -> str:
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__qualname__
 
 
-def _metrics(job: Job, stages: Stages, setup_seconds: float, total_seconds: float, cpu_seconds: float) -> RunMetrics:
+@dataclass
+class _Stopwatch:
+    """A run's wall and CPU time, and how much of both went by before the first stage started."""
+
+    started: float = field(default_factory=time.perf_counter)
+    started_cpu: float = field(default_factory=time.process_time)
+    setup_seconds: float = 0.0
+    setup_cpu_seconds: float = 0.0
+
+    def set_up(self) -> None:
+        self.setup_seconds, self.setup_cpu_seconds = self.seconds, self.cpu_seconds
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    @property
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self.started_cpu
+
+
+def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch) -> RunMetrics:
     measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
+    total_seconds, cpu_seconds = watch.seconds, watch.cpu_seconds
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu, offload = plan.model.device.type == "cuda", stages.offload
+    work = measured_work(
+        measured,
+        total_seconds=total_seconds,
+        cpu_seconds=cpu_seconds,
+        setup_cpu_seconds=watch.setup_cpu_seconds,
+        cores=cores,
+        on_gpu=on_gpu,
+        sample_bytes=plan.crop.width * plan.crop.height * 3 // 2,
+        preset=plan.preset,
+        encoder_workers=job.encoder_workers,
+        worker_cpu_seconds=None if offload is None else offload.worker_cpu_seconds,
+    )
     return RunMetrics(
         implementation=job.implementation,
         total_seconds=total_seconds,
-        setup_seconds=setup_seconds,
+        setup_seconds=watch.setup_seconds,
         cpu_seconds=cpu_seconds,
-        cpu_count=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cpu_count=cores,
         stages=measured,
-        overlap=analyse_overlap(measured, job.implementation),
+        overlap=analyse_overlap(measured, job.implementation, work),
         peak_memory_bytes=peak_memory_bytes(),
-        cost=None if job.price_per_hour is None else job.price_per_hour * total_seconds / 3600,
+        cost=cost_of_run(
+            plan.prices, work, plan.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
+        ),
+        offload=None
+        if offload is None
+        else offload_metrics(job.encoder, stages.clocks[ENCODING].workers, offload.segment_bytes, work, total_seconds),
     )

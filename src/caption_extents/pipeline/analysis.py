@@ -1,0 +1,273 @@
+"""What decided a run's time, what another arrangement would have taken, and what both cost.
+
+The forecasts rest on one thought: a stage takes its CPU seconds wherever it runs. On a machine whose stages all compute
+on the CPU, the time is that of all CPU seconds on all cores, or of the one stage that cannot use them; offloaded
+encoding takes its seconds elsewhere, and leaves packing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from caption_extents.chunks.presets import PRESETS, EncoderPreset
+from caption_extents.chunks.segment import SEGMENT_SAMPLES
+from caption_extents.errors import InputError
+from caption_extents.pipeline.metrics import (
+    ENCODING,
+    EXTRACTION,
+    INFERENCE,
+    UPLOAD,
+    Alternative,
+    Cost,
+    OffloadMetrics,
+    OverlapAnalysis,
+    StageMetrics,
+)
+
+_BALANCED = 1.1
+"""Stages whose occupancy differs by less than this factor count as equally busy."""
+
+_WORTH_WHILE = 0.9
+"""Offloading is advised when it is forecast to take less than this share of the time."""
+
+_PACKED_BYTES_PER_CPU_SECOND = 300e6
+"""Of samples, packed as segments on one core."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run had to do. Seconds are of CPU unless a name says otherwise.
+
+    Attributes:
+        fixed_wall_seconds: before the first stage starts and after the last has ended.
+        gpu_wall_seconds: what the slowest of decoding and inference takes on its GPU; 0 where both are on the CPU.
+        pipeline_seconds: of this process, for everything but encoding.
+        encoding_seconds: wherever it was done.
+        packing_seconds: of packing all samples for other encoders, whether that was done or not.
+        segments: how many there are.
+        cores: of this machine.
+        encoder_workers: chunks encoded at once, when encoding is done here.
+        threads_busy: cores that one encoder keeps busy.
+        encoded_here: whether encoding was part of this process.
+    """
+
+    fixed_wall_seconds: float
+    gpu_wall_seconds: float
+    pipeline_seconds: float
+    encoding_seconds: float
+    packing_seconds: float
+    segments: int
+    cores: int
+    encoder_workers: int
+    threads_busy: float
+    encoded_here: bool
+
+    def seconds_here(self) -> float:
+        """Forecast of the whole run's wall time with encoding in this process."""
+        everything = (self.pipeline_seconds + self.encoding_seconds) / self.cores
+        alone = self.encoding_seconds / self.threads_busy / self.encoder_workers
+        return self.fixed_wall_seconds + max(self.gpu_wall_seconds, everything, alone)
+
+    def seconds_offloaded(self, workers: int) -> float:
+        """Forecast of the whole run's wall time with encoding by a number of workers, a core each, elsewhere.
+
+        Workers begin when the first segment has come and end one segment after the last was sent.
+        """
+        sending = self._sending_seconds()
+        segment = self.encoding_seconds / self.segments
+        encoding = sending / self.segments + math.ceil(self.segments / workers) * segment
+        return self.fixed_wall_seconds + max(sending + segment, encoding)
+
+    def workers_that_keep_up(self) -> int:
+        """How many workers encode as fast as samples come."""
+        return max(1, math.ceil(self.encoding_seconds / max(self._sending_seconds(), 1e-9)))
+
+    def _sending_seconds(self) -> float:
+        return max(self.gpu_wall_seconds, (self.pipeline_seconds + self.packing_seconds) / self.cores, 1e-9)
+
+
+def measured_work(
+    stages: Mapping[str, StageMetrics],
+    *,
+    total_seconds: float,
+    cpu_seconds: float,
+    setup_cpu_seconds: float,
+    cores: int,
+    on_gpu: bool,
+    sample_bytes: int,
+    preset: EncoderPreset,
+    encoder_workers: int,
+    worker_cpu_seconds: float | None,
+) -> Work:
+    """The work of a finished run.
+
+    Args:
+        stages: what was measured of each.
+        total_seconds: the run's wall time.
+        cpu_seconds: of this process, over the whole run.
+        setup_cpu_seconds: of them, before the first stage started.
+        cores: that this process may use.
+        on_gpu: whether decoding and inference were on a GPU.
+        sample_bytes: of one cropped sample.
+        preset: of the encoder.
+        encoder_workers: chunks encoded at once in this process, if they are.
+        worker_cpu_seconds: of encoders elsewhere; None if encoding was done here.
+    """
+    samples = stages[EXTRACTION].samples
+    packing = samples * sample_bytes / _PACKED_BYTES_PER_CPU_SECOND
+    here = worker_cpu_seconds is None
+    encoding = (
+        stages[ENCODING].thread_seconds * preset.threads_busy if worker_cpu_seconds is None else worker_cpu_seconds
+    )
+    starts = [stage.started for stage in stages.values() if stage.started]
+    ends = [stage.started + stage.time_seconds for stage in stages.values() if stage.started]
+    span = max(ends) - min(starts) if starts else 0.0
+    decode_and_infer = max(stages[EXTRACTION].seconds_at_full_speed, stages[INFERENCE].seconds_at_full_speed)
+    return Work(
+        fixed_wall_seconds=max(0.0, total_seconds - span),
+        gpu_wall_seconds=decode_and_infer if on_gpu else 0.0,
+        pipeline_seconds=max(0.0, cpu_seconds - setup_cpu_seconds - (encoding if here else packing)),
+        encoding_seconds=encoding,
+        packing_seconds=packing,
+        segments=max(1, -(-samples // SEGMENT_SAMPLES)),
+        cores=cores,
+        encoder_workers=encoder_workers,
+        threads_busy=preset.threads_busy,
+        encoded_here=here,
+    )
+
+
+def analyse_overlap(stages: dict[str, StageMetrics], implementation: str, work: Work) -> OverlapAnalysis:
+    """Find the bottleneck from measured busy times, and say what to change."""
+    paces = {name: metrics.seconds_at_full_speed for name, metrics in stages.items()}
+    slowest = max(paces, key=lambda name: paces[name])
+    runner_up = max((pace for name, pace in paces.items() if name != slowest), default=0.0)
+    ratio = paces[slowest] / runner_up if runner_up > 0 else float("inf")
+    return OverlapAnalysis(
+        bottleneck=slowest,
+        bottleneck_ratio=ratio,
+        inference_waited_for_extraction_seconds=stages[INFERENCE].wait_input_seconds,
+        sum_of_stages_seconds=sum(paces.values()),
+        advice=_advice(paces, slowest, ratio, implementation, work),
+    )
+
+
+def _advice(paces: dict[str, float], slowest: str, ratio: float, implementation: str, work: Work) -> str:
+    if implementation == "sequential":
+        return "the pipelined implementation runs the stages at once"
+    if slowest == ENCODING:
+        return _encoding_advice(paces, work)
+    if ratio < _BALANCED:
+        return "the stages are balanced; a faster machine is what helps"
+    return {
+        EXTRACTION: "decoding is the limit: more decoder threads if cores are idle, or a GPU decoder",
+        INFERENCE: "inference is the limit: more inference workers if cores are idle, or a GPU",
+        UPLOAD: "the store is the limit: more uploads at once, or a store that is nearer",
+    }[slowest]
+
+
+def _encoding_advice(paces: dict[str, float], work: Work) -> str:
+    pipeline = max(paces[EXTRACTION], paces[INFERENCE])
+    times = f"{paces[ENCODING] / pipeline:.1f}x slower" if pipeline > 0 else "slower"
+    problem = f"encoding is {times} than the decode and inference pipeline"
+    workers = work.workers_that_keep_up()
+    if not work.encoded_here:
+        return f"{problem}: {workers} workers would keep up, or a faster preset"
+    here, there = work.seconds_here(), work.seconds_offloaded(workers)
+    if there < here * _WORTH_WHILE:
+        return (
+            f"{problem}: offload to {workers} CPU workers elsewhere (about {there:.0f} s instead of {here:.0f} s), "
+            "or use a faster preset"
+        )
+    return f"{problem}: use a faster preset; other machines would hardly help"
+
+
+def offload_metrics(workers: str, count: int, segment_bytes: int, work: Work, total_seconds: float) -> OffloadMetrics:
+    """What offloading has cost and saved."""
+    here = work.seconds_here()
+    return OffloadMetrics(
+        workers=workers,
+        worker_count=count,
+        segment_bytes=segment_bytes,
+        worker_cpu_seconds=work.encoding_seconds,
+        forecast_here_seconds=here,
+        saved_seconds=here - total_seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What machines cost.
+
+    Attributes:
+        machine_per_hour: of the job's machine; None if unknown.
+        worker_core_per_hour: of a core of an encoding worker; None if unknown.
+    """
+
+    machine_per_hour: float | None = None
+    worker_core_per_hour: float | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Prices:
+        """Read a TOML file: prices an hour by machine type, and which types the job and the workers use.
+
+        Raises:
+            InputError: it cannot be read, names a type that has no price, or has one that is no number.
+        """
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"cannot read the prices in {str(path)!r}: {error}") from error
+        prices = table.get("price_per_hour", {})
+        return cls(*(_price_of(path, prices, table.get(role)) for role in ("job", "worker")))
+
+
+def _price_of(path: Path, prices: object, kind: object) -> float | None:
+    if kind is None:
+        return None
+    price = prices.get(kind) if isinstance(prices, dict) else None
+    if isinstance(price, bool) or not isinstance(price, (int, float)) or not 0 <= price < math.inf:
+        raise InputError(f"{str(path)!r} gives no price for the machine type {kind!r}; add it under [price_per_hour]")
+    return float(price)
+
+
+def cost_of_run(
+    prices: Prices, work: Work, preset: EncoderPreset, *, total_seconds: float, cpu_seconds: float, on_gpu: bool
+) -> Cost:
+    """What a run has cost, and what it would have cost otherwise."""
+    worker_seconds = 0.0 if work.encoded_here else work.encoding_seconds
+    return Cost(
+        gpu_seconds=total_seconds if on_gpu else 0.0,
+        cpu_seconds=cpu_seconds + worker_seconds,
+        money=_money(prices, total_seconds, worker_seconds),
+        alternatives=tuple(_alternatives(prices, work, preset)),
+    )
+
+
+def _money(prices: Prices, seconds: float, worker_seconds: float) -> float | None:
+    if prices.machine_per_hour is None or (worker_seconds and prices.worker_core_per_hour is None):
+        return None
+    return (prices.machine_per_hour * seconds + (prices.worker_core_per_hour or 0.0) * worker_seconds) / 3600
+
+
+def _alternatives(prices: Prices, work: Work, preset: EncoderPreset) -> list[Alternative]:
+    found = []
+
+    def add(what: str, seconds: float, worker_seconds: float) -> None:
+        found.append(Alternative(what, seconds, _money(prices, seconds, worker_seconds)))
+
+    if work.encoded_here:
+        workers = work.workers_that_keep_up()
+        add(f"offloaded to {workers} workers", work.seconds_offloaded(workers), work.encoding_seconds)
+    else:
+        add("encoded here", work.seconds_here(), 0.0)
+    for other in PRESETS.values():
+        if other.name != preset.name:
+            factor = other.relative_cpu / preset.relative_cpu
+            changed = replace(work, encoding_seconds=work.encoding_seconds * factor, threads_busy=other.threads_busy)
+            add(f"preset {other.name}", changed.seconds_here(), 0.0)
+    return found
