@@ -14,14 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caption_extents import CropRegion
+from caption_extents import CropInferResult, CropRegion
 from caption_extents.chunks.assemble import ChunkAssembler, Planes
 from caption_extents.chunks.plan import plan_chunks
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.chunks.segment import SEGMENT_SAMPLES, Segment, SegmentAssembler, pack, unpack
 from caption_extents.errors import EncodeError, InputError
 from caption_extents.pipeline import run as run_module
-from caption_extents.pipeline.analysis import Prices, Work, cost_of_run
+from caption_extents.pipeline.analysis import Prices, cost_of_run
+from caption_extents.pipeline.forecast import Work
 from caption_extents.pipeline.offload import (
     EncodeReport,
     EncodeTask,
@@ -33,7 +34,9 @@ from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
-from tests.test_pipeline import files, outcome, run
+from tests.models import QuickModel
+from tests.test_pipeline import files, outcome
+from tests.test_pipeline import run as run_with
 
 REGION = CropRegion(0, 0.2, 1, 1)
 KEYS = VideoKeys("t1", "v1")
@@ -45,6 +48,10 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_video(
         Recipe("long", pts=tuple(range(1100)), options={"preset": "ultrafast"}), tmp_path_factory.mktemp("v")
     )
+
+
+def run(video: Path, store: Path, region: CropRegion = REGION, **options: Any) -> CropInferResult:
+    return run_with(video, store, region, **{"model": QuickModel(), "preset": "fast", "frame_rate": 30.0, **options})
 
 
 def numbered(first: int, count: int) -> Planes:
@@ -128,13 +135,13 @@ class PoolWorkers:
 
 def offloaded(monkeypatch: pytest.MonkeyPatch, workers: PoolWorkers, *arguments: Any, **options: Any) -> Any:
     monkeypatch.setattr(run_module, "open_workers", lambda name, count: workers)
-    return run(*arguments, encoder="ray", frame_rate=30.0, **options)
+    return run(*arguments, encoder="ray", **options)
 
 
 def test_offloaded_encoding_gives_the_same_bytes(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = run(video, tmp_path / "here", REGION, frame_rate=30.0)
+    here = run(video, tmp_path / "here")
     workers = PoolWorkers()
-    there = offloaded(monkeypatch, workers, video, tmp_path / "there", REGION)
+    there = offloaded(monkeypatch, workers, video, tmp_path / "there")
     assert outcome(there, tmp_path / "there") == outcome(here, tmp_path / "here")
     assert files(tmp_path / "there") == files(tmp_path / "here")
     assert [task.first_sample for task in sorted(workers.tasks, key=lambda task: task.first_sample)] == [0, 512, 1024]
@@ -151,12 +158,12 @@ def test_a_run_whose_worker_fails_is_finished_by_the_next(
 ) -> None:
     store = tmp_path / "store"
     with pytest.raises(EncodeError, match="out of luck"):
-        offloaded(monkeypatch, PoolWorkers(fail_after=2), video, store, REGION)
+        offloaded(monkeypatch, PoolWorkers(fail_after=2), video, store)
     assert not [name for name in files(store) if "temporary" in name]
     again = PoolWorkers()
-    result = offloaded(monkeypatch, again, video, store, REGION, lease_seconds=1.0)
+    result = offloaded(monkeypatch, again, video, store, lease_seconds=1.0)
     assert len(again.tasks) < 3
-    here = run(video, tmp_path / "here", REGION, frame_rate=30.0)
+    here = run(video, tmp_path / "here")
     assert outcome(result, store) == outcome(here, tmp_path / "here")
     assert files(store) == files(tmp_path / "here")
 
@@ -168,7 +175,7 @@ def test_what_a_dead_run_left_is_removed(video: Path, tmp_path: Path) -> None:
     segment = KEYS.segment(1, lease.run_id, 0)
     store.put(segment, b"packed samples", "video/x-matroska")
     assert remove_old_segments(store, KEYS) == 0
-    run(video, tmp_path, REGION, frame_rate=2.0)
+    run(video, tmp_path, frame_rate=2.0)
     assert store.exists(segment)
     assert remove_old_segments(store, KEYS, timedelta(0)) == 1
     assert not store.exists(segment)
@@ -181,9 +188,9 @@ def test_what_a_killed_run_left_is_removed_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "remove_segments", lambda *_: 0)
         with pytest.raises(EncodeError):
-            offloaded(patch, PoolWorkers(fail_after=1), video, store, REGION)
+            offloaded(patch, PoolWorkers(fail_after=1), video, store)
     assert [name for name in files(store) if "temporary" in name]
-    run(video, store, REGION, frame_rate=30.0, lease_seconds=1.0)
+    run(video, store, lease_seconds=1.0)
     assert not [name for name in files(store) if "temporary" in name]
 
 
@@ -203,7 +210,7 @@ def test_ctrl_c_does_not_wait_for_workers(video: Path, tmp_path: Path, monkeypat
             raise RuntimeError("stopped from outside")
 
     with pytest.raises(Exception, match="stopped"):
-        offloaded(monkeypatch, workers, video, tmp_path, REGION, progress=interrupt)
+        offloaded(monkeypatch, workers, video, tmp_path, progress=interrupt)
     assert never.is_set()
     assert not [name for name in files(tmp_path) if "temporary" in name]
 
@@ -281,5 +288,5 @@ def test_prices_that_are_none(text: str, video: Path, tmp_path: Path) -> None:
     path = tmp_path / "prices.toml"
     path.write_text(text)
     with pytest.raises(InputError, match=r"prices\.toml"):
-        run(video, tmp_path / "store", REGION, prices=path)
+        run(video, tmp_path / "store", prices=path)
     assert files(tmp_path / "store") == []

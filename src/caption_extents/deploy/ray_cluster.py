@@ -7,6 +7,7 @@ a cluster that is gone is an error like others. Functions are sent by name: the 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,8 @@ T = TypeVar("T")
 MAX_RETRIES = 3
 """How often Ray does a task again when the process or the machine that did it has died."""
 
+_START_SECONDS = 90.0
+_CONNECT_SECONDS = 10.0
 _END_SECONDS = 15.0
 _POLL_SECONDS = 0.05
 
@@ -99,7 +102,8 @@ class RayCluster:
         with self._lock, suppress(OSError):
             self._connection.send(None)
         try:
-            self._child.wait(_END_SECONDS)
+            # One that has not come to know its cluster has nothing to put in order.
+            self._child.wait(_END_SECONDS if self._resources.done() else 0)
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
@@ -118,6 +122,9 @@ class RayCluster:
     def _read(self) -> None:
         end = ProcessingError(f"the Ray cluster at {self.address} is gone; start it, and run this again to finish")
         try:
+            if not self._connection.poll(_START_SECONDS):
+                end = ProcessingError(f"no Ray cluster answers at {self.address} within {_START_SECONDS:.0f} s")
+                raise EOFError
             greeting: Resources | str = self._connection.recv()
             if isinstance(greeting, str):
                 end = ProcessingError(f"no Ray cluster can be used at {self.address}: {greeting}")
@@ -200,8 +207,12 @@ def _serve(connection: Connection, cpus: int) -> None:
 
     api: Any = ray
     try:
-        # An address that is set in the environment is used by Ray itself.
-        own: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": cpus or None}
+        # An address that is set in the environment is used by Ray itself, which would wait for it for minutes.
+        address = os.environ.get("RAY_ADDRESS", "")
+        own: dict[str, Any] = {} if address else {"num_cpus": cpus or None}
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         api.init(**own, include_dashboard=False, log_to_driver=False, configure_logging=False)
         total = api.cluster_resources()
     except Exception as error:

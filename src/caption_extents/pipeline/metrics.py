@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from caption_extents.pipeline.forecast import Work
+
 T = TypeVar("T")
 
 EXTRACTION, INFERENCE, ENCODING, UPLOAD = "extraction", "inference", "encoding", "upload"
@@ -260,6 +262,7 @@ class RunMetrics:
         overlap: which stage decides the time.
         peak_memory_bytes: largest resident set of the process so far.
         cost: GPU seconds, CPU seconds and money.
+        work: what had to be done, for forecasts of other arrangements.
         offload: what encoding elsewhere has cost and saved; None where encoding was done here.
     """
 
@@ -272,6 +275,7 @@ class RunMetrics:
     overlap: OverlapAnalysis
     peak_memory_bytes: int
     cost: Cost
+    work: Work
     offload: OffloadMetrics | None = None
 
     def to_dict(self) -> dict[str, Any]:

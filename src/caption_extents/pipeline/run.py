@@ -408,6 +408,7 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch) -> RunMet
         cost=cost_of_run(
             plan.prices, work, plan.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
         ),
+        work=work,
         offload=None
         if offload is None
         else offload_metrics(job.encoder, stages.clocks[ENCODING].workers, offload.segment_bytes, work, total_seconds),
