@@ -244,13 +244,14 @@ WORK = Work(
 
 def test_forecasts() -> None:
     assert WORK.seconds_here() == pytest.approx(1 + 70 / 2)
-    # Eleven CPU seconds on two cores, then one segment's three; or twenty segments on two workers.
-    assert WORK.seconds_offloaded(100) == pytest.approx(1 + 5.5 + 3)
-    assert WORK.seconds_offloaded(2) == pytest.approx(1 + 5.5 / 20 + 30)
-    assert WORK.workers_that_keep_up() == 11
+    # Eleven CPU seconds on two cores, then one segment's three and a twentieth; or twenty segments on two workers.
+    assert WORK.seconds_offloaded(100) == pytest.approx(1 + 5.5 + 3.05)
+    assert WORK.seconds_offloaded(2) == pytest.approx(1 + 5.5 / 20 + 30.5)
+    assert WORK.seconds_sharing() == pytest.approx(1 + 72 / 2)
+    assert WORK.workers_that_keep_up() == 12
     on_gpu = replace(WORK, gpu_wall_seconds=8.0, cores=64)
     assert on_gpu.seconds_here() == pytest.approx(1 + max(8, 60 / 1.85 / 4))
-    assert on_gpu.seconds_offloaded(100) == pytest.approx(1 + 8 + 3)
+    assert on_gpu.seconds_offloaded(100) == pytest.approx(1 + 8 + 3.05)
 
 
 @settings(max_examples=100, deadline=None)
@@ -269,14 +270,14 @@ def test_costs(tmp_path: Path) -> None:
     assert (cost.gpu_seconds, cost.cpu_seconds) == (100, 70)
     assert cost.money == pytest.approx(0.1)
     offloaded, fast = cost.alternatives
-    assert offloaded.what == "offloaded to 11 workers"
-    assert offloaded.money == pytest.approx((offloaded.seconds * 3.6 + 60 * 0.36) / 3600)
+    assert offloaded.what == "offloaded to 12 workers"
+    assert offloaded.money == pytest.approx((offloaded.seconds * 3.6 + 61 * 0.36) / 3600)
     assert fast.what == "preset fast"
     assert fast.seconds < 36
     there = replace(WORK, encoded_here=False)
     cost = cost_of_run(prices, there, preset, total_seconds=10, cpu_seconds=11, on_gpu=False)
-    assert (cost.gpu_seconds, cost.cpu_seconds) == (0, 71)
-    assert cost.money == pytest.approx((10 * 3.6 + 60 * 0.36) / 3600)
+    assert (cost.gpu_seconds, cost.cpu_seconds) == (0, 72)
+    assert cost.money == pytest.approx((10 * 3.6 + 61 * 0.36) / 3600)
     assert cost.alternatives[0].what == "encoded here"
     assert cost_of_run(Prices(), WORK, preset, total_seconds=1, cpu_seconds=1, on_gpu=True).money is None
 

@@ -40,7 +40,7 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
             _preset(
                 "reference",
                 threads=2,
-                threads_busy=1.85,
+                threads_busy=1.9,
                 relative_cpu=1.0,
                 crf="30",
                 deadline="good",
@@ -55,7 +55,7 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 "fast",
                 threads=1,
                 threads_busy=1.0,
-                relative_cpu=0.11,
+                relative_cpu=0.14,
                 crf="30",
                 deadline="realtime",
                 cpu_used="6",

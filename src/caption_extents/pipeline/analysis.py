@@ -63,10 +63,10 @@ def measured_work(
     """
     samples = stages[EXTRACTION].samples
     packing = samples * sample_bytes / _PACKED_BYTES_PER_CPU_SECOND
-    here = worker_cpu_seconds is None
-    encoding = (
-        stages[ENCODING].thread_seconds * preset.threads_busy if worker_cpu_seconds is None else worker_cpu_seconds
-    )
+    if worker_cpu_seconds is None:
+        encoding = stages[ENCODING].thread_seconds * preset.threads_busy
+    else:
+        encoding = max(0.0, worker_cpu_seconds - packing)
     starts = [stage.started for stage in stages.values() if stage.started]
     ends = [stage.started + stage.time_seconds for stage in stages.values() if stage.started]
     span = max(ends) - min(starts) if starts else 0.0
@@ -74,14 +74,16 @@ def measured_work(
     return Work(
         fixed_wall_seconds=max(0.0, total_seconds - span),
         gpu_wall_seconds=decode_and_infer if on_gpu else 0.0,
-        pipeline_seconds=max(0.0, cpu_seconds - setup_cpu_seconds - (encoding if here else packing)),
+        pipeline_seconds=max(
+            0.0, cpu_seconds - setup_cpu_seconds - (encoding if worker_cpu_seconds is None else packing)
+        ),
         encoding_seconds=encoding,
         packing_seconds=packing,
         segments=max(1, -(-samples // SEGMENT_SAMPLES)),
         cores=cores,
         encoder_workers=encoder_workers,
         threads_busy=preset.threads_busy,
-        encoded_here=here,
+        encoded_here=worker_cpu_seconds is None,
     )
 
 
@@ -137,7 +139,7 @@ def offload_metrics(workers: str, count: int, segment_bytes: int, work: Work, to
         workers=workers,
         worker_count=count,
         segment_bytes=segment_bytes,
-        worker_cpu_seconds=work.encoding_seconds,
+        worker_cpu_seconds=work.worker_seconds,
         forecast_here_seconds=here,
         saved_seconds=here - total_seconds,
     )
@@ -183,7 +185,7 @@ def cost_of_run(
     prices: Prices, work: Work, preset: EncoderPreset, *, total_seconds: float, cpu_seconds: float, on_gpu: bool
 ) -> Cost:
     """What a run has cost, and what it would have cost otherwise."""
-    worker_seconds = 0.0 if work.encoded_here else work.encoding_seconds
+    worker_seconds = 0.0 if work.encoded_here else work.worker_seconds
     return Cost(
         gpu_seconds=total_seconds if on_gpu else 0.0,
         cpu_seconds=cpu_seconds + worker_seconds,
@@ -206,7 +208,7 @@ def _alternatives(prices: Prices, work: Work, preset: EncoderPreset) -> list[Alt
 
     if work.encoded_here:
         workers = work.workers_that_keep_up()
-        add(f"offloaded to {workers} workers", work.seconds_offloaded(workers), work.encoding_seconds)
+        add(f"offloaded to {workers} workers", work.seconds_offloaded(workers), work.worker_seconds)
     else:
         add("encoded here", work.seconds_here(), 0.0)
     for other in PRESETS.values():

@@ -20,7 +20,8 @@ class Work:
         gpu_wall_seconds: what the slowest of decoding and inference takes on its GPU; 0 where both are on the CPU.
         pipeline_seconds: of this process, for everything but encoding.
         encoding_seconds: wherever it was done.
-        packing_seconds: of packing all samples for other encoders, whether that was done or not.
+        packing_seconds: of packing all samples for other encoders, whether that was done or not; unpacking takes as
+            much of theirs.
         segments: how many there are.
         cores: of this machine.
         encoder_workers: chunks encoded at once, when encoding is done here.
@@ -39,6 +40,11 @@ class Work:
     threads_busy: float
     encoded_here: bool
 
+    @property
+    def worker_seconds(self) -> float:
+        """CPU seconds of workers elsewhere."""
+        return self.encoding_seconds + self.packing_seconds
+
     def seconds_here(self) -> float:
         """Forecast of the whole run's wall time with encoding in this process."""
         everything = (self.pipeline_seconds + self.encoding_seconds) / self.cores
@@ -51,18 +57,18 @@ class Work:
         Workers begin when the first segment has come and end one segment after the last was sent.
         """
         sending = self._sending_seconds()
-        segment = self.encoding_seconds / self.segments
+        segment = self.worker_seconds / self.segments
         encoding = sending / self.segments + math.ceil(self.segments / workers) * segment
         return self.fixed_wall_seconds + max(sending + segment, encoding)
 
     def seconds_sharing(self) -> float:
         """Forecast of the whole run's wall time with encoding by workers on this very machine."""
-        everything = (self.pipeline_seconds + self.packing_seconds + self.encoding_seconds) / self.cores
+        everything = (self.pipeline_seconds + self.packing_seconds + self.worker_seconds) / self.cores
         return self.fixed_wall_seconds + max(self.gpu_wall_seconds, everything)
 
     def workers_that_keep_up(self) -> int:
         """How many workers encode as fast as samples come."""
-        return max(1, math.ceil(self.encoding_seconds / max(self._sending_seconds(), 1e-9)))
+        return max(1, math.ceil(self.worker_seconds / max(self._sending_seconds(), 1e-9)))
 
     def _sending_seconds(self) -> float:
         return max(self.gpu_wall_seconds, (self.pipeline_seconds + self.packing_seconds) / self.cores, 1e-9)
