@@ -28,6 +28,7 @@ METADATA: dict[str, object] = {
     "decoder": "cpu",
     "undecodable_samples": "",
     "package_version": "0",
+    "metrics": "{}",
 }
 
 

@@ -118,6 +118,9 @@ def run(
     ] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write this subtitle file (.srt, .vtt or .ass).")] = None,
     ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text, once (needs the extra 'ocr').")] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Also write report.html, a page to look at and correct, beside the chunks.")
+    ] = False,
     new_version: Annotated[
         bool, typer.Option("--new-version", help="Start anew even if an unfinished version could be finished.")
     ] = False,
@@ -163,6 +166,8 @@ def run(
             _read_texts(*_opened(store, tenant, video_id), result.version, as_json or quiet)
         if subtitles is not None:
             _write_subtitles(*_opened(store, tenant, video_id), result.version, subtitles)
+        if page:
+            _write_report(*_opened(store, tenant, video_id), result.version, as_json or quiet)
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
@@ -234,6 +239,49 @@ def subtitles(
         if ocr:
             _read_texts(opened, keys, version, quiet)
         _write_subtitles(opened, keys, version, output)
+
+
+@app.command()
+def report(
+    video_id: Annotated[str, typer.Argument(help="Video id.")],
+    version: Annotated[int | None, typer.Option(help="By default the newest complete one.")] = None,
+    store: _StoreOption = None,
+    tenant: _TenantOption = "local",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Write a page that shows and corrects a video's captions, beside its chunks; open it in any browser."""
+    with _errors_as_exit_codes():
+        opened, keys = _opened(store, tenant, video_id)
+        key = _write_report(opened, keys, version, quiet)
+    typer.echo(f"{opened.folder / key}" if opened.folder else f"{opened.address}/{key}")
+
+
+def _write_report(store: Store, keys: VideoKeys, version: int | None, quiet: bool) -> str:
+    from caption_extents.report.page import write_report
+
+    with _progress_of("report", quiet) as tell:
+        return write_report(store, keys, version, tell)
+
+
+@app.command(name="import-corrections")
+def import_corrections(
+    file: Annotated[Path, typer.Argument(help="What the report page's 'Export corrections' gave.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="Also write the captions as labels, for training and evaluation (.json).")
+    ] = None,
+    store: _StoreOption = None,
+) -> None:
+    """Write corrections of the report page into the version's database."""
+    with _errors_as_exit_codes():
+        from caption_extents.report.corrections import import_corrections as write
+        from caption_extents.report.corrections import read_corrections
+        from caption_extents.storage.store import open_store
+
+        corrections = read_corrections(file)
+        changed = write(open_store(store or jobs.DEFAULT_STORE), corrections)
+        if truth is not None:
+            truth.write_text(json.dumps(corrections.truth(), ensure_ascii=False, indent=1), encoding="utf-8")
+    typer.echo(f"{changed} captions corrected of {len(corrections.captions)}, version {corrections.version}")
 
 
 @app.command()

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
 
-from caption_extents.chunks.plan import chunk_of
-from caption_extents.chunks.read import decode_chunk
+from caption_extents.chunks.assemble import Planes
 from caption_extents.ocr.reader import ReadText, TextReader
 from caption_extents.pictures import to_picture
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import read_manifest, replace_database
 
 MEDIAN_SAMPLES = 9
 """Samples that a caption's picture is made of: enough to blur what moves behind it, few enough to fetch."""
-
-_CHUNKS_KEPT = 12
-
-Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class SampleReader:
-    """Samples of a version, out of its chunks; the latest chunks are kept."""
-
-    def __init__(self, store: Store, keys: VideoKeys, version: int) -> None:
-        @lru_cache(_CHUNKS_KEPT)
-        def chunk(level: int, first: int) -> list[Planes]:
-            return decode_chunk(store.get(keys.chunk(version, level, first)))
-
-        self._chunk = chunk
-
-    def __call__(self, sample: int) -> Planes:
-        """Y (H, W), U and V (H/2, W/2) of a sample."""
-        level, first, position = chunk_of(sample)
-        return self._chunk(level, first)[position]
 
 
 def median_samples(start: int, end: int, count: int = MEDIAN_SAMPLES) -> list[int]:

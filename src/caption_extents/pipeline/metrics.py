@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from caption_extents.pipeline.activity import Activity, RunTimeline
 from caption_extents.pipeline.forecast import Work
 
 T = TypeVar("T")
@@ -34,9 +35,16 @@ ProgressCallback = Callable[[Progress], None]
 class StageClock:
     """Adds up what one stage does. May be used from several threads at once."""
 
-    def __init__(self, name: str, workers: int = 1, on_samples: Callable[[str, int], None] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        workers: int = 1,
+        on_samples: Callable[[str, int], None] | None = None,
+        origin: float | None = None,
+    ) -> None:
         self.name = name
         self.workers = workers
+        self.activity = Activity(time.perf_counter() if origin is None else origin)
         self.busy_seconds = 0.0
         self.thread_seconds = 0.0
         self.wait_input_seconds = 0.0
@@ -61,6 +69,7 @@ class StageClock:
             with self._lock:
                 self.busy_seconds += end - start
                 self.thread_seconds += time.thread_time() - start_thread
+                self.activity.add(start, end)
                 self.first_start = start if self.first_start is None else min(self.first_start, start)
                 self.last_end = max(self.last_end, end)
         self.count(samples, items, nbytes)
@@ -70,6 +79,7 @@ class StageClock:
         end = time.perf_counter()
         with self._lock:
             self.busy_seconds += seconds
+            self.activity.add(end - seconds, end)
             self.first_start = min(end - seconds, self.first_start or end)
             self.last_end = end
 
@@ -115,14 +125,16 @@ class StageClock:
             self.cpu_seconds = (self.cpu_seconds or 0.0) + time.process_time() - start
 
 
-def make_clocks(sample_count: int, progress: ProgressCallback | None) -> dict[str, StageClock]:
-    """A clock for each stage; each tells the callback how far its stage is."""
+def make_clocks(
+    sample_count: int, progress: ProgressCallback | None, origin: float | None = None
+) -> dict[str, StageClock]:
+    """A clock for each stage; each tells the callback how far its stage is. ``origin`` is when the run started."""
 
     def on_samples(stage: str, done: int) -> None:
         if progress is not None:
             progress(Progress(stage, done, sample_count))
 
-    return {name: StageClock(name, on_samples=on_samples) for name in STAGE_NAMES}
+    return {name: StageClock(name, on_samples=on_samples, origin=origin) for name in STAGE_NAMES}
 
 
 @dataclass(frozen=True)
@@ -263,6 +275,7 @@ class RunMetrics:
         peak_memory_bytes: largest resident set of the process so far.
         cost: GPU seconds, CPU seconds and money.
         work: what had to be done, for forecasts of other arrangements.
+        timeline: which stage was busy when, and what its queues held.
         offload: what encoding elsewhere has cost and saved; None where encoding was done here.
     """
 
@@ -276,6 +289,7 @@ class RunMetrics:
     peak_memory_bytes: int
     cost: Cost
     work: Work
+    timeline: RunTimeline
     offload: OffloadMetrics | None = None
 
     def to_dict(self) -> dict[str, Any]:

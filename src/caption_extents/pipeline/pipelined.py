@@ -18,6 +18,7 @@ from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure
 from spdl.pipeline.defs import Aggregator
 
 from caption_extents.errors import CaptionExtentsError
+from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, StageClock
 from caption_extents.pipeline.offload import MAX_IN_FLIGHT, SENDERS, Offload
 from caption_extents.pipeline.stages import Encoding, Stages
@@ -150,25 +151,45 @@ def _timed_queues(stages: Stages, steps: tuple[_Step, _Step]) -> type[AsyncQueue
         second.name: (second.clock, None),
     }
 
+    held = {name: Activity(stages.clocks[EXTRACTION].activity.origin) for name in _HELD if name in ends}
+    stages.queued.update({_HELD[name]: activity for name, activity in held.items()})
+
     class TimedQueue(AsyncQueue):
+        _size = 0
+
         def __init__(self, info: StageInfo, *, buffer_size: int = 1) -> None:
             super().__init__(info, buffer_size=max(1, stages.workers.queue_size) if buffer_size > 0 else 0)
             self._producer, self._consumer = ends.get(info.stage_name, (None, None))
+            self._held = held.get(info.stage_name)
+            self._since = time.perf_counter()
+
+        def _note(self) -> None:
+            """Count what was held since it last changed."""
+            now = time.perf_counter()
+            if self._held is not None:
+                self._held.add(self._since, now, self._size)
+            self._since, self._size = now, self.qsize()
 
         async def put(self, item: Any) -> None:
             start = time.perf_counter()
             await super().put(item)
+            self._note()
             if self._producer is not None:
                 self._producer.waited(for_room=time.perf_counter() - start)
 
         async def get(self) -> Any:
             start = time.perf_counter()
             item = await super().get()
+            self._note()
             if self._consumer is not None:
                 self._consumer.waited(for_input=time.perf_counter() - start)
             return item
 
     return TimedQueue
+
+
+_HELD = {"src": EXTRACTION, "disaggregate": INFERENCE, "encode": ENCODING, "send": UPLOAD}
+"""Queues whose occupancy is kept, and the stage that fills them."""
 
 
 class _Assembly(Aggregator):

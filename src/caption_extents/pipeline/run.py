@@ -28,6 +28,7 @@ from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.model.opening import open_model
 from caption_extents.model.weights import DEFAULT_WEIGHTS
+from caption_extents.pipeline.activity import RunTimeline
 from caption_extents.pipeline.analysis import Prices, analyse_overlap, cost_of_run, measured_work, offload_metrics
 from caption_extents.pipeline.metrics import (
     ENCODING,
@@ -106,7 +107,7 @@ def run_job(job: Job) -> CropInferResult:
         with plan.model, _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
-                stages = _make_stages(job, plan, lease, done, encoders)
+                stages = _make_stages(job, plan, lease, done, encoders, watch)
                 watch.set_up()
                 with closing(stages.extraction.decoder), _as_processing_error():
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
@@ -117,7 +118,8 @@ def run_job(job: Job) -> CropInferResult:
                 with _as_processing_error():
                     captions = refine_captions(captions, plan.facts, plan.timeline, plan.crop, plan.model)
             manifest = _manifest(job, plan, records, lease)
-            metadata = _run_metadata(job, plan, stages, manifest, started_at, watch.seconds)
+            so_far = _metrics(job, plan, stages, watch)
+            metadata = _run_metadata(job, plan, stages, manifest, started_at, so_far)
             lease.commit(manifest, build_database(metadata, probabilities, captions))
     metrics = _metrics(job, plan, stages, watch)
     forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
@@ -243,9 +245,10 @@ def _make_stages(
     lease: VersionLease,
     done: dict[ChunkPlan, ChunkRecord],
     encoders: EncoderWorkers | None,
+    watch: _Stopwatch,
 ) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
-    clocks = make_clocks(count, job.progress)
+    clocks = make_clocks(count, job.progress, watch.started)
     decoder = plan.video.open_decoder(
         plan.crop,
         device=plan.model.device,
@@ -326,7 +329,7 @@ def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], lease: VersionL
 
 
 def _run_metadata(
-    job: Job, plan: _Plan, stages: Stages, manifest: Manifest, started_at: datetime, seconds: float
+    job: Job, plan: _Plan, stages: Stages, manifest: Manifest, started_at: datetime, metrics: RunMetrics
 ) -> dict[str, object]:
     decoder = stages.extraction.decoder
     return {
@@ -337,7 +340,7 @@ def _run_metadata(
         "started_at": started_at.isoformat(),
         "completed_at": datetime.now(UTC).isoformat(),
         "total_pairs": manifest.sample_count - 1,
-        "processing_time_seconds": seconds,
+        "processing_time_seconds": metrics.total_seconds,
         "frame_rate": manifest.frame_rate,
         "frame_count": manifest.sample_count,
         "crop": ",".join(map(str, manifest.crop)),
@@ -349,6 +352,7 @@ def _run_metadata(
         "decoder": decoder.name,
         "undecodable_samples": ",".join(map(str, decoder.undecodable_samples)),
         "package_version": caption_extents.__version__,
+        "metrics": json.dumps(metrics.to_dict()),
     }
 
 
@@ -409,6 +413,7 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch) -> RunMet
             plan.prices, work, plan.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
         ),
         work=work,
+        timeline=RunTimeline.of({name: clock.activity for name, clock in stages.clocks.items()}, stages.queued),
         offload=None
         if offload is None
         else offload_metrics(job.encoder, stages.clocks[ENCODING].workers, offload.segment_bytes, work, total_seconds),

@@ -15,6 +15,7 @@ from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
+from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.pipeline.offload import CONTENT_WEBM, Offload, chunk_record
 from caption_extents.pipeline.watchdog import watched
@@ -168,3 +169,5 @@ class Stages:
     workers: Workers
     clocks: dict[str, StageClock]
     offload: Offload | None = None
+    queued: dict[str, Activity] = field(default_factory=dict)
+    """What queues between stages held; empty where there are none."""

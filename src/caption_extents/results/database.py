@@ -48,7 +48,8 @@ CREATE TABLE run_metadata (
     implementation TEXT NOT NULL,
     decoder TEXT NOT NULL,
     undecodable_samples TEXT NOT NULL,
-    package_version TEXT NOT NULL
+    package_version TEXT NOT NULL,
+    metrics TEXT NOT NULL
 );
 CREATE TABLE pair_results (
     frame1_index INTEGER NOT NULL,
@@ -138,6 +139,16 @@ def with_texts(data: bytes, texts: Mapping[int, tuple[str, float]]) -> bytes:
             "UPDATE captions SET text = ?, text_confidence = ? WHERE caption_index = ?",
             [(text, confidence, index) for index, (text, confidence) in texts.items()],
         )
+        connection.commit()
+        return gzip.compress(connection.serialize(), mtime=0)
+
+
+def with_captions(data: bytes, captions: Iterable[CaptionRow]) -> bytes:
+    """A gzipped database with other captions, in order."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.deserialize(gzip.decompress(data))
+        connection.execute("DELETE FROM captions")
+        _insert(connection, "captions", [(index, *astuple(caption)) for index, caption in enumerate(captions)])
         connection.commit()
         return gzip.compress(connection.serialize(), mtime=0)
 

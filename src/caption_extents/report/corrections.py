@@ -1,0 +1,122 @@
+"""Corrections that a person made on the report page: checked, written into the database, and out as truth."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from caption_extents.errors import InputError
+from caption_extents.results.database import CaptionRow, open_database, with_captions
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import Store
+from caption_extents.storage.versions import read_manifest, replace_database
+
+FORMAT = 1
+MAX_FILE_BYTES = 64 << 20
+MAX_TEXT_CHARACTERS = 10_000
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """A file of corrections. It holds all captions of a version, corrected or not."""
+
+    keys: VideoKeys
+    version: int
+    run_id: str
+    captions: list[CaptionRow]
+
+    def truth(self) -> list[dict[str, object]]:
+        """The captions as labels beside a video, for training and evaluation."""
+        return [
+            {"start_frame": row.start_frame, "end_frame": row.end_frame, "text": row.text or ""}
+            for row in self.captions
+        ]
+
+
+def read_corrections(path: Path) -> Corrections:
+    """Read and check a file of the report page.
+
+    Raises:
+        InputError: it is not such a file, or what it says cannot be; names the field.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InputError(f"{str(path)!r} is larger than {MAX_FILE_BYTES >> 20} MiB; it is no file of corrections")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise InputError(f"{str(path)!r} is of format {content['format']!r}, and this version reads {FORMAT}")
+        keys = VideoKeys(content["tenant_id"], content["video_id"])
+        count = _whole(content, "sample_count", 1, 1 << 40)
+        captions = [_caption(row, number, count) for number, row in enumerate(content["captions"])]
+        _check_order(captions)
+        return Corrections(keys, _whole(content, "version", 1, 1 << 40), str(content["run_id"]), captions)
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{str(path)!r} is no file of corrections: {what}") from error
+
+
+def import_corrections(store: Store, corrections: Corrections) -> int:
+    """Write corrections into their version's database; how many captions are not as they were.
+
+    Captions that were corrected have confidence 1: a person has looked at them.
+
+    Raises:
+        InputError: the version was written by another run than the one that was corrected.
+        StoreError: there is no such complete version.
+    """
+    keys, version = corrections.keys, corrections.version
+    manifest = read_manifest(store, keys, version)
+    if manifest.run_id != corrections.run_id:
+        raise InputError(f"version {version} of {keys.video_id!r} was written by another run than was corrected")
+    data = store.get(keys.database(version))
+    before = {
+        (row["start_frame"], row["end_frame"], row["text"]): row
+        for row in open_database(data).execute("SELECT * FROM captions")
+    }
+    rows, changed = [], 0
+    for caption in corrections.captions:
+        known = before.get((caption.start_frame, caption.end_frame, caption.text))
+        if known is None:
+            changed += 1
+            rows.append(caption)
+        else:
+            rows.append(CaptionRow(**{name: known[name] for name in CaptionRow.__dataclass_fields__}))
+    replace_database(store, keys, version, with_captions(data, rows))
+    return changed + max(0, len(before) - len(rows))
+
+
+def _caption(row: dict[str, Any], number: int, sample_count: int) -> CaptionRow:
+    where = f"captions[{number}]."
+    start = _whole(row, "start_frame", 0, sample_count - 1, where)
+    end = _whole(row, "end_frame", start + 1, sample_count, where)
+    text = row.get("text")
+    if text is not None and (not isinstance(text, str) or len(text) > MAX_TEXT_CHARACTERS):
+        raise InputError(f"{where}text is no text of at most {MAX_TEXT_CHARACTERS} characters")
+    begin = _seconds(row, "start_seconds", 0.0, where)
+    return CaptionRow(start, end, begin, _seconds(row, "end_seconds", begin, where), 1.0, text or None)
+
+
+def _whole(row: dict[str, Any], name: str, least: int, most: int, where: str = "") -> int:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{where}{name} is {value!r}; it must be a whole number between {least} and {most}")
+    return value
+
+
+def _seconds(row: dict[str, Any], name: str, least: float, where: str) -> float:
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
+        raise InputError(f"{where}{name} is {value!r}; it must be seconds from {least:g} on")
+    return float(value)
+
+
+def _check_order(captions: list[CaptionRow]) -> None:
+    for number, (one, other) in enumerate(pairwise(captions)):
+        if other.start_frame < one.end_frame:
+            raise InputError(f"captions[{number}] and captions[{number + 1}] overlap, or are not in order")

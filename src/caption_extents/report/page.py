@@ -1,0 +1,148 @@
+"""``report.html``: one file beside a version's chunks that shows and corrects its captions, without a server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from importlib import resources
+from sqlite3 import Connection, Row
+
+import av
+from av.video.frame import VideoFrame
+
+from caption_extents.chunks.assemble import Planes
+from caption_extents.planes import plane_view
+from caption_extents.results.database import open_database
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.manifest import Manifest
+from caption_extents.storage.samples import SampleReader
+from caption_extents.storage.store import Store
+from caption_extents.storage.versions import read_manifest
+
+THUMBNAIL_WIDTH = 240
+
+_JPEG_QUALITY = {"qmin": "6", "qmax": "6"}
+
+
+def write_report(
+    store: Store,
+    keys: VideoKeys,
+    version: int | None = None,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Write the page of a version beside its chunks.
+
+    Args:
+        store: where the version is.
+        keys: of the video.
+        version: N; by default the newest complete one.
+        tell: called after each caption with how many are done, and how many there are.
+
+    Returns:
+        The page's key.
+
+    Raises:
+        StoreError: there is no such complete version.
+        StoreAccessError: it cannot be read or written.
+    """
+    manifest = read_manifest(store, keys, version)
+    database = open_database(store.get(keys.database(manifest.version)))
+    key = f"{keys.cropped_frames(manifest.version)}/report.html"
+    page = render_page(page_data(manifest, keys, database, SampleReader(store, keys, manifest.version), tell))
+    store.put(key, page.encode(), "text/html; charset=utf-8")
+    return key
+
+
+def page_data(
+    manifest: Manifest,
+    keys: VideoKeys,
+    database: Connection,
+    read_sample: Callable[[int], Planes],
+    tell: Callable[[int, int], None],
+) -> dict[str, object]:
+    """What the page shows, as plain data."""
+    metadata = database.execute("SELECT * FROM run_metadata").fetchone()
+    labels = Counter(row[0] for row in database.execute("SELECT forward_predicted_label FROM pair_results"))
+    rows = database.execute("SELECT * FROM captions ORDER BY caption_index").fetchall()
+    captions = []
+    for done, row in enumerate(rows, start=1):
+        captions.append(_caption(row, read_sample))
+        tell(done, len(rows))
+    left, top, right, bottom = manifest.crop_px
+    aspect = Fraction(manifest.sample_aspect_ratio)
+    return {
+        "tenant_id": keys.tenant_id,
+        "video_id": keys.video_id,
+        "version": manifest.version,
+        "run_id": manifest.run_id,
+        "source": manifest.source.key,
+        "model_version": manifest.model_version,
+        "frame_rate": float(Fraction(manifest.frame_rate)),
+        "frame_rate_text": manifest.frame_rate,
+        "sample_count": manifest.sample_count,
+        "width": round((right - left) * aspect),
+        "height": bottom - top,
+        "undecodable": len(metadata["undecodable_samples"].split(",")) if metadata["undecodable_samples"] else 0,
+        "label_counts": dict(sorted(labels.items())),
+        "metrics": json.loads(metadata["metrics"]),
+        "captions": captions,
+    }
+
+
+def _caption(row: Row, read_sample: Callable[[int], Planes]) -> dict[str, object]:
+    start, end = row["start_frame"], row["end_frame"]
+    shown = dict.fromkeys((start, (start + end - 1) // 2, end - 1))
+    return {
+        "start_frame": start,
+        "end_frame": end,
+        "start_seconds": row["start_seconds"],
+        "end_seconds": row["end_seconds"],
+        "confidence": row["confidence"],
+        "text": row["text"],
+        "text_confidence": row["text_confidence"],
+        "thumbs": [thumbnail(read_sample(sample)) for sample in shown],
+    }
+
+
+def thumbnail(planes: Planes) -> str:
+    """A sample as a small JPEG in a data URL."""
+    height, width = planes[0].shape
+    frame = VideoFrame(width, height, "yuv420p")
+    for target, source in zip(frame.planes, planes, strict=True):
+        plane_view(target)[:] = source
+    scale = min(1.0, THUMBNAIL_WIDTH / width)
+    size = max(2, round(width * scale)), max(2, round(height * scale))
+    small = frame.reformat(*size, format="yuvj420p", src_color_range="MPEG", dst_color_range="JPEG")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=1, options=_JPEG_QUALITY)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p"
+        container.mux([*stream.encode(small), *stream.encode(None)])
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def render_page(data: dict[str, object]) -> str:
+    """The page as HTML.
+
+    Everything that comes from a video stands in one block of JSON, in which no character can end the block; the script
+    puts it into the page as text. A policy in the page forbids every other script and every connection.
+    """
+    here = resources.files(__package__ or "")
+    script = (here / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; media-src *"
+    page = (here / "page.html").read_text(encoding="utf-8")
+    for name, value in (("@CSP@", policy), ("@SCRIPT@", script), ("@DATA@", json_in_html(data))):
+        page = page.replace(name, value, 1)
+    return page
+
+
+def json_in_html(data: object) -> str:
+    """JSON whose text cannot end a script element, nor begin a comment in it."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
