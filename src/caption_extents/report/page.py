@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
-from importlib import resources
 from sqlite3 import Connection, Row
 
-import av
 from av.video.frame import VideoFrame
 
 from caption_extents.chunks.assemble import Planes
+from caption_extents.pictures import to_jpeg
 from caption_extents.planes import plane_view
+from caption_extents.report.html import fill_page
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import Manifest
@@ -25,8 +23,6 @@ from caption_extents.storage.store import Store
 from caption_extents.storage.versions import read_manifest
 
 THUMBNAIL_WIDTH = 240
-
-_JPEG_QUALITY = {"qmin": "6", "qmax": "6"}
 
 
 def write_report(
@@ -53,8 +49,8 @@ def write_report(
     manifest = read_manifest(store, keys, version)
     database = open_database(store.get(keys.database(manifest.version)))
     key = f"{keys.cropped_frames(manifest.version)}/report.html"
-    page = render_page(page_data(manifest, keys, database, SampleReader(store, keys, manifest.version), tell))
-    store.put(key, page.encode(), "text/html; charset=utf-8")
+    data = page_data(manifest, keys, database, SampleReader(store, keys, manifest.version), tell)
+    store.put(key, fill_page("page", data).encode(), "text/html; charset=utf-8")
     return key
 
 
@@ -116,33 +112,5 @@ def thumbnail(planes: Planes) -> str:
     for target, source in zip(frame.planes, planes, strict=True):
         plane_view(target)[:] = source
     scale = min(1.0, THUMBNAIL_WIDTH / width)
-    size = max(2, round(width * scale)), max(2, round(height * scale))
-    small = frame.reformat(*size, format="yuvj420p", src_color_range="MPEG", dst_color_range="JPEG")
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mjpeg") as container:
-        stream = container.add_stream("mjpeg", rate=1, options=_JPEG_QUALITY)
-        stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p"
-        container.mux([*stream.encode(small), *stream.encode(None)])
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def render_page(data: dict[str, object]) -> str:
-    """The page as HTML.
-
-    Everything that comes from a video stands in one block of JSON, in which no character can end the block; the script
-    puts it into the page as text. A policy in the page forbids every other script and every connection.
-    """
-    here = resources.files(__package__ or "")
-    script = (here / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; media-src *"
-    page = (here / "page.html").read_text(encoding="utf-8")
-    for name, value in (("@CSP@", policy), ("@SCRIPT@", script), ("@DATA@", json_in_html(data))):
-        page = page.replace(name, value, 1)
-    return page
-
-
-def json_in_html(data: object) -> str:
-    """JSON whose text cannot end a script element, nor begin a comment in it."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    data = to_jpeg(frame, (max(2, round(width * scale)), max(2, round(height * scale))))
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
