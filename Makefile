@@ -4,16 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test browser lint clean
 
 demo: $(READY)
 	$(BIN)/python -m caption_extents.training.sample_video demo/sample.mp4 --seconds 60
-	$(BIN)/caption-extents run demo/sample.mp4 --crop 0.1,0.82,0.9,0.96 --store demo/store --subtitles demo/sample.srt
+	$(BIN)/caption-extents run demo/sample.mp4 --crop 0.1,0.82,0.9,0.96 --store demo/store \
+		--subtitles demo/sample.srt --report
 	$(BIN)/python -m caption_extents.training.scoring demo/sample.srt demo/sample.json
-	@echo "Look at demo/sample.mp4 with demo/sample.srt, and at the chunks and the database under demo/store."
+	@echo "Look at demo/sample.mp4 with demo/sample.srt, and open this page:" \
+		demo/store/local/client/videos/sample/cropped_frames_v*/report.html
 
-test: $(READY)
+test: $(READY) browser
 	$(BIN)/python -m pytest
+
+# The tests of the pages need Chromium; without it, and without the right to install it, they are skipped.
+browser:
+	@command -v chromium chromium-browser google-chrome > /dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+		  { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } \
+		  > /dev/null 2>&1; } || \
+		echo "no Chromium: the tests of the report page are skipped; install it, for example: apt-get install chromium"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pysubs2
+
 import caption_extents
 from caption_extents import CropRegion
 from caption_extents.training.sample_video import CROP
+from tests.films import make_film
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -19,3 +23,20 @@ def test_read_results(captioned_video: Path, tmp_path: Path) -> None:
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert out.count("confidence") == result.caption_count
     assert "sample 37: 512x52 pixels" in out
+
+
+def test_the_way_of_a_first_time_user(tmp_path: Path) -> None:
+    """As in the guide: doctor, crop, run, subtitles, report; what comes out is the film's text."""
+    film = tmp_path / "my film.mp4"
+    planned = make_film(film, [(15, 60), (75, 120), (135, 190), (190, 240)])
+    bin_folder = str(Path(sys.executable).parent)
+    command = ["sh", str(EXAMPLES / "first_time.sh"), str(film), str(tmp_path / "results")]
+    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    subtitles = pysubs2.load(str(tmp_path / "results" / "my-film.srt"))
+    assert [event.plaintext for event in subtitles] == ["\n".join(caption.lines) for caption in planned]
+    times = [(round(event.start * 30 / 1000), round(event.end * 30 / 1000)) for event in subtitles]
+    assert times == [(caption.start_frame, caption.end_frame) for caption in planned]
+    assert Path(done.stdout.splitlines()[-1]).name == "report.html"
+    assert Path(done.stdout.splitlines()[-1]).is_file()

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 
 from caption_extents.errors import InputError
 from caption_extents.region import CropRegion
@@ -83,8 +84,8 @@ def _handler(
 
         def _inside(self) -> str | None:
             """What is asked for below the page's own address; None for anything else, or under another host's name."""
-            host, port = self.server.server_address[:2]
-            known = self.headers.get("Host") == f"{host!s}:{port}" and self.path.startswith(path)
+            host = f"127.0.0.1:{cast(ThreadingHTTPServer, self.server).server_port}"
+            known = self.headers.get("Host") == host and self.path.startswith(path)
             return self.path.removeprefix(path) if known else None
 
         def _answer(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
