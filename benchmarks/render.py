@@ -55,6 +55,25 @@ alternating; the best of {safety_repeats} runs each: {safety_percent:+.1f}% time
 One minute of the same video, with every write of the store {upload_latency} s slower and without, alternating: encoders
 waited {upload_wait:.2f} s for room, and encoding took {upload_ratio:.2f} times as long.
 
+## Offloading: `python -m benchmarks.offload`
+
+{offload_minutes:g} minutes of the same kind of video with a large crop. The run that encodes by itself forecasts what
+it takes with {offload_workers} Ray workers elsewhere; two cores play two machines.
+
+| | encoding here | forecast | measured |
+|---|---|---|---|
+{offload}
+
+## Text: `python -m benchmarks.ocr`
+
+| | readings | time | CPU |
+|---|---|---|---|
+{ocr}
+
+## Many machines: `python -m benchmarks.capacity`
+
+See [scaling.md](scaling.md).
+
 ## On a GPU
 
 See [gpu.md](gpu.md).
@@ -68,6 +87,7 @@ def _load(name: str) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     throughput, memory, safety, uploads = (_load(name) for name in ("throughput", "memory", "safety", "uploads"))
+    offload, ocr = _load("offload"), _load("ocr")
     latency, distant = list(uploads["latency_seconds"].items())[-1]
     rows = [
         f"| {name} | {peaks['2']:.0f} MiB | {peaks['20']:.0f} MiB | {peaks['ratio']:.3f} |"
@@ -81,6 +101,17 @@ def main() -> None:
         upload_latency=latency,
         upload_wait=distant["encoders_waited_for_room_seconds"],
         upload_ratio=uploads["encoding_ratio"],
+        offload_minutes=offload["minutes"],
+        offload_workers=offload["workers"],
+        offload="\n".join(
+            f"| {name} | {row['here_seconds']:.1f} s | {row['forecast_seconds']:.1f} s "
+            f"| {row['offloaded_seconds']:.1f} s |"
+            for name, row in offload["rows"].items()
+        ),
+        ocr="\n".join(
+            f"| {name} | {row['calls']} | {row['seconds']:.1f} s | {row['cpu_seconds']:.1f} s |"
+            for name, row in ocr["rows"].items()
+        ),
         safety_repeats=len(safety["with_seconds"]),
         safety_percent=100 * (safety["ratio_of_best"] - 1),
     )
