@@ -85,11 +85,9 @@ def test_samples_are_those_of_the_whole_file(recipe: Recipe, tmp_path: Path, mon
 def test_damaged_videos_are_no_different(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PART_BYTES", 4_000)
     rng = random.Random(seed)
-    # Every frame for itself: what FFmpeg makes of damage in predicted frames depends on its threads.
-    container, codec, form = rng.choice(
-        [("mp4", "mjpeg", "yuvj420p"), ("mkv", "ffv1", "yuv420p"), ("avi", "mjpeg", "yuvj420p")]
-    )
-    recipe = Recipe("damaged", container, codec=codec, pixel_format=form, pts=tuple(range(200)))
+    # Every frame for itself: where a codec fills damage from other frames, what it gives depends on its threads' timing.
+    container = rng.choice(["mp4", "mkv", "avi"])
+    recipe = Recipe("damaged", container, codec="mjpeg", pixel_format="yuvj420p", pts=tuple(range(200)))
     path = make_video(recipe, tmp_path)
     path.write_bytes(mutate(rng, path.read_bytes(), [path.read_bytes()])[1])
     try:

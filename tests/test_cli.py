@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -156,3 +157,19 @@ def test_versions_and_prune(tmp_path: Path) -> None:
     assert call("versions", "video", "--store", store)[1].startswith("v2")
     assert call("prune", "video", "--store", store, "--keep", "0")[0] == 2
     assert call("versions", "../x", "--store", store)[0] == 2
+
+
+@pytest.mark.parametrize(("shell", "what"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])
+def test_shell_completion(shell: str, what: str) -> None:
+    program = Path(sys.executable).with_name("caption-extents")
+    environment = {**os.environ, "_CAPTION_EXTENTS_COMPLETE": f"source_{shell}"}
+    script = subprocess.run([str(program)], env=environment, check=True, capture_output=True, text=True).stdout
+    assert what in script
+    asked = {
+        **os.environ,
+        "_CAPTION_EXTENTS_COMPLETE": "complete_bash",
+        "COMP_WORDS": "caption-extents re",
+        "COMP_CWORD": "1",
+    }
+    found = subprocess.run([str(program)], env=asked, check=True, capture_output=True, text=True).stdout
+    assert "report" in found
