@@ -1,7 +1,7 @@
 """Suggested crops of made films: ``python -m tests.crops [VIDEO ...]``.
 
-Ten films of other sizes, shapes and places of their captions; each suggestion must hold every pixel of every caption and
-be at most twice as high as all of them together. Of further videos the suggestion is printed, to be looked at.
+Ten films of other sizes, shapes and places of their captions; each suggestion must hold every pixel of every caption,
+and be at most twice as high as all of them together. Of further videos the suggestion is printed, to be looked at.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 
 from caption_extents.ocr.crop import rapid_detector, suggest_crop
 from caption_extents.region import CropRegion
+from caption_extents.training import sample_video
 from tests import films
 
 
@@ -48,7 +49,7 @@ def check(film: Film, path: Path) -> tuple[CropRegion, float]:
         AssertionError: it is too small or too large.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(films, "BASELINE", film.baseline)
+        patch.setattr(sample_video, "BASELINE", film.baseline)
         films.make_film(path, [(at, at + 50) for at in range(10, 420, 60)], width=film.width, height=film.height)
         left, top, right, bottom = films.caption_box(film.width, film.height)
     bands, _ = suggest_crop(path, rapid_detector())

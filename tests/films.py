@@ -13,10 +13,6 @@ from caption_extents.training import captions, fonts, sample_video, text
 WORDS = ("The night is over", "Nobody came home", "Wait for the train", "It was raining")
 
 
-BASELINE = 0.95
-"""Where the captions' last line stands, from the top of the picture."""
-
-
 def caption_style(height: int) -> captions.CaptionStyle:
     """White with an outline, in a font of a wheel."""
     script = text.scripts()["latin"]
@@ -32,7 +28,9 @@ def caption_style(height: int) -> captions.CaptionStyle:
 def caption_box(width: int, height: int) -> tuple[float, float, float, float]:
     """Left, top, right, bottom of all captions' pixels, as fractions of the picture."""
     style = caption_style(height)
-    drawn = [captions.draw_caption(style, [words], width, height, round(height * BASELINE)) for words in WORDS]
+    drawn = [
+        captions.draw_caption(style, [words], width, height, round(height * sample_video.BASELINE)) for words in WORDS
+    ]
     alpha = np.max([overlay.alpha for overlay in drawn], axis=0) > 0.5
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height

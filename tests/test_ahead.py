@@ -85,7 +85,7 @@ def test_samples_are_those_of_the_whole_file(recipe: Recipe, tmp_path: Path, mon
 def test_damaged_videos_are_no_different(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PART_BYTES", 4_000)
     rng = random.Random(seed)
-    # Every frame for itself: where a codec fills damage from other frames, what it gives depends on its threads' timing.
+    # Every frame for itself: where a codec fills damage from other frames, its threads' timing decides what it gives.
     container = rng.choice(["mp4", "mkv", "avi"])
     recipe = Recipe("damaged", container, codec="mjpeg", pixel_format="yuvj420p", pts=tuple(range(200)))
     path = make_video(recipe, tmp_path)

@@ -20,6 +20,9 @@ from PIL import Image
 
 from caption_extents.training import backgrounds, captions, fonts, text
 
+BASELINE = 0.95
+"""Where captions' last line stands, from the top of the picture."""
+
 CROP = (0.1, 0.82, 0.9, 0.96)
 """Where the captions stand, as fractions of the picture."""
 
@@ -102,7 +105,7 @@ def render(
                     seed * 1000 + len(waiting),
                     " ".join(current.lines),
                 )
-                overlay = captions.draw_caption(style, current.lines, width, height, round(height * 0.95))
+                overlay = captions.draw_caption(style, current.lines, width, height, round(height * BASELINE))
             if current is not None and index >= current.end_frame:
                 current = overlay = None
             picture = scenery if overlay is None else captions.put_over(scenery, overlay)
