@@ -227,6 +227,11 @@ def assert_finishes_like_an_undisturbed_run(video: Path, store: Path, other: Pat
     assert files(store) == files(other)
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, tmp_path: Path) -> None:
     video = make_video(
@@ -235,7 +240,9 @@ def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, tmp_pa
     store = tmp_path / "store"
     command = [sys.executable, "-m", "caption_extents", "run", str(video), "--crop", "0,0.2,1,1", "--quiet"]
     command += ["--store", str(store), "--implementation", implementation, "--tenant", "t1", "--video-id", "v1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_heed_interrupts
+    ) as process:
         deadline = time.monotonic() + 60
         while len(files(store)) < 1 and time.monotonic() < deadline:
             time.sleep(0.05)

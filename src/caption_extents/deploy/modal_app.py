@@ -77,34 +77,19 @@ def crop_and_infer_caption_frame_extents(
     Returns:
         The result as plain data, and ``cold_start_seconds``.
     """
-    return _run(video_key, tenant_id, video_id, crop_region, frame_rate, options)
+    return _run(video_key, tenant_id, video_id, crop_region, frame_rate, **options)
 
 
 @_job(settings.package)
-def crop_and_infer_caption_frame_extents_sequential(
-    video_key: str,
-    tenant_id: str,
-    video_id: str,
-    crop_region: Sequence[float],
-    frame_rate: float = 10.0,
-    **options: Any,
-) -> dict[str, Any]:
+def crop_and_infer_caption_frame_extents_sequential(*arguments: Any, **options: Any) -> dict[str, Any]:
     """The same by the sequential implementation."""
-    options = {**options, "implementation": "sequential"}
-    return _run(video_key, tenant_id, video_id, crop_region, frame_rate, options)
+    return _run(*arguments, **{**options, "implementation": "sequential"})
 
 
 @_job(settings.package_v2)
-def crop_and_infer_caption_frame_extents_v2(
-    video_key: str,
-    tenant_id: str,
-    video_id: str,
-    crop_region: Sequence[float],
-    frame_rate: float = 10.0,
-    **options: Any,
-) -> dict[str, Any]:
+def crop_and_infer_caption_frame_extents_v2(*arguments: Any, **options: Any) -> dict[str, Any]:
     """The same in the package of ``CAPTION_EXTENTS_MODAL_PACKAGE_V2``, as a version of its own to compare with."""
-    return _run(video_key, tenant_id, video_id, crop_region, frame_rate, {"new_version": True, **options})
+    return _run(*arguments, **{"new_version": True, **options})
 
 
 @app.function(
@@ -127,8 +112,8 @@ def _run(
     tenant_id: str,
     video_id: str,
     crop_region: Sequence[float],
-    frame_rate: float,
-    options: dict[str, Any],
+    frame_rate: float = 10.0,
+    **options: Any,
 ) -> dict[str, Any]:
     cold_start_seconds = _cold_start_seconds()
     result = caption_extents.crop_and_infer_caption_frame_extents(
