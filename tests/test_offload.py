@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -77,6 +78,7 @@ def test_segments_hold_whole_chunks(count: int, batch: int) -> None:
     expected += direct.flush()
     assert [segment.first_sample for segment in segments] == list(range(0, count, SEGMENT_SAMPLES))
     chunks = {frames.plan: frames.planes for segment in segments for frames in segment.chunks()}
+    assert {plan for segment in segments for plan in segment.plans()} == set(chunks)
     assert set(chunks) == set(plan_chunks(count)) == {frames.plan for frames in expected}
     for frames in expected:
         assert all(np.array_equal(a, b) for a, b in zip(frames.planes, chunks[frames.plan], strict=True))
@@ -119,15 +121,20 @@ class PoolWorkers:
 
     def __post_init__(self) -> None:
         self.tasks: list[EncodeTask] = []
+        self._running: list[Future[EncodeReport]] = []
         self._pool = ThreadPoolExecutor(self.count)
 
     def submit(self, task: EncodeTask) -> Future[EncodeReport]:
         self.tasks.append(task)
         if len(self.tasks) > self.fail_after:
+            # What was sent before is done, and has been collected, when this one fails.
+            wait(self._running)
+            time.sleep(1.0)
             failed: Future[EncodeReport] = Future()
             failed.set_exception(EncodeError("the worker is out of luck"))
             return failed
-        return self._pool.submit(run_encode_task, task)
+        self._running.append(self._pool.submit(run_encode_task, task))
+        return self._running[-1]
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)

@@ -123,6 +123,9 @@ def run(
     page: Annotated[
         bool, typer.Option("--report", help="Also write report.html, a page to look at and correct, beside the chunks.")
     ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write what was busy when, for Perfetto or chrome://tracing (.json).")
+    ] = None,
     new_version: Annotated[
         bool, typer.Option("--new-version", help="Start anew even if an unfinished version could be finished.")
     ] = False,
@@ -170,6 +173,10 @@ def run(
             _write_subtitles(*_opened(store, tenant, video_id), result.version, subtitles)
         if page:
             _write_report(*_opened(store, tenant, video_id), result.version, as_json or quiet)
+        if trace is not None:
+            from caption_extents.pipeline.trace import chrome_trace
+
+            trace.write_text(json.dumps(chrome_trace(result.metrics.timeline)), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:

@@ -17,7 +17,7 @@ import numpy as np
 
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames, Planes
 from caption_extents.chunks.encode import to_frame
-from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS
+from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS, ChunkPlan, level_of
 from caption_extents.errors import EncodeError
 from caption_extents.planes import plane_view
 
@@ -43,6 +43,17 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"Segment(first {self.first_sample}, {len(self)} samples)"
+
+    def plans(self) -> list[ChunkPlan]:
+        """Which chunks these samples are."""
+        by_level: dict[int, list[int]] = {}
+        for sample in range(self.first_sample, self.first_sample + len(self)):
+            by_level.setdefault(level_of(sample), []).append(sample)
+        return [
+            ChunkPlan(level, tuple(samples[start : start + CHUNK_SAMPLES]))
+            for level, samples in by_level.items()
+            for start in range(0, len(samples), CHUNK_SAMPLES)
+        ]
 
     def chunks(self) -> list[ChunkFrames]:
         """All chunks of these samples, as they would be without segments."""

@@ -141,7 +141,6 @@ class Offload:
         self.worker_cpu_seconds = 0.0
         self.segment_bytes = 0
         self._assembler = SegmentAssembler()
-        self._done_ids = {(plan.level, plan.first_sample) for plan in self.done}
         self._stopping = threading.Event()
         self._lock = threading.Lock()
 
@@ -156,9 +155,8 @@ class Offload:
 
     def send(self, segment: Segment) -> Future[EncodeReport] | None:
         """Write a segment to the store and have it encoded; None if all its chunks are stored already."""
-        chunks = [frames.plan for frames in segment.chunks()]
-        missing = [plan for plan in chunks if (plan.level, plan.first_sample) not in self._done_ids]
-        self.encoding_clock.count(samples=sum(len(plan.samples) for plan in chunks if plan not in missing))
+        missing = [plan for plan in segment.plans() if plan not in self.done]
+        self.encoding_clock.count(samples=len(segment) - sum(len(plan.samples) for plan in missing))
         if not missing:
             return None
         lease = self.lease

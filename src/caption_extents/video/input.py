@@ -111,6 +111,8 @@ def open_arriving(
             file.wait()
         except VideoError:
             # Only the whole file tells whether that is so, or whether its parts came too slowly.
+            if ahead is not None:
+                ahead.close()
             file.wait()
             with open_input(file.path, rate) as video:
                 yield video
