@@ -33,7 +33,7 @@ from caption_extents.pipeline.offload import (
 from caption_extents.pipeline.report import format_metrics
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
-from caption_extents.storage.store import open_store
+from caption_extents.storage.store import Store, open_store
 from tests.media import Recipe, make_video
 from tests.models import QuickModel
 from tests.test_pipeline import files, outcome
@@ -193,7 +193,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(
 ) -> None:
     store = tmp_path / "store"
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "remove_segments", lambda *_: 0)
+        patch.setattr(Store, "delete_below", lambda *_: None)
         with pytest.raises(EncodeError):
             offloaded(patch, PoolWorkers(fail_after=1), video, store)
     assert [name for name in files(store) if "temporary" in name]

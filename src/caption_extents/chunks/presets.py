@@ -17,8 +17,9 @@ class EncoderPreset:
         name: as on the command line and in the manifest.
         threads: of one encoder; part of the preset, because libvpx writes other bytes with one thread than with two.
         options: libvpx's options, as FFmpeg names them.
-        threads_busy: cores that one encoder keeps busy, measured on captions (``benchmarks/encode.py``).
-        relative_cpu: CPU time over that of ``reference``, measured likewise.
+        threads_busy: CPU seconds of an encoder over those of the thread that feeds it, measured on captions. For
+            forecasts only.
+        relative_cpu: CPU seconds over those of ``reference``, each with its own threads, measured likewise.
     """
 
     name: str

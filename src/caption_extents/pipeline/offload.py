@@ -222,13 +222,6 @@ class Offload:
         return None
 
 
-def remove_segments(store: Store, prefix: str) -> int:
-    """Remove what runs have left under a temporary prefix; how many objects there were."""
-    keys = list(store.keys(f"{prefix}/"))
-    store.delete(keys)
-    return len(keys)
-
-
 def remove_old_segments(store: Store, keys: VideoKeys, age: timedelta = timedelta(days=1)) -> int:
     """Remove segments of a video that are older than any run; how many there were."""
     now = datetime.now(UTC)

@@ -47,7 +47,6 @@ from caption_extents.pipeline.offload import (
     Offload,
     open_workers,
     remove_old_segments,
-    remove_segments,
 )
 from caption_extents.pipeline.pipelined import run_pipelined
 from caption_extents.pipeline.refine import refine_captions
@@ -236,7 +235,7 @@ def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers |
             yield workers
         finally:
             with _as_processing_error():
-                remove_segments(lease.store, lease.keys.segments(lease.version, lease.run_id))
+                lease.store.delete_below(f"{lease.keys.segments(lease.version, lease.run_id)}/")
 
 
 def _make_stages(

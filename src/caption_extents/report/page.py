@@ -9,11 +9,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from sqlite3 import Connection, Row
 
-from av.video.frame import VideoFrame
-
 from caption_extents.chunks.assemble import Planes
+from caption_extents.chunks.encode import to_frame
 from caption_extents.pictures import to_jpeg
-from caption_extents.planes import plane_view
 from caption_extents.report.html import fill_page
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
@@ -108,9 +106,8 @@ def _caption(row: Row, read_sample: Callable[[int], Planes]) -> dict[str, object
 def thumbnail(planes: Planes) -> str:
     """A sample as a small JPEG in a data URL."""
     height, width = planes[0].shape
-    frame = VideoFrame(width, height, "yuv420p")
-    for target, source in zip(frame.planes, planes, strict=True):
-        plane_view(target)[:] = source
+    y, u, v = (plane[None] for plane in planes)
+    frame = to_frame((y, u, v), 0)
     scale = min(1.0, THUMBNAIL_WIDTH / width)
     data = to_jpeg(frame, (max(2, round(width * scale)), max(2, round(height * scale))))
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()

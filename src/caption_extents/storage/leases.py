@@ -308,9 +308,9 @@ class VersionLease:
         self._finished = True
         if self._thread is not None:
             self._thread.join()
-        store.delete(list(store.keys(f"{keys.claims}/v{self.version}/")))
+        store.delete_below(f"{keys.claims}/v{self.version}/")
         # Packed samples, of this run or of one before it that died.
-        store.delete(list(store.keys(f"{keys.segments(self.version)}/")))
+        store.delete_below(f"{keys.segments(self.version)}/")
         if self.generation > 1:
             for prefix in (keys.cropped_frames(self.version), keys.server_prefix):
                 store.remove_leftovers(prefix)

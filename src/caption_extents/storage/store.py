@@ -306,6 +306,14 @@ class Store:
             except FileNotFoundError:
                 continue
 
+    def delete_below(self, prefix: str) -> None:
+        """Remove all objects under a prefix, which ends at a ``/``.
+
+        Raises:
+            StoreAccessError: they cannot be listed, or one cannot be removed.
+        """
+        self.delete(list(self.keys(prefix)))
+
     def remove_leftovers(self, prefix: str) -> None:
         """In a folder, remove the temporary files of writers that were killed; no listing shows them."""
         if self.folder is not None:
