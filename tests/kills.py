@@ -126,7 +126,9 @@ def kill_and_finish(runs: int, seed: int, prefix: str, video: Path) -> Counter[s
             killed += outcome == "killed"
             if outcome != "killed":
                 break
-        if outcome == "killed":
+        if outcome == "killed" and _child(_content, address) == expected:
+            counts["killed when all was done"] += 1
+        elif outcome == "killed":
             version = _child(_run, video, address)
             counts["finished as version 1" if version == 1 else "finished as a new version"] += 1
         time.sleep(0.1)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,33 @@ def test_a_failed_run_is_taken_over_at_once(store: Store) -> None:
         assert second.done == {(16, 0): records[0]}
         second.commit(manifest(), b"db")
     assert list(store.keys(f"{KEYS.claims}/")) == []
+
+
+@pytest.mark.parametrize("removed", range(4))
+def test_a_run_that_died_while_it_cleaned_up_is_cleaned_up_after(
+    store: Store, removed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
+    record = stored_chunk(store, lease, 0)
+    for journal in (1, 2):
+        store.put(f"{KEYS.claims}/v1/journal_0001_{journal:06d}.json", b"[]", "application/json")
+    store.put(f"{KEYS.segments(1)}/run/segment_0000000000.mkv", b"", "video/x-matroska")
+    delete, count = store.delete, iter(range(100))
+
+    def die(keys: list[str]) -> None:
+        for key in keys:
+            if next(count) == removed:
+                raise KeyboardInterrupt
+            delete([key])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "delete", die)
+        with pytest.raises(KeyboardInterrupt):
+            lease.commit(replace(manifest(), chunks=(record,)), b"db")
+    with acquire_version(store, KEYS, "inputs", lease_seconds=0.2) as second:
+        assert (second.version, second.done) == (1, {(16, 0): record})
+        second.commit(manifest(), b"db")
+    assert list(store.keys(f"{KEYS.claims}/")) == list(store.keys(f"{KEYS.segments(1)}/")) == []
 
 
 def test_a_living_run_is_left_alone(store: Store) -> None:

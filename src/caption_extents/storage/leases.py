@@ -141,7 +141,7 @@ def _take_over(store: Store, keys: VideoKeys, version: int, claim: Claim) -> Ver
         # It was finished, and its claims removed, since it was looked at.
         store.delete([keys.claim(version, generation + 1)])
         return None
-    done = _intact(store, _read_journal(store, keys, version))
+    done = _intact(store, [*_read_manifest(store, keys, version), *_read_journal(store, keys, version)])
     log.info("taking over version %d of run %s with %d chunks done", version, other.run_id, len(done))
     return VersionLease(store, keys, version, generation + 1, claim, done)
 
@@ -214,6 +214,13 @@ def _read_journal(store: Store, keys: VideoKeys, version: int) -> Iterator[Journ
             for entry in json.loads(store.get(key)):
                 record = {**entry["record"], "samples": tuple(entry["record"]["samples"])}
                 yield JournalEntry(ChunkRecord(**record), entry["e_tag"])
+
+
+def _read_manifest(store: Store, keys: VideoKeys, version: int) -> Iterator[JournalEntry]:
+    """What a run had stored that was killed after it was done, but before its claim was removed."""
+    if store.exists(keys.manifest(version)):
+        for record in Manifest.from_json(store.get(keys.manifest(version))).chunks:
+            yield JournalEntry(record, None)
 
 
 def _intact(store: Store, entries: Iterable[JournalEntry]) -> dict[ChunkId, ChunkRecord]:
@@ -308,12 +315,23 @@ class VersionLease:
         self._finished = True
         if self._thread is not None:
             self._thread.join()
-        store.delete_below(f"{keys.claims}/v{self.version}/")
+        self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Remove what only an unfinished version needs.
+
+        Claims go last, the newest last of all: a run killed in the midst of this leaves its claim, so that the next one
+        takes the version over, finds all of it done, and cleans up again.
+        """
+        keys, store = self.keys, self.store
         # Packed samples, of this run or of one before it that died.
         store.delete_below(f"{keys.segments(self.version)}/")
         if self.generation > 1:
             for prefix in (keys.cropped_frames(self.version), keys.server_prefix):
                 store.remove_leftovers(prefix)
+        left = sorted(store.keys(f"{keys.claims}/v{self.version}/"))
+        journals = [key for key in left if "/journal_" in key]
+        store.delete([*journals, *(key for key in left if key not in journals)])
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(self.claim.lease_seconds / _BEATS_IN_A_LEASE):

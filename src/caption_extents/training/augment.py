@@ -20,7 +20,7 @@ def augment(group: Group, generator: torch.Generator) -> tuple[torch.Tensor, tor
 
     Returns:
         Pictures, float32 (B*T, 3, H, W) as :func:`~caption_extents.model.preprocess.to_input` gives them, and ink,
-        float32 (B*T, H/8, W/8) in 0..1.
+        float32 (B*T, H/4, W/4) in 0..1.
     """
     count, samples, _, height, width = group.pictures.shape
     draw = _Dice(count, group.pictures.device, generator)

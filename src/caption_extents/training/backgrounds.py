@@ -183,15 +183,17 @@ def add_passers_by(rng: random.Random, frames: np.ndarray) -> np.ndarray:
     count, height, width = frames.shape[:3]
     texture = np.asarray(_noise_picture(rng, 640).resize((width, max(height, 2))), np.float32)
     result = frames.astype(np.float32)
-    rows, columns = np.mgrid[:height, :width]
     for _ in range(rng.randint(1, 3)):
         radius = (height * rng.uniform(0.3, 2.0), height * rng.uniform(0.3, 3.0))
         x, y = rng.uniform(-0.1, 1.1) * width, rng.uniform(-0.3, 1.3) * height
         dx, dy = rng.uniform(-0.06, 0.06) * width, rng.uniform(-0.1, 0.1) * height
-        tint = np.asarray([rng.uniform(0.2, 1.3) for _ in range(3)], np.float32)
+        tinted = texture * np.asarray([rng.uniform(0.2, 1.3) for _ in range(3)], np.float32)
         for index in range(count):
-            inside = ((columns - x - dx * index) / radius[1]) ** 2 + ((rows - y - dy * index) / radius[0]) ** 2 < 1
-            result[index][inside] = texture[inside] * tint
+            left, right = (int(np.clip(x + dx * index + side * radius[1], 0, width)) for side in (-1, 1))
+            columns = (np.arange(left, right) - x - dx * index) / radius[1]
+            rows = (np.arange(height) - y - dy * index) / radius[0]
+            inside = rows[:, None] ** 2 + columns[None] ** 2 < 1
+            result[index, :, left:right][inside] = tinted[:, left:right][inside]
     return np.clip(result, 0, 255).astype(np.uint8)
 
 

@@ -89,7 +89,7 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
     thick = max(1, round(size_px * rng.uniform(0.03, 0.12)))
     kind = rng.choices(
         ["outline", "outline-shadow", "shadow", "glow", "box", "translucent-box", "plain", "dark-on-light", "double"],
-        [8, 3, 2.5, 1.5, 1.5, 2, 2.2, 1, 0.8],
+        [8, 3, 2.5, 1.5, 1.5, 2, 3.5, 1, 0.8],
     )[0]
     if kind == "double":
         return replace(

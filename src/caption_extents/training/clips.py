@@ -13,6 +13,7 @@ from typing import cast
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from caption_extents.planes import plane_view
@@ -34,7 +35,8 @@ class Clip:
 
     Attributes:
         y, u, v: planes after compression, uint8 (T, H, W) and twice (T, H/2, W/2).
-        caption_ids: int64 (T,); 0 where no caption is shown, otherwise a number that differs from caption to caption.
+        caption_ids: int64 (T,); 0 where no caption is shown, otherwise a number that differs from caption to caption,
+            but is the same again for the same caption shown again.
         unsure: bool (T,); samples in the middle of a fade.
         ink: coverage of caption letters, float32 (T, H/4, W/4).
     """
@@ -78,12 +80,12 @@ def _next_lines(
 ) -> list[str]:
     """Lines of the caption that follows another: new, or different by one letter or one line."""
     kind = rng.random()
-    if kind < 0.35:
+    if kind < 0.5:
         at = rng.randrange(len(lines))
         edited = _cut_to_width(text.small_edit(rng, style.script, lines[at]), style, width)
         if edited != lines[at]:
             return [*lines[:at], edited, *lines[at + 1 :]]
-    if kind < 0.5 and len(lines) > 1:
+    if kind < 0.6 and len(lines) > 1:
         return [*lines[1:], *_random_lines(rng, style, width, 1)]
     return _random_lines(rng, style, width, max_lines)
 
@@ -93,12 +95,14 @@ def _schedule(
 ) -> list[_Showing]:
     """Captions over ``count`` samples: some back to back, some after a gap, some the same text again."""
     showings: list[_Showing] = []
+    numbers: dict[tuple[tuple[str, ...], captions.Colour], int] = {}
     at = rng.choice([0, rng.randint(-8, 0), rng.randint(0, count)])
     lines = _random_lines(rng, style, width, max_lines)
     while at < count:
         length = rng.choice([rng.randint(1, 4), rng.randint(2, 6), rng.randint(5, 30)])
         colour = rng.choice([style.fill, *style.speakers]) if style.speakers else style.fill
-        showings.append(_Showing(len(showings) + 1, lines, at, at + length, colour))
+        number = numbers.setdefault((tuple(lines), colour), len(numbers) + 1)
+        showings.append(_Showing(number, lines, at, at + length, colour))
         at += length
         if rng.random() < 0.5:
             at += rng.choice([1, 2, rng.randint(1, 12)])
@@ -123,7 +127,7 @@ class _Effect:
     def random(cls, rng: random.Random) -> _Effect:
         fade = rng.random() < 0.25
         kinds = ["plain", "karaoke", "word", "typing", "jitter", "slide", "flicker", "pop"]
-        kind = rng.choices(kinds, [20, 2, 1.5, 1, 1, 0.8, 1, 2])[0]
+        kind = rng.choices(kinds, [20, 3, 1.5, 1, 1, 0.8, 1, 2])[0]
         return cls(
             fade_in=rng.randint(1, 4) if fade else 0,
             fade_out=rng.randint(1, 4) if fade and rng.random() < 0.8 else 0,
@@ -296,8 +300,11 @@ def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[n
     encoder.thread_count = 1
     encoder.options = options
     packets = []
+    # One for all frames: a frame's own reformat sets the scaler up anew, for longer than it scales.
+    reformatter = VideoReformatter()
     for index, picture in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24").reformat(format="yuv420p")
+        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        frame = reformatter.reformat(rgb, format="yuv420p", threads=1)
         frame.pts = index
         packets.extend(encoder.encode(frame))
     packets.extend(encoder.encode(None))

@@ -17,12 +17,15 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size
+from caption_extents.model.preprocess import INPUT_AREA_PX, input_size
 from caption_extents.pictures import resize_planes
 from caption_extents.training import backgrounds, clips, fonts
 
 ASPECTS = (3.0, 42.0)
 """Shapes of crops, width over height."""
+
+INK_STRIDE = 4
+"""Pixels of a picture for one of its ink: fine enough that one other letter shows."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Group:
         pictures: planes at the network's input size, uint8 (B, T, 3, H, W).
         caption_ids: int64 (B, T), 0 for none.
         unsure: bool (B, T).
-        ink: caption coverage at the mask's resolution times 255, uint8 (B, T, H/8, W/8).
+        ink: coverage of caption letters times 255, uint8 (B, T, H/4, W/4).
     """
 
     pictures: torch.Tensor
@@ -64,7 +67,7 @@ def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int,
         ids.append(torch.from_numpy(clip.caption_ids))
         unsure.append(torch.from_numpy(clip.unsure))
         coarse = torch.from_numpy(clip.ink)[:, None]
-        small = functional.interpolate(coarse, (height // STRIDE, width // STRIDE), mode="area")[:, 0]
+        small = functional.interpolate(coarse, (height // INK_STRIDE, width // INK_STRIDE), mode="area")[:, 0]
         ink.append((small.clamp(0, 1) * 255).to(torch.uint8))
     return Group(torch.stack(pictures), torch.stack(ids), torch.stack(unsure), torch.stack(ink))
 

@@ -110,12 +110,15 @@ def random_line(rng: random.Random, script: Script, max_letters: int) -> str:
 
 
 def small_edit(rng: random.Random, script: Script, line: str) -> str:
-    """The same line with one letter, or one word at its end, changed: captions that differ by very little."""
+    """The same line with one letter, or its end, changed: captions that differ by very little."""
     if len(line) < 2:
         return line + random_word(rng, script)
-    if rng.random() < 0.5:
-        at = rng.randrange(len(line))
+    kind = rng.random()
+    if kind < 0.6:
+        at = len(line) - 1 if rng.random() < 0.4 else rng.randrange(len(line))
         replacement = rng.choice([letter for letter in script.letters if letter != line[at]])
         return line[:at] + replacement + line[at + 1 :]
+    if kind < 0.7:
+        return line[:-1] if len(line) > 3 and rng.random() < 0.5 else line + rng.choice(script.letters + ".!?…")
     cut = rng.randint(max(1, len(line) // 2), len(line) - 1)
     return line[:cut] + random_word(rng, script)

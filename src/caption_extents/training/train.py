@@ -28,6 +28,7 @@ from caption_extents.training.labels import pair_labels
 
 UNSURE_WEIGHT = 0.15
 MASK_LOSS_WEIGHT = 1.0
+CHANGE_LOSS_WEIGHT = 1.0
 FAR_PAIR_WEIGHT = 0.5
 CHANGE_WEIGHT = 2.0
 """Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
@@ -40,12 +41,47 @@ class Losses:
     Attributes:
         pair: cross entropy of the labels.
         mask: cross entropy of the text mask.
+        change: cross entropy of where letters gave way to others.
         accuracy: share of consecutive pairs, those in the middle of a fade left out, whose label is right.
     """
 
     pair: torch.Tensor
     mask: torch.Tensor
+    change: torch.Tensor
     accuracy: torch.Tensor
+
+    @property
+    def total(self) -> torch.Tensor:
+        """Their weighted sum."""
+        return self.pair + MASK_LOSS_WEIGHT * self.mask + CHANGE_LOSS_WEIGHT * self.change
+
+
+_SURE_CHANGE, _NO_CHANGE = 0.12, 0.04
+"""From this much other coverage on, letters changed; below this much, none did; between, who knows."""
+
+_OUTSIDE_WEIGHT = 0.1
+"""Weight of places without letters, which are most and easy."""
+
+
+def change_loss(
+    change: torch.Tensor, ink: torch.Tensor, first: torch.Tensor, second: torch.Tensor, different: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy of where a caption's letters gave way to others.
+
+    Args:
+        change: logits (B, P, h, w).
+        ink: coverage of letters (B, T, 2h, 2w) in 0..1.
+        first, second: sample numbers of the pairs, int64 (P,).
+        different: whether the captions of a pair differ (or there is one on one side only); bool (B, P).
+    """
+    one, other = ink[:, first], ink[:, second]
+    apart = functional.max_pool2d((one - other).abs(), 2) * different[..., None, None]
+    letters = functional.max_pool2d(torch.maximum(one, other), 2)
+    weight = torch.where(letters > _NO_CHANGE, 1.0, _OUTSIDE_WEIGHT)
+    weight = weight * ((apart > _SURE_CHANGE) | (apart < _NO_CHANGE))
+    target = (apart > _SURE_CHANGE).float()
+    loss = functional.binary_cross_entropy_with_logits(change, target, weight, reduction="sum")
+    return loss / weight.sum()
 
 
 def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rng: random.Random) -> Losses:
@@ -55,14 +91,18 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rn
     pictures, ink = augment(group, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         embeddings = network.encoder(pictures)
-        mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), ink)
+        mask = functional.avg_pool2d(ink, 2)
+        mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), mask)
         embeddings = embeddings.unflatten(0, (count, samples))
         near = [(k, k + 1) for k in range(samples - 1)]
         far = [(k, rng.choice([m for m in range(samples) if abs(m - k) > 1])) for k in range(0, samples, 2)]
         pairs = [*near, *((b, a) for a, b in near), *far]
         first, second = (torch.tensor(side, device=device) for side in zip(*pairs, strict=True))
-        logits = network.head(embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1)).float()
-    labels = pair_labels(group.caption_ids[:, first], group.caption_ids[:, second]).flatten()
+        logits, change = network.head.compare(embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1))
+    logits, change = logits.float(), change.float().reshape(count, len(pairs), *change.shape[1:])
+    ids_first, ids_second = group.caption_ids[:, first], group.caption_ids[:, second]
+    changed = change_loss(change, ink.reshape(count, samples, *ink.shape[1:]), first, second, ids_first != ids_second)
+    labels = pair_labels(ids_first, ids_second).flatten()
     unsure = (group.unsure[:, first] | group.unsure[:, second]).flatten()
     nearness = torch.tensor([1.0] * (2 * len(near)) + [FAR_PAIR_WEIGHT] * len(far), device=device).repeat(count)
     unchanged = (labels == Label.SAME.value) | (labels == Label.EMPTY_EMPTY.value)
@@ -70,7 +110,7 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rn
     pair_loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
     sure_near = (~unsure & (nearness == 1.0)).float()
     accuracy = ((logits.argmax(1) == labels).float() * sure_near).sum() / sure_near.sum().clamp(min=1)
-    return Losses(pair_loss, mask_loss, accuracy)
+    return Losses(pair_loss, mask_loss, changed, accuracy)
 
 
 def _average_into(average: CaptionNetwork, network: CaptionNetwork, decay: float) -> None:
@@ -143,7 +183,7 @@ def _learn(state: _State, group: Group, arguments: argparse.Namespace) -> Losses
     state.network.train()
     found = losses(state.network, group, generator, random.Random(state.step))
     state.optimizer.zero_grad(set_to_none=True)
-    (found.pair + MASK_LOSS_WEIGHT * found.mask).backward()  # type: ignore[no-untyped-call]
+    found.total.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(state.network.parameters(), 2.0)
     state.optimizer.step()
     _average_into(state.average, state.network, min(0.9995, (state.step + 1) / (state.step + 20)))
@@ -166,7 +206,7 @@ class _Log:
 
     def add(self, state: _State, found: Losses, samples: int, *, last: bool) -> None:
         # Sums stay on the device: reading a loss at every step would make the device wait for this thread.
-        for name in ("pair", "mask", "accuracy"):
+        for name in ("pair", "mask", "change", "accuracy"):
             self._sums[name] = (
                 self._sums.get(name, torch.zeros(())).to(found.pair.device) + getattr(found, name).detach()
             )
@@ -193,6 +233,8 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(arguments.device)
+    # A dozen input shapes come again and again.
+    torch.backends.cudnn.benchmark = True
     state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
