@@ -9,6 +9,8 @@ each ended.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import multiprocessing
 import random
 import sys
@@ -89,9 +91,17 @@ def cases(count: int, seed: int, folder: Path) -> Iterator[tuple[str, str, Path]
         yield name, kind, path
 
 
+def _held_bytes() -> int:
+    """Resident memory, without what Python no longer needs and what the C library keeps for later allocations."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    resident: int = psutil.Process().memory_info().rss
+    return resident
+
+
 def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
     """A worker: runs the job on each path that it is sent, and says how it ended."""
-    import gc
     import threading
 
     from caption_extents import CropRegion, InputError, ProcessingError, crop_and_infer_caption_frame_extents
@@ -105,7 +115,7 @@ def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
     job: tuple[str, str, float] | None = warm_up
     while job is not None:
         path, store, share = job
-        before = psutil.Process().memory_info().rss
+        before = _held_bytes()
         try:
             result = crop_and_infer_caption_frame_extents(
                 path,
@@ -123,9 +133,8 @@ def _work(connection: Any, warm_up: tuple[str, str, float]) -> None:
                 ended = f"UNFORESEEN {error}"
         except BaseException as error:
             ended = f"UNFORESEEN {type(error).__name__}: {error}"
-        gc.collect()
         if job is not warm_up:
-            connection.send((ended, psutil.Process().memory_info().rss - before))
+            connection.send((ended, _held_bytes() - before))
         job = connection.recv()
 
 
@@ -172,13 +181,14 @@ class Worker:
             self._process = None
 
 
-def run_all(count: int, seed: int, folder: Path, worker_count: int = 2) -> tuple[Counter[str], list[str]]:
-    """Run the job on ``count`` damaged files; how they ended, and what must not happen."""
+def run_all(count: int, seed: int, folder: Path, worker_count: int = 2) -> tuple[Counter[str], list[str], int]:
+    """Run the job on ``count`` damaged files; how they ended, what must not happen, and the largest growth in bytes."""
     table: Counter[str] = Counter()
     bad: list[str] = []
     found = list(cases(count, seed, folder))
     store = folder / "stores"
     good = folder / f"{RECIPES[0].name}.{RECIPES[0].container}"
+    largest = [0] * worker_count
     workers = [Worker((str(good), str(store / f"warm-{n}"), 0.0)) for n in range(worker_count)]
 
     def share(number: int) -> None:
@@ -187,6 +197,7 @@ def run_all(count: int, seed: int, folder: Path, worker_count: int = 2) -> tuple
             own = store / str(position)
             ended, growth = workers[number].run((str(path), str(own), 1.0 if position % 2 else 0.01))
             table[f"{name:16} {ended}"] += 1
+            largest[number] = max(largest[number], growth)
             if ended.split()[0] in {"HUNG", "CRASHED", "UNFORESEEN"} or growth > MAX_GROWTH_BYTES:
                 bad.append(f"{path.name} ({name}, {kind}): {ended}, grew by {growth >> 20} MiB")
 
@@ -200,7 +211,7 @@ def run_all(count: int, seed: int, folder: Path, worker_count: int = 2) -> tuple
         relative = path.relative_to(store).parts
         if len(relative) > 1 and relative[1] != "t1":
             bad.append(f"written outside its prefix: {path}")
-    return table, bad
+    return table, bad, max(largest)
 
 
 def main() -> None:
@@ -213,10 +224,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.keep or Path(name)
         folder.mkdir(exist_ok=True)
-        table, bad = run_all(arguments.count, arguments.seed, folder)
+        table, bad, growth = run_all(arguments.count, arguments.seed, folder)
     for what in sorted(table):
         print(f"{table[what]:6d} {what}")
-    print(f"{sum(table.values())} files, {len(bad)} that did what must not happen")
+    print(f"{sum(table.values())} files, {len(bad)} that did what must not happen; at most {growth >> 20} MiB larger")
     for line in bad:
         print(line)
     sys.exit(int(bool(bad)))

@@ -110,7 +110,7 @@ def test_a_flood_of_packets(tmp_path: Path) -> None:
 
 def test_damaged_videos(tmp_path: Path) -> None:
     """A few of the files that ``python -m tests.mutations`` makes; it makes two thousand."""
-    table, bad = run_all(60, 7, tmp_path)
+    table, bad, _ = run_all(60, 7, tmp_path)
     assert sum(table.values()) == 60
     assert bad == []
 
