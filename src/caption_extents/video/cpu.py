@@ -9,6 +9,7 @@ import av.error
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from caption_extents.errors import DecodeError
 from caption_extents.planes import plane_view
@@ -31,6 +32,8 @@ _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
 
 _CLOSE_SECONDS = 10.0
 
+_scalers = threading.local()
+
 PlaneViews = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -41,9 +44,17 @@ def frame_planes(frame: VideoFrame) -> PlaneViews:
     """
     if frame.format.name not in _UNCHANGED_FORMATS:
         full_range = frame.color_range == 2 and not frame.format.is_rgb
-        frame = frame.reformat(format="yuvj420p" if full_range else "yuv420p")
+        frame = _scaler().reformat(frame, format="yuvj420p" if full_range else "yuv420p")
     y, u, v = (plane_view(plane) for plane in frame.planes[:3])
     return y, u, v
+
+
+def _scaler() -> VideoReformatter:
+    """This thread's: a frame's own ``reformat`` would set swscale and its threads up anew for every frame."""
+    if not hasattr(_scalers, "own"):
+        _scalers.own = VideoReformatter()
+    scaler: VideoReformatter = _scalers.own
+    return scaler
 
 
 def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
