@@ -17,7 +17,7 @@ from caption_extents.model.weights import load_weights
 from caption_extents.training import captions, clips, fonts, text
 from caption_extents.training.backgrounds import BackgroundSource
 from caption_extents.training.labels import pair_labels
-from caption_extents.training.train import train
+from caption_extents.training.train import change_loss, train
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -99,3 +99,33 @@ def test_a_font_that_cannot_draw_is_passed_over(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ImageFont.FreeTypeFont, "getmask", getmask)
     assert fonts.random_font(random.Random(1), "en", 20, "words") is not None
     assert len(failed) == 3
+
+
+def test_letters_that_gave_way_are_where_the_change_is_learnt() -> None:
+    ink = torch.zeros(1, 2, 4, 8)
+    ink[:, :, 0, :4] = 0.8
+    ink[:, 1, 0, 2] = 0.0
+    first, second = torch.tensor([0]), torch.tensor([1])
+    here, nowhere = torch.full((1, 1, 2, 4), -9.0), torch.full((1, 1, 2, 4), -9.0)
+    here[0, 0, 0, 1] = 9.0
+    different, same = torch.tensor([[True]]), torch.tensor([[False]])
+    assert (
+        change_loss(here, ink, first, second, different)
+        < 1e-3
+        < 1
+        < change_loss(nowhere, ink, first, second, different)
+    )
+    # Letters that come one by one, or shine, are the same caption's.
+    assert change_loss(nowhere, ink, first, second, same) < 1e-3 < 1 < change_loss(here, ink, first, second, same)
+
+
+def test_a_caption_shown_again_has_its_number_again() -> None:
+    style = captions.CaptionStyle(script=text.scripts()["latin"], font=fonts.builtin_font(20))
+    again = 0
+    for seed in range(40):
+        shown = clips._schedule(random.Random(seed), style, 100, 400, 1)
+        by_number = {showing.number: showing.lines for showing in shown}
+        assert all(by_number[showing.number] == showing.lines for showing in shown)
+        assert len({tuple(lines) for lines in by_number.values()}) == len(by_number)
+        again += len(shown) - len(by_number)
+    assert again > 10
