@@ -28,7 +28,7 @@ from caption_extents.training.evaluate import (
     summarise,
     true_labels,
 )
-from caption_extents.training.evaluation_set import SECONDS, Event, Film
+from caption_extents.training.evaluation_set import SECONDS, Event, Film, is_seen
 from tests.films import make_film
 
 SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
@@ -98,6 +98,19 @@ def test_truth_of_the_evaluation_set(rate: str) -> None:
         if len(samples := np.flatnonzero(shown == number))
     ]
     assert [(c["start_frame"], c["end_frame"]) for c in film.truth()] == expected
+
+
+def test_captions_that_nobody_can_see_are_no_truth() -> None:
+    grey = np.full((3, 20, 200), 128, np.uint8)
+    drawn = grey.copy()
+    drawn[0, 5:15, 50:150] = 255
+    drawn[1, 5:15, 50:140] = 255
+    drawn[2, 5:15, 60:150] = 255
+    assert is_seen(drawn, [80, 80, 80])
+    assert not is_seen(drawn, [80, 95, 80]), "letters over each other"
+    assert not is_seen(grey, [0, 0, 0]), "nothing drawn"
+    drawn[1] = drawn[0]
+    assert not is_seen(drawn, [80, 80, 80]), "no change between two captions"
 
 
 def test_the_command_on_a_film(tmp_path: Path) -> None:

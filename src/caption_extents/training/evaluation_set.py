@@ -20,6 +20,8 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
 from caption_extents.training import backgrounds, fonts
 from caption_extents.training.clips import VISIBLE_ALPHA
 
@@ -45,6 +47,12 @@ LANGUAGES = {
     "central-european": ("pl", ("pl", "cs", "tr", "hu")),
 }
 """For each script: a language that fontconfig knows to need it, and catalogues with sentences in it."""
+
+_SEEN_LEVELS, _SEEN_PX = 40, 6
+"""A difference that can be seen: of so many levels of luma, in so many pixels."""
+
+_LETTER_WIDTH = 0.12
+"""Width over size of the narrowest letters, marks that stand above or below others counted too."""
 
 WIDE_SCRIPTS = frozenset({"han", "han-traditional", "japanese", "hangul"})
 
@@ -313,11 +321,56 @@ def _inputs(film: Film, rng: random.Random, footage: list[Path], pictures: list[
     return arguments, filters
 
 
+def drawn_captions(film: Film, script: Path) -> np.ndarray:
+    """What the renderer draws of each caption inside the crop, alone on grey, at the middle of its time.
+
+    Returns:
+        Luma, uint8 (captions, H, W).
+    """
+    left, top, right, bottom = film.crop
+    box = [round(film.width * left), round(film.height * top), round(film.width * right), round(film.height * bottom)]
+    width, height = box[2] - box[0], box[3] - box[1]
+    command = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i"]
+    command += [f"color=gray:s={film.width}x{film.height}:r={SAMPLE_RATE}:d={SECONDS},format=rgb24"]
+    command += ["-vf", f"ass={script},crop={width}:{height}:{box[0]}:{box[1]}"]
+    command += ["-f", "rawvideo", "-pix_fmt", "gray", "-"]
+    shown = np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.uint8)
+    middles = [(event.start + event.end) * SAMPLE_RATE // 200 for event in film.events]
+    return shown.reshape(-1, height, width)[middles]
+
+
+def is_seen(drawn: np.ndarray, least_px: list[float]) -> bool:
+    """Whether each of the pictures (N, H, W) shows something as wide as it must be, and not what the one before shows.
+
+    libass draws letters that a font lacks, or has only as bitmaps, as nothing, as boxes or all in one place. What
+    nobody can see is no truth to measure a model by.
+    """
+    blank = np.full_like(drawn[:1], np.bincount(drawn.ravel()).argmax())
+    shown = np.abs(drawn.astype(np.int16) - blank) > _SEEN_LEVELS
+    changes = np.abs(np.diff(np.concatenate([blank, drawn]).astype(np.int16), axis=0)) > _SEEN_LEVELS
+    widths = [np.ptp(columns) if len(columns := np.flatnonzero(picture.any(axis=0))) else 0 for picture in shown]
+    return bool((changes.sum((1, 2)) >= _SEEN_PX).all() and np.greater_equal(widths, least_px).all())
+
+
+def _choose_font(film: Film, script: Path) -> None:
+    """Take the next held-out family until one shows all captions."""
+    families = sorted(name for name in fonts.installed_fonts(LANGUAGES[film.script][0]) if fonts.is_held_out(name))
+    at = families.index(film.font) if film.font in families else 0
+    for family in [film.font, *families[at + 1 :], *families[:at]]:
+        film.font = family
+        write_script(film, random.Random(f"film {film.name}"), script)
+        least = [_LETTER_WIDTH * film.size_px * max(map(len, event.text.split("\\N"))) for event in film.events]
+        if not film.events or is_seen(drawn_captions(film, script), least):
+            return
+    raise RuntimeError(f"no held-out font of this machine shows all captions of film {film.name} ({film.script})")
+
+
 def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) -> None:
     """Make one film and its truth."""
     rng = random.Random(f"film {film.name}")
     codec, container, options = CODECS[int(film.codec)]
     script, video = folder / f"{film.name}.ass", folder / f"{film.name}.{container}"
+    _choose_font(film, script)
     write_script(film, rng, script)
     arguments, filters = _inputs(film, rng, footage, pictures)
     shots = "".join(f"[s{number}]" for number in range(len(filters)))
