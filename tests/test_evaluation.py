@@ -28,7 +28,7 @@ from caption_extents.training.evaluate import (
     summarise,
     true_labels,
 )
-from caption_extents.training.evaluation_set import SECONDS, Event, Film, is_seen
+from caption_extents.training.evaluation_set import SECONDS, Event, Film, which_are_seen
 from tests.films import make_film
 
 SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
@@ -106,11 +106,11 @@ def test_captions_that_nobody_can_see_are_no_truth() -> None:
     drawn[0, 5:15, 50:150] = 255
     drawn[1, 5:15, 50:140] = 255
     drawn[2, 5:15, 60:150] = 255
-    assert is_seen(drawn, [80, 80, 80])
-    assert not is_seen(drawn, [80, 95, 80]), "letters over each other"
-    assert not is_seen(grey, [0, 0, 0]), "nothing drawn"
+    assert which_are_seen(drawn, [80, 80, 80]).tolist() == [True, True, True]
+    assert which_are_seen(drawn, [80, 95, 80]).tolist() == [True, False, True], "letters over each other"
+    assert which_are_seen(grey, [0, 0, 0]).tolist() == [False] * 3, "nothing drawn"
     drawn[1] = drawn[0]
-    assert not is_seen(drawn, [80, 80, 80]), "no change between two captions"
+    assert which_are_seen(drawn, [80, 80, 80]).tolist() == [True, False, True], "no change between two captions"
 
 
 def test_the_command_on_a_film(tmp_path: Path) -> None:

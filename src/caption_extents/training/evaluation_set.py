@@ -15,7 +15,7 @@ import random
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -339,8 +339,8 @@ def drawn_captions(film: Film, script: Path) -> np.ndarray:
     return shown.reshape(-1, height, width)[middles]
 
 
-def is_seen(drawn: np.ndarray, least_px: list[float]) -> bool:
-    """Whether each of the pictures (N, H, W) shows something as wide as it must be, and not what the one before shows.
+def which_are_seen(drawn: np.ndarray, least_px: list[float]) -> np.ndarray:
+    """Which pictures (N, H, W) show something as wide as it must be, and not what the one before shows; bool (N,).
 
     libass draws letters that a font lacks, or has only as bitmaps, as nothing, as boxes or all in one place. What
     nobody can see is no truth to measure a model by.
@@ -348,21 +348,28 @@ def is_seen(drawn: np.ndarray, least_px: list[float]) -> bool:
     blank = np.full_like(drawn[:1], np.bincount(drawn.ravel()).argmax())
     shown = np.abs(drawn.astype(np.int16) - blank) > _SEEN_LEVELS
     changes = np.abs(np.diff(np.concatenate([blank, drawn]).astype(np.int16), axis=0)) > _SEEN_LEVELS
-    widths = [np.ptp(columns) if len(columns := np.flatnonzero(picture.any(axis=0))) else 0 for picture in shown]
-    return bool((changes.sum((1, 2)) >= _SEEN_PX).all() and np.greater_equal(widths, least_px).all())
+    columns = shown.any(axis=1)
+    widths = columns.shape[1] - columns.argmax(axis=1) - columns[:, ::-1].argmax(axis=1)
+    widths[~columns.any(axis=1)] = 0
+    seen: np.ndarray = (changes.sum((1, 2)) >= _SEEN_PX) & (widths >= np.asarray(least_px))
+    return seen
 
 
 def _choose_font(film: Film, script: Path) -> None:
-    """Take the next held-out family until one shows all captions."""
+    """Take the next held-out family until one shows all captions; failing that, drop what the best does not show."""
     families = sorted(name for name in fonts.installed_fonts(LANGUAGES[film.script][0]) if fonts.is_held_out(name))
     at = families.index(film.font) if film.font in families else 0
-    for family in [film.font, *families[at + 1 :], *families[:at]]:
-        film.font = family
-        write_script(film, random.Random(f"film {film.name}"), script)
-        least = [_LETTER_WIDTH * film.size_px * max(map(len, event.text.split("\\N"))) for event in film.events]
-        if not film.events or is_seen(drawn_captions(film, script), least):
-            return
-    raise RuntimeError(f"no held-out font of this machine shows all captions of film {film.name} ({film.script})")
+    least = [_LETTER_WIDTH * film.size_px * max(map(len, event.text.split("\\N"))) for event in film.events]
+    best = np.zeros(0, bool)
+    for family in [film.font, *families[at + 1 :], *families[:at]] if film.events else []:
+        tried = replace(film, font=family)
+        write_script(tried, random.Random(f"film {film.name}"), script)
+        seen = which_are_seen(drawn_captions(tried, script), least)
+        if seen.sum() > best.sum():
+            best, film.font = seen, family
+        if seen.all():
+            break
+    film.events = [event for event, is_seen in zip(film.events, best, strict=True) if is_seen]
 
 
 def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) -> None:
