@@ -16,7 +16,7 @@ from caption_extents.video.batch import CropBatch, Planes, empty_planes
 from caption_extents.video.cpu import crop_planes
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
-from caption_extents.video.segmented import SegmentedDecoder
+from caption_extents.video.segmented import Buffers, SegmentedDecoder
 from caption_extents.video.source import VideoFacts, open_video, probe
 from caption_extents.video.timeline import build_timeline
 from tests.media import Recipe, ReferenceFrame, make_video, reference_samples
@@ -104,12 +104,16 @@ class SoftwareEngine:
             context.width, context.height = stream.codec_context.width, stream.codec_context.height
         return context
 
-    def crop_into(self, frame: av.VideoFrame, planes: Planes, index: int) -> None:
-        for target, source in zip(planes, crop_planes(frame, self._crop, self._facts), strict=True):
-            target.numpy()[index] = source
-
     def empty(self, count: int) -> Planes:
         return empty_planes(count, self._crop.height, self._crop.width)
+
+    def crop_into(self, frame: av.VideoFrame, buffers: Buffers, index: int) -> None:
+        for target, source in zip(buffers, crop_planes(frame, self._crop, self._facts), strict=True):
+            target.numpy()[index] = source
+
+    def planes(self, buffers: Buffers) -> Planes:
+        y, u, v = buffers
+        return y, u, v
 
 
 def open_segmented(path: Path, region: CropRegion, rate: Fraction, sessions: int = 3) -> SegmentedDecoder:
@@ -174,7 +178,7 @@ def test_closing_ends_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_error_of_a_session_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_video(Recipe("long", pts=tuple(range(60)), options=B_FRAMES), tmp_path)
-    monkeypatch.setattr(SoftwareEngine, "crop_into", lambda self, frame, planes, index: 1 / 0)
+    monkeypatch.setattr(SoftwareEngine, "crop_into", lambda self, frame, buffers, index: 1 / 0)
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
         list(open_segmented(path, REGION, F(10)))

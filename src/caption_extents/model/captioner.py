@@ -46,6 +46,10 @@ class CaptionModel:
         on_cpu = self.device.type == "cpu"
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
         self._threads = _single_threaded_pool(threads) if on_cpu else None
+        self._warming: threading.Thread | None = None
+        if not on_cpu:
+            self._warming = threading.Thread(target=self._warm_up, name="warm-up", daemon=True)
+            self._warming.start()
 
     def __enter__(self) -> CaptionModel:
         return self
@@ -59,6 +63,14 @@ class CaptionModel:
         """Free the threads; the model cannot be used any more."""
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
+        if self._warming is not None:
+            self._warming.join()
+
+    def _warm_up(self) -> None:
+        """Have a GPU's libraries loaded, which takes half a second, while the first samples are decoded."""
+        luma, chroma = torch.zeros((2, 64, 512), dtype=torch.uint8), torch.zeros((2, 32, 256), dtype=torch.uint8)
+        embeddings = self.embed(luma, chroma, chroma)
+        self.compare(embeddings[:1], embeddings[1:])
 
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Embeddings of consecutive samples. May be called from several threads.

@@ -8,7 +8,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -101,9 +102,9 @@ def run_job(job: Job) -> CropInferResult:
     watch, started_at = _Stopwatch(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _open_video(job, store) as (path, video):
-        plan = _make_plan(job, path, video)
-        with plan.model, _acquire(job, plan, store, keys) as lease:
+    with _loading_model(job) as model, _open_video(job, store) as (path, video):
+        plan = _make_plan(job, path, video, model)
+        with _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 stages = _make_stages(job, plan, lease, done, encoders, watch)
@@ -145,6 +146,18 @@ def _as_processing_error() -> Iterator[None]:
         raise
     except Exception as error:
         raise ProcessingError(f"a stage failed unexpectedly: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _loading_model(job: Job) -> Iterator[Future[PairModel]]:
+    """The model, on its way while the video is opened: a GPU's context takes as long as the index of an hour."""
+
+    def load() -> PairModel:
+        device = choose_device(job.device)
+        return opened.enter_context(open_model(job.model, job.crop_region, device, job.inference_threads))
+
+    with ExitStack() as opened, ThreadPoolExecutor(1, "load-model") as thread:
+        yield thread.submit(load)
 
 
 @contextmanager
@@ -191,14 +204,14 @@ def _limits(job: Job) -> DecoderLimits | None:
     return DecoderLimits(job.isolate_memory_mib << 20, job.stall_seconds) if job.isolate else None
 
 
-def _make_plan(job: Job, path: Path, video: VideoInput) -> _Plan:
+def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]) -> _Plan:
     preset = find_preset(job.preset)
     if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES:
         raise VideoError(f"{job.video_key!r} keeps no presentation times, so it cannot be refined; remux it to MKV")
     return _Plan(
         video=video,
         crop=resolve_crop(job.crop_region, video.facts),
-        model=open_model(job.model, job.crop_region, choose_device(job.device), job.inference_threads),
+        model=model.result(),
         preset=preset,
         source=SourceRecord(job.video_key, video.facts.size_bytes, content_fingerprint(path)),
         prices=job.machine_prices,

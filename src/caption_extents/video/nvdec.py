@@ -7,19 +7,19 @@ taken after its frame is decoded and before the frame's memory is used again, wi
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import av
 import torch
 from av.codec.hwaccel import HWAccel
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
-from torch.utils import dlpack
 
-from caption_extents.video.batch import Planes, empty_planes
+from caption_extents.video.batch import Planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.cuda import decode_engines
-from caption_extents.video.segmented import Engine, SegmentedDecoder
+from caption_extents.video.device_copy import BoxCopy
+from caption_extents.video.segmented import Buffers, Engine, SegmentedDecoder
 from caption_extents.video.source import VideoFacts, open_video
 from caption_extents.video.timeline import Timeline
 
@@ -48,6 +48,9 @@ def open_nvdec(
 class _NvdecEngine(Engine):
     def __init__(self, facts: VideoFacts, crop: CropPixels, device: torch.device) -> None:
         self._facts, self._crop, self._device = facts, crop, device
+        left, top, right, bottom = crop.decoded
+        width, height = right - left, bottom - top
+        self._copies = BoxCopy(left, top, width, height), BoxCopy(left, top // 2, width, height // 2)
 
     def open(self) -> VideoCodecContext:
         torch.cuda.set_device(self._device)
@@ -65,14 +68,18 @@ class _NvdecEngine(Engine):
             context.extradata = stream.codec_context.extradata
         return context
 
-    def crop_into(self, frame: VideoFrame, planes: Planes, index: int) -> None:
+    def empty(self, count: int) -> Buffers:
         left, top, right, bottom = self._crop.decoded
-        # NV12: luma, and chroma with U and V side by side. PyTorch's own call of __dlpack__ passes a stream, which
-        # PyAV refuses; both are on the default stream.
-        luma, chroma = (dlpack.from_dlpack(cast(Any, plane).__dlpack__()) for plane in frame.planes[:2])
-        box = chroma[top // 2 : bottom // 2, left // 2 : right // 2]
-        for target, source in zip(planes, (luma[top:bottom, left:right], box[..., 0], box[..., 1]), strict=True):
-            target[index].copy_(self._facts.orientation.apply_tensor(source))
+        height, width = bottom - top, right - left
+        luma = torch.empty((count, height, width), dtype=torch.uint8, device=self._device)
+        return luma, torch.empty((count, height // 2, width // 2, 2), dtype=torch.uint8, device=self._device)
 
-    def empty(self, count: int) -> Planes:
-        return empty_planes(count, self._crop.height, self._crop.width, self._device)
+    def crop_into(self, frame: VideoFrame, buffers: Buffers, index: int) -> None:
+        # NV12: luma, and chroma with U and V side by side, so that both have as many bytes in a row.
+        for plane, copy, buffer in zip(frame.planes, self._copies, buffers, strict=False):
+            copy(plane.buffer_ptr, plane.line_size, buffer.data_ptr() + index * copy.nbytes)
+
+    def planes(self, buffers: Buffers) -> Planes:
+        luma, chroma = buffers
+        turn = self._facts.orientation.apply_tensor
+        return turn(luma), turn(chroma[..., 0]), turn(chroma[..., 1])

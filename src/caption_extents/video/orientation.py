@@ -59,12 +59,12 @@ class Orientation:
             plane = plane[::-1]
         return plane
 
-    def apply_tensor(self, plane: torch.Tensor) -> torch.Tensor:
-        """As :meth:`apply`, for a tensor."""
+    def apply_tensor(self, planes: torch.Tensor) -> torch.Tensor:
+        """As :meth:`apply`, for planes (..., rows, columns)."""
         if self.transpose:
-            plane = plane.transpose(0, 1)
-        mirrored = [axis for axis, mirror in ((1, self.mirror_horizontal), (0, self.mirror_vertical)) if mirror]
-        return plane.flip(mirrored) if mirrored else plane
+            planes = planes.transpose(-2, -1)
+        mirrored = [axis for axis, mirror in ((-1, self.mirror_horizontal), (-2, self.mirror_vertical)) if mirror]
+        return planes.flip(mirrored) if mirrored else planes
 
     def to_decoded(
         self, left: int, top: int, right: int, bottom: int, width: int, height: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
 
 import av
@@ -39,6 +39,10 @@ _CLOSE_SECONDS = 10.0
 Packet: TypeAlias = "av.Packet[Any]"
 
 
+Buffers: TypeAlias = tuple[torch.Tensor, ...]
+"""Crops of consecutive samples, laid out as suits the engine that takes them."""
+
+
 class Engine(Protocol):
     """What decodes and crops. A session calls it from its own thread only."""
 
@@ -46,12 +50,16 @@ class Engine(Protocol):
         """A decoder for the video's packets."""
         ...
 
-    def crop_into(self, frame: VideoFrame, planes: Planes, index: int) -> None:
-        """Copy a frame's crop into planes as sample ``index``."""
+    def empty(self, count: int) -> Buffers:
+        """Uninitialised room for the crops of ``count`` samples."""
         ...
 
-    def empty(self, count: int) -> Planes:
-        """Uninitialised planes for the crops of ``count`` samples."""
+    def crop_into(self, frame: VideoFrame, buffers: Buffers, index: int) -> None:
+        """Copy a frame's crop into the room of sample ``index``."""
+        ...
+
+    def planes(self, buffers: Buffers) -> Planes:
+        """Crops that are all there, as they are displayed."""
         ...
 
 
@@ -73,7 +81,7 @@ class _Crops:
 
     span: Span
     planes: Planes
-    undecodable: list[int] = field(default_factory=list)
+    undecodable: list[int]
     last: Planes | None = None
 
 
@@ -224,8 +232,8 @@ class _Session:
         Raises:
             _DependentError: it is not the first, and its first frame cannot be decoded.
         """
-        span = segment.span
-        crops = _Crops(span, self._engine.empty(len(span)))
+        span, engine = segment.span, self._engine
+        buffers, undecodable = engine.empty(len(span)), list[int]()
         sample_pts = self._timeline.sample_pts[span.first_sample : span.last_sample]
         latest: VideoFrame | None = None
 
@@ -239,19 +247,18 @@ class _Session:
 
         source = frames()
         for at, pts, frame in settle(source, sample_pts):
-            self._engine.crop_into(frame, crops.planes, at)
+            engine.crop_into(frame, buffers, at)
             if pts != sample_pts[at]:
-                crops.undecodable.append(span.first_sample + at)
+                undecodable.append(span.first_sample + at)
         for _ in source:
             pass  # to the end, so that the decoder is empty for the next segment, and the last good frame is known
         if latest is not None:
-            crops.last = self._engine.empty(1)
-            self._engine.crop_into(latest, crops.last, 0)
-        elif segment.number and segment.packets and not self._stopped.is_set():
+            last = engine.empty(1)
+            engine.crop_into(latest, last, 0)
+            return _Crops(span, engine.planes(buffers), undecodable, engine.planes(last))
+        if segment.number and segment.packets and not self._stopped.is_set():
             raise _DependentError
-        else:
-            crops.undecodable.extend(range(span.first_sample, span.last_sample))
-        return crops
+        return _Crops(span, engine.planes(buffers), list(range(span.first_sample, span.last_sample)))
 
     def _frames(self, segment: Segment[Packet]) -> Iterator[tuple[int, VideoFrame]]:
         """Good frames of a segment and their times, in presentation order."""
