@@ -37,7 +37,7 @@ def test_activities_of_a_run_share_their_buckets() -> None:
     short, long = Activity(0.0), Activity(0.0)
     short.add(0.0, 1.0)
     long.add(0.0, 1000.0, 2.0)
-    timeline = RunTimeline.of({"short": short, "long": long}, {})
+    timeline = RunTimeline.of({"short": short, "long": long}, {}, {})
     assert timeline.bucket_seconds == long.bucket_seconds
     assert sum(timeline.busy["short"]) * timeline.bucket_seconds == pytest.approx(1.0, abs=0.01)
     assert timeline.busy["long"][:-1] == [2.0] * (len(timeline.busy["long"]) - 1)

@@ -64,18 +64,19 @@ class RunTimeline:
         bucket_seconds: length of a bucket; the first begins with the run.
         busy: for each stage, how many of its workers were at work, on average, in each bucket.
         queued: for each queue, named after what fills it, how many items it held.
+        gpu: what its driver says of the GPU, by name: shares in 0..1, bytes, bytes a second; empty without one.
     """
 
     bucket_seconds: float
     busy: dict[str, list[float]]
     queued: dict[str, list[float]]
+    gpu: dict[str, list[float]]
 
     @classmethod
-    def of(cls, busy: Mapping[str, Activity], queued: Mapping[str, Activity]) -> RunTimeline:
+    def of(
+        cls, busy: Mapping[str, Activity], queued: Mapping[str, Activity], gpu: Mapping[str, Activity]
+    ) -> RunTimeline:
         """All activities in buckets of one length."""
-        length = max((activity.bucket_seconds for activity in [*busy.values(), *queued.values()]), default=1.0)
-        return cls(
-            length,
-            {name: activity.means(length) for name, activity in busy.items()},
-            {name: activity.means(length) for name, activity in queued.items()},
-        )
+        groups = busy, queued, gpu
+        length = max((activity.bucket_seconds for group in groups for activity in group.values()), default=1.0)
+        return cls(length, *({name: activity.means(length) for name, activity in group.items()} for group in groups))

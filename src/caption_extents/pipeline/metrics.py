@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from caption_extents.pipeline.activity import Activity, RunTimeline
 from caption_extents.pipeline.forecast import Work
+from caption_extents.pipeline.gpu_use import GpuUse
 
 T = TypeVar("T")
 
@@ -54,6 +55,7 @@ class StageClock:
         self.items = 0
         self.nbytes = 0
         self.first_start: float | None = None
+        self.first_item: float | None = None
         self.last_end = 0.0
         self._lock = threading.Lock()
         self._on_samples = on_samples
@@ -87,6 +89,8 @@ class StageClock:
         """Add to what the stage has yielded."""
         with self._lock:
             self.samples += samples
+            if items and not self.items:
+                self.first_item = time.perf_counter()
             self.items += items
             self.nbytes += nbytes
             total = self.samples
@@ -153,6 +157,7 @@ class StageMetrics:
         samples_per_second: samples over ``time_seconds``.
         thread_seconds: CPU time of the stage's own threads, without those that codecs start.
         started: when its first work began, in seconds of a clock whose zero means nothing; 0 if it never did.
+        first_item_seconds: from its first start until its first item was done.
         cpu_seconds: CPU time of the process while the stage ran alone (sequential runs only).
     """
 
@@ -167,6 +172,7 @@ class StageMetrics:
     samples_per_second: float
     thread_seconds: float = 0.0
     started: float = 0.0
+    first_item_seconds: float = 0.0
     cpu_seconds: float | None = None
 
     @classmethod
@@ -185,6 +191,7 @@ class StageMetrics:
             samples_per_second=clock.samples / span if span > 0 else 0.0,
             thread_seconds=clock.thread_seconds,
             started=clock.first_start or 0.0,
+            first_item_seconds=(clock.first_item or 0.0) - (clock.first_start or 0.0) if clock.first_item else 0.0,
             cpu_seconds=clock.cpu_seconds,
         )
 
@@ -268,6 +275,7 @@ class RunMetrics:
         implementation: ``pipelined`` or ``sequential``.
         total_seconds: the whole job, from call to return.
         setup_seconds: opening, indexing and loading before the first stage starts.
+        startup_seconds: the whole job until the first samples are there; what follows goes at its steady pace.
         cpu_seconds: CPU time of the process over the whole job.
         cpu_count: cores that the process may use.
         stages: by name: extraction, inference, encoding, upload.
@@ -277,11 +285,13 @@ class RunMetrics:
         work: what had to be done, for forecasts of other arrangements.
         timeline: which stage was busy when, and what its queues held.
         offload: what encoding elsewhere has cost and saved; None where encoding was done here.
+        gpu: how busy the GPU was; None without one, or where its driver does not tell.
     """
 
     implementation: str
     total_seconds: float
     setup_seconds: float
+    startup_seconds: float
     cpu_seconds: float
     cpu_count: int
     stages: dict[str, StageMetrics]
@@ -291,6 +301,7 @@ class RunMetrics:
     work: Work
     timeline: RunTimeline
     offload: OffloadMetrics | None = None
+    gpu: GpuUse | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

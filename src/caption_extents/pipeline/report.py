@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caption_extents.pipeline.gpu_use import GpuUse
 from caption_extents.pipeline.metrics import (
     ENCODING,
     EXTRACTION,
@@ -22,7 +23,7 @@ def format_metrics(metrics: RunMetrics) -> str:
     overlap = metrics.overlap
     lines = [
         f"Performance metrics ({metrics.implementation}, {metrics.cpu_count} cores)",
-        f"  Total        {_s(metrics.total_seconds)}, set-up {_s(metrics.setup_seconds)}",
+        f"  Total        {_s(metrics.total_seconds)}, of it start-up {_s(metrics.startup_seconds)} to the first samples",
         f"  CPU          {_s(metrics.cpu_seconds)}",
         "  Extraction",
         f"    {_time(extraction)}, {extraction.samples} samples, {extraction.samples_per_second:.1f} fps",
@@ -43,9 +44,19 @@ def format_metrics(metrics: RunMetrics) -> str:
         f"    {overlap.advice}",
         f"  Peak memory  {metrics.peak_memory_bytes / 2**20:.0f} MiB",
     ]
+    if metrics.gpu is not None:
+        lines += _gpu(metrics.gpu)
     if metrics.offload is not None:
         lines += _offload(metrics.offload)
     return "\n".join([*lines, *_cost(metrics.cost)])
+
+
+def _gpu(gpu: GpuUse) -> list[str]:
+    return [
+        f"  GPU          decoder busy {gpu.decoder:.0%}, compute {gpu.compute:.0%}, "
+        f"{gpu.added_memory_bytes / 2**20:.0f} MiB taken",
+        f"    PCIe {gpu.pcie_in_bytes_per_second / 1e6:.0f} MB/s in, {gpu.pcie_out_bytes_per_second / 1e6:.0f} MB/s out",
+    ]
 
 
 def _offload(offload: OffloadMetrics) -> list[str]:

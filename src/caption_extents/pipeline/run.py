@@ -31,6 +31,7 @@ from caption_extents.model.opening import open_model
 from caption_extents.model.weights import DEFAULT_WEIGHTS
 from caption_extents.pipeline.activity import RunTimeline
 from caption_extents.pipeline.analysis import Prices, analyse_overlap, cost_of_run, measured_work, offload_metrics
+from caption_extents.pipeline.gpu_use import GpuWatch
 from caption_extents.pipeline.metrics import (
     ENCODING,
     EXTRACTION,
@@ -107,9 +108,10 @@ def run_job(job: Job) -> CropInferResult:
         with _acquire(job, plan, store, keys) as lease:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
+                gpu = GpuWatch(plan.model.device, watch.started)
                 stages = _make_stages(job, plan, lease, done, encoders, watch)
                 watch.set_up()
-                with closing(stages.extraction.decoder), _as_processing_error():
+                with closing(stages.extraction.decoder), _as_processing_error(), gpu:
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
@@ -118,10 +120,10 @@ def run_job(job: Job) -> CropInferResult:
                 with _as_processing_error():
                     captions = refine_captions(captions, plan.facts, plan.timeline, plan.crop, plan.model)
             manifest = _manifest(job, plan, records, lease)
-            so_far = _metrics(job, plan, stages, watch)
+            so_far = _metrics(job, plan, stages, watch, gpu)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, so_far)
             lease.commit(manifest, build_database(metadata, probabilities, captions))
-    metrics = _metrics(job, plan, stages, watch)
+    metrics = _metrics(job, plan, stages, watch, gpu)
     forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
     return CropInferResult(
         version=lease.version,
@@ -395,7 +397,7 @@ class _Stopwatch:
         return time.process_time() - self.started_cpu
 
 
-def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch) -> RunMetrics:
+def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch, gpu: GpuWatch) -> RunMetrics:
     measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
     total_seconds, cpu_seconds = watch.seconds, watch.cpu_seconds
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -416,6 +418,7 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch) -> RunMet
         implementation=job.implementation,
         total_seconds=total_seconds,
         setup_seconds=watch.setup_seconds,
+        startup_seconds=watch.setup_seconds + measured[EXTRACTION].first_item_seconds,
         cpu_seconds=cpu_seconds,
         cpu_count=cores,
         stages=measured,
@@ -425,7 +428,10 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch) -> RunMet
             plan.prices, work, plan.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
         ),
         work=work,
-        timeline=RunTimeline.of({name: clock.activity for name, clock in stages.clocks.items()}, stages.queued),
+        timeline=RunTimeline.of(
+            {name: clock.activity for name, clock in stages.clocks.items()}, stages.queued, gpu.activities
+        ),
+        gpu=gpu.use,
         offload=None
         if offload is None
         else offload_metrics(job.encoder, stages.clocks[ENCODING].workers, offload.segment_bytes, work, total_seconds),

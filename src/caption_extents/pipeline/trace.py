@@ -10,7 +10,7 @@ _MICROSECONDS = 1e6
 
 
 def chrome_trace(timeline: RunTimeline) -> dict[str, object]:
-    """Counters over time: workers at work in each stage, and items in each queue.
+    """Counters over time: workers at work in each stage, items in each queue, and what is busy of the GPU.
 
     The format is the "Trace Event Format" (JSON object, events of phase ``C``); times are in microseconds from the
     run's start.
@@ -18,6 +18,7 @@ def chrome_trace(timeline: RunTimeline) -> dict[str, object]:
     counters = chain(
         ((name, "busy workers", values) for name, values in timeline.busy.items()),
         ((f"queue behind {name}", "items", values) for name, values in timeline.queued.items()),
+        ((f"GPU {name}", "value", values) for name, values in timeline.gpu.items()),
     )
     events = [
         {

@@ -26,6 +26,9 @@ from caption_extents.video.timeline import Timeline
 _DECODERS = {"libdav1d": "av1"}
 """FFmpeg's own decoder, which drives NVDEC, where the usual one is another library."""
 
+_SPARE_SESSIONS = 1
+"""Beyond one for each engine: work for the engine whose session is between two segments."""
+
 
 def open_nvdec(
     facts: VideoFacts, timeline: Timeline, crop: CropPixels, device: torch.device, *, sessions: int = 0
@@ -37,11 +40,11 @@ def open_nvdec(
         timeline: its samples.
         crop: what to keep of each sample.
         device: a CUDA device.
-        sessions: decoders at work at once; 0 for one for each engine.
+        sessions: decoders at work at once; 0 for one for each engine and one more.
     """
     if not sessions:
         engines = decode_engines(facts.codec, device)
-        sessions = engines.count if engines else 1
+        sessions = engines.count + _SPARE_SESSIONS if engines else 1
     return SegmentedDecoder("nvdec", facts, timeline, [_NvdecEngine(facts, crop, device) for _ in range(sessions)])
 
 

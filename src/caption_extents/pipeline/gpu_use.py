@@ -1,0 +1,126 @@
+"""How busy a GPU is while a run goes on, asked of its driver (NVML)."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass
+from types import ModuleType, TracebackType
+from typing import Any
+
+import torch
+
+from caption_extents.pipeline.activity import Activity
+
+_INTERVAL_SECONDS = 0.1
+
+DECODER, COMPUTE, MEMORY, PCIE_IN, PCIE_OUT = "decoder", "compute", "memory", "pcie in", "pcie out"
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """A GPU during a run, all of its processes together.
+
+    Attributes:
+        decoder: mean share of the time that the decode engines were busy, in 0..1.
+        compute: mean share of the time that a kernel was running, in 0..1.
+        pcie_in_bytes_per_second, pcie_out_bytes_per_second: mean traffic to and from the GPU.
+        peak_memory_bytes: most memory in use.
+        added_memory_bytes: that, less what was in use before the run.
+    """
+
+    decoder: float
+    compute: float
+    pcie_in_bytes_per_second: float
+    pcie_out_bytes_per_second: float
+    peak_memory_bytes: int
+    added_memory_bytes: int
+
+
+class GpuWatch:
+    """A context manager that asks a GPU's driver ten times a second, as far as it answers.
+
+    Args:
+        device: a CUDA device; nothing is watched on others.
+        origin: when the run started, on the clock of ``time.perf_counter``.
+    """
+
+    def __init__(self, device: torch.device, origin: float) -> None:
+        self.activities: dict[str, Activity] = {}
+        """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
+        self.use: GpuUse | None = None
+        """What was seen; None where there is no GPU or no answer."""
+        self._origin = origin
+        self._gpu = _Gpu.open(device) if device.type == "cuda" else None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
+
+    def __enter__(self) -> GpuWatch:
+        if self._gpu is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        assert self._gpu is not None
+        readings: list[dict[str, float]] = []
+        before = time.perf_counter()
+        while not self._stop.wait(_INTERVAL_SECONDS):
+            reading, now = self._gpu.read(), time.perf_counter()
+            for name, value in reading.items():
+                self.activities.setdefault(name, Activity(self._origin)).add(before, now, value)
+            readings.append(reading)
+            before = now
+        if readings:
+            self.use = _summary(readings, self._gpu.memory_before)
+
+
+def _summary(readings: list[dict[str, float]], memory_before: int) -> GpuUse:
+    def mean(name: str) -> float:
+        return sum(reading.get(name, 0.0) for reading in readings) / len(readings)
+
+    peak = int(max(reading.get(MEMORY, 0.0) for reading in readings))
+    return GpuUse(mean(DECODER), mean(COMPUTE), mean(PCIE_IN), mean(PCIE_OUT), peak, max(0, peak - memory_before))
+
+
+class _Gpu:
+    """One GPU, as NVML shows it. What its driver does not answer is left out."""
+
+    def __init__(self, nvml: ModuleType, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+        self.memory_before = int(self.read().get(MEMORY, 0))
+
+    @classmethod
+    def open(cls, device: torch.device) -> _Gpu | None:
+        """None where NVML is not installed or does not know the device."""
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            # PyTorch's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))
+        except Exception:
+            # Whatever is wrong with it, a run does not fail for want of its figures.
+            return None
+
+    def read(self) -> dict[str, float]:
+        """What is in use now."""
+        nvml, handle, found = self._nvml, self._handle, dict[str, float]()
+        with contextlib.suppress(nvml.NVMLError):
+            found[MEMORY] = nvml.nvmlDeviceGetMemoryInfo(handle).used
+        with contextlib.suppress(nvml.NVMLError):
+            found[DECODER] = nvml.nvmlDeviceGetDecoderUtilization(handle)[0] / 100
+        with contextlib.suppress(nvml.NVMLError):
+            found[COMPUTE] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
+        for name, counter in ((PCIE_IN, nvml.NVML_PCIE_UTIL_RX_BYTES), (PCIE_OUT, nvml.NVML_PCIE_UTIL_TX_BYTES)):
+            with contextlib.suppress(nvml.NVMLError):
+                found[name] = nvml.nvmlDeviceGetPcieThroughput(handle, counter) * 1024.0
+        return found
