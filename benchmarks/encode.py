@@ -54,9 +54,9 @@ SETTINGS: Mapping[str, dict[str, str]] = MappingProxyType(
         "good 5, lag 0": _good(5, **{"auto-alt-ref": "0", "lag-in-frames": "0"}),
         "good 5, screen": _good(5, **_SCREEN),
         "good 5, row-mt": _good(5, **{"row-mt": "1"}),
-        **{f"realtime {speed}": _realtime(speed) for speed in range(2, 10)},
+        **{f"realtime {speed}": _realtime(speed) for speed in range(2, 9)},
         "realtime 5, aq 0": _realtime(5, **{"aq-mode": "0"}),
-        **{f"realtime {speed}, screen": _realtime(speed, **_SCREEN) for speed in range(5, 10)},
+        **{f"realtime {speed}, screen": _realtime(speed, **_SCREEN) for speed in range(5, 9)},
     }
 )
 """What is compared; all but one without ``frame-parallel``, which gives up adapting to what was coded before."""

@@ -23,7 +23,8 @@ def format_metrics(metrics: RunMetrics) -> str:
     overlap = metrics.overlap
     lines = [
         f"Performance metrics ({metrics.implementation}, {metrics.cpu_count} cores)",
-        f"  Total        {_s(metrics.total_seconds)}, of it start-up {_s(metrics.startup_seconds)} to the first samples",
+        f"  Total        {_s(metrics.total_seconds)}",
+        f"  Start-up     {_s(metrics.startup_seconds)} to the first samples",
         f"  CPU          {_s(metrics.cpu_seconds)}",
         "  Extraction",
         f"    {_time(extraction)}, {extraction.samples} samples, {extraction.samples_per_second:.1f} fps",
@@ -55,7 +56,8 @@ def _gpu(gpu: GpuUse) -> list[str]:
     return [
         f"  GPU          decoder busy {gpu.decoder:.0%}, compute {gpu.compute:.0%}, "
         f"{gpu.added_memory_bytes / 2**20:.0f} MiB taken",
-        f"    PCIe {gpu.pcie_in_bytes_per_second / 1e6:.0f} MB/s in, {gpu.pcie_out_bytes_per_second / 1e6:.0f} MB/s out",
+        f"    PCIe {gpu.pcie_in_bytes_per_second / 1e6:.0f} MB/s in, "
+        f"{gpu.pcie_out_bytes_per_second / 1e6:.0f} MB/s out",
     ]
 
 

@@ -55,7 +55,8 @@ def open_decoder(
         crop: what to keep of each sample.
         device: a CPU or CUDA device.
         insist: never fall back to the CPU.
-        threads: of a CPU decoder, 0 for one for each core; of a GPU decoder, sessions, 0 for as many as keep its engines busy.
+        threads: of a CPU decoder, 0 for one for each core; of a GPU decoder, sessions, 0 for as many as keep its
+            engines busy.
 
     Raises:
         InputError: the GPU cannot decode this video, and ``insist`` was given.
