@@ -15,7 +15,7 @@ from caption_extents.video import segmented
 from caption_extents.video.batch import CropBatch, Planes, empty_planes
 from caption_extents.video.cpu import crop_planes
 from caption_extents.video.crop import CropPixels, resolve_crop
-from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
+from caption_extents.video.decoder import open_decoder
 from caption_extents.video.segmented import Buffers, SegmentedDecoder
 from caption_extents.video.source import VideoFacts, open_video, probe
 from caption_extents.video.timeline import build_timeline
@@ -191,7 +191,7 @@ def assert_samples_are(path: Path, rate: Fraction, expected: list[ReferenceFrame
 
 def check_batches(batches: list[CropBatch], path: Path, expected: list[ReferenceFrame]) -> None:
     assert sum(map(len, batches)) == len(expected)
-    assert [batch.first_sample for batch in batches] == list(range(0, len(expected), BATCH_SAMPLES))
+    assert [batch.first_sample for batch in batches] == list(range(0, len(expected), len(batches[0])))
     crop = resolve_crop(REGION, probe(path))
     for batch in batches:
         for offset in range(len(batch)):

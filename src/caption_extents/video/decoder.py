@@ -14,16 +14,17 @@ from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
 
 BATCH_SAMPLES = 32
-"""Samples in a batch, cut at multiples of this number; two runs with the same number compute the same results."""
+"""Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""
 
 
 class SampleDecoder(Protocol):
     """Decodes the samples of a timeline, cropped, in order.
 
-    Iterating starts the work and may be done once. Batches hold ``BATCH_SAMPLES`` samples, the last one the rest, and
-    begin at multiples of that number. A sample whose frame cannot be decoded shows the last good frame before it (the
-    first good one, at the start) and its number is in :attr:`undecodable_samples` when the iteration is over.
-    ``close`` may be called at any time, more than once, and stops the iteration.
+    Iterating starts the work and may be done once. All batches hold the same number of samples, the last one the rest;
+    that number depends on the decoder and the size of the crop, and on nothing else. A sample whose frame cannot be
+    decoded shows the last good frame before it (the first good one, at the start) and its number is in
+    :attr:`undecodable_samples` when the iteration is over. ``close`` may be called at any time, more than once, and
+    stops the iteration.
     """
 
     name: str

@@ -18,6 +18,7 @@ from av.video.frame import VideoFrame
 from caption_extents.video.batch import Planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.cuda import decode_engines
+from caption_extents.video.decoder import BATCH_SAMPLES
 from caption_extents.video.device_copy import BoxCopy
 from caption_extents.video.segmented import Buffers, Engine, SegmentedDecoder
 from caption_extents.video.source import VideoFacts, open_video
@@ -25,6 +26,13 @@ from caption_extents.video.timeline import Timeline
 
 _DECODERS = {"libdav1d": "av1"}
 """FFmpeg's own decoder, which drives NVDEC, where the usual one is another library."""
+
+_BATCH_SAMPLES = 128
+"""Most samples in a batch. A batch costs the threads that share Python's lock about a hundred hand-overs of it, however
+many samples it holds; with 32 samples these, not the GPU, were what inference waited for."""
+
+_BATCH_BYTES = 32 << 20
+"""Batches of large crops hold fewer samples, so that the few that wait between stages stay small."""
 
 _SPARE_SESSIONS = 1
 """Beyond one for each engine: work for the engine whose session is between two segments."""
@@ -45,7 +53,13 @@ def open_nvdec(
     if not sessions:
         engines = decode_engines(facts.codec, device)
         sessions = engines.count + _SPARE_SESSIONS if engines else 1
-    return SegmentedDecoder("nvdec", facts, timeline, [_NvdecEngine(facts, crop, device) for _ in range(sessions)])
+    nvdec: list[Engine] = [_NvdecEngine(facts, crop, device) for _ in range(sessions)]
+    return SegmentedDecoder("nvdec", facts, timeline, nvdec, _batch_samples(crop))
+
+
+def _batch_samples(crop: CropPixels) -> int:
+    fitting = _BATCH_BYTES // (crop.width * crop.height * 3 // 2)
+    return min(max(fitting, BATCH_SAMPLES), _BATCH_SAMPLES)
 
 
 class _NvdecEngine(Engine):

@@ -93,12 +93,21 @@ class SegmentedDecoder:
         facts: of the video.
         timeline: its samples.
         engines: one for each session.
+        batch_samples: samples in a batch.
     """
 
-    def __init__(self, name: str, facts: VideoFacts, timeline: Timeline, engines: list[Engine]) -> None:
+    def __init__(
+        self,
+        name: str,
+        facts: VideoFacts,
+        timeline: Timeline,
+        engines: list[Engine],
+        batch_samples: int = BATCH_SAMPLES,
+    ) -> None:
         self.name = name
         self.undecodable_samples: list[int] = []
         self._facts, self._timeline, self._engines = facts, timeline, engines
+        self._batch_samples = batch_samples
         self._batches = self._decode()
         self._work: _SideBySide | None = None
 
@@ -112,7 +121,7 @@ class SegmentedDecoder:
 
     def _decode(self) -> Iterator[CropBatch]:
         spans = plan_spans(self._timeline, SEGMENT_SAMPLES)
-        cutter = _BatchCutter(len(self._timeline))
+        cutter = _BatchCutter(len(self._timeline), self._batch_samples)
         try:
             yield from self._decode_spans(spans, cutter)
         except _DependentError:
@@ -285,10 +294,10 @@ class _Session:
 
 
 class _BatchCutter:
-    """Cuts segments, which come in order, into batches of ``BATCH_SAMPLES``."""
+    """Cuts segments, which come in order, into batches of a size."""
 
-    def __init__(self, count: int) -> None:
-        self._count = count
+    def __init__(self, count: int, batch_samples: int) -> None:
+        self._count, self._size = count, batch_samples
         self._given = 0
         self._parts: list[Planes] = []
         self._held = 0
@@ -313,8 +322,8 @@ class _BatchCutter:
             self._held += len(crops.span) - passed
         joined = cast(Planes, tuple(torch.cat(group) for group in zip(*self._parts, strict=True)))
         at = 0
-        while self._held >= BATCH_SAMPLES or (self._held and self.taken_samples == self._count):
-            size = min(BATCH_SAMPLES, self._held)
+        while self._held >= self._size or (self._held and self.taken_samples == self._count):
+            size = min(self._size, self._held)
             batch = CropBatch(self._given, *_slice(joined, at, at + size))
             at, self._held, self._given = at + size, self._held - size, self._given + size
             yield batch
