@@ -80,6 +80,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"encoder_workers": 1, "inference_workers": 1, "decode_threads": 1, "upload_workers": 1, "queue_size": 1},
     {"encoder_workers": 7, "inference_workers": 3, "decode_threads": 3, "queue_size": 9},
+    {"encoder_workers": 3, "encoder": "processes"},
 ]
 
 

@@ -31,8 +31,9 @@ DEFAULT_STORE = "caption-extents-store"
 DEFAULT_PRESET = "reference"
 DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
-ENCODER_NAMES = ("threads", "ray", "modal")
-DEFAULT_ENCODER = "threads"
+REMOTE_ENCODER_NAMES = ("ray", "modal")
+ENCODER_NAMES = ("auto", "threads", "processes", *REMOTE_ENCODER_NAMES)
+DEFAULT_ENCODER = "auto"
 DEFAULT_DEVICE = "auto"
 DEVICE_PATTERN = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 DEFAULT_LEASE_SECONDS = 12.0
@@ -89,9 +90,10 @@ class Job:
         preset: encoder preset; None for the default.
         model: weights (``.safetensors``), a checkpoint of the ResNet-50 fusion network (``.pt``), or any object that
             follows :class:`~caption_extents.model.interface.PairModel`; None for the package's own weights.
-        encoder: where chunks are encoded: ``threads`` of this process, or the workers of a ``ray`` cluster or of a
-            ``modal`` app, to which samples go through the store. ``encoder_workers`` is then the size of a cluster that
-            is started for this run.
+        encoder: where chunks are encoded: ``threads`` of this process, ``processes`` beside it (``auto`` takes them
+            where a GPU decodes, and threads elsewhere), or the workers of a ``ray`` cluster or of a ``modal`` app, to
+            which samples go through the store. ``encoder_workers`` is then the size of a cluster that is started for
+            this run.
         decode_threads: of the CPU decoder, 0 for one for each core.
         inference_workers: threads that compute the model on a CPU; None for one for each core in the pipelined
             implementation, and for one in the sequential, which does one thing at a time.
@@ -154,11 +156,11 @@ class Job:
             )
         if self.encoder not in ENCODER_NAMES:
             raise InputError(f"encoder {self.encoder!r} is unknown; choose {', '.join(ENCODER_NAMES)}")
-        if self.encoder != "threads" and self.implementation == "sequential":
+        if self.encoder not in ("auto", "threads") and self.implementation == "sequential":
             raise InputError(
                 f"the sequential implementation encodes in this process; leave out encoder {self.encoder!r}"
             )
-        if self.encoder != "threads" and self.store_address.startswith("memory:"):
+        if self.encoder in REMOTE_ENCODER_NAMES and self.store_address.startswith("memory:"):
             raise InputError(
                 f"encoder {self.encoder!r} cannot read a store in this process's memory; give another store"
             )

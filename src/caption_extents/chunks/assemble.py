@@ -50,19 +50,30 @@ class ChunkAssembler:
         """
         if first_sample != self.sample_count:
             raise ValueError(f"sample {self.sample_count} was expected, but {first_sample} came")
-        finished = []
-        for offset in range(len(planes[0])):
-            sample = first_sample + offset
-            level = level_of(sample)
-            samples, buffers = self._open.setdefault(level, ([], _chunk_buffers(planes)))
+        count = len(planes[0])
+        self.sample_count += count
+        by_level: dict[int, list[int]] = {}
+        for offset in range(count):
+            by_level.setdefault(level_of(first_sample + offset), []).append(offset)
+        finished = [
+            chunk for level, offsets in by_level.items() for chunk in self._add(level, first_sample, offsets, planes)
+        ]
+        return sorted(finished, key=lambda chunk: chunk.plan.samples[-1])
+
+    def _add(self, level: int, first_sample: int, offsets: list[int], planes: Planes) -> Iterator[ChunkFrames]:
+        """Take samples of one level; a copy for each chunk that they go to, not for each sample."""
+        while offsets:
+            if level not in self._open:
+                self._open[level] = [], _chunk_buffers(planes)
+            samples, buffers = self._open[level]
+            taken, offsets = offsets[: CHUNK_SAMPLES - len(samples)], offsets[CHUNK_SAMPLES - len(samples) :]
             for buffer, plane in zip(buffers, planes, strict=True):
-                buffer[len(samples)] = plane[offset]
-            samples.append(sample)
+                # In its default mode it would copy twice, to leave the target alone if an index is wrong.
+                np.take(plane, taken, axis=0, out=buffer[len(samples) : len(samples) + len(taken)], mode="clip")
+            samples.extend(first_sample + offset for offset in taken)
             if len(samples) == CHUNK_SAMPLES:
                 del self._open[level]
-                finished.append(ChunkFrames(ChunkPlan(level, tuple(samples)), buffers))
-        self.sample_count += len(planes[0])
-        return finished
+                yield ChunkFrames(ChunkPlan(level, tuple(samples)), buffers)
 
     def flush(self) -> list[ChunkFrames]:
         """The last, partial chunk of each level."""

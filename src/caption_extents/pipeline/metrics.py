@@ -85,9 +85,10 @@ class StageClock:
             self.first_start = min(end - seconds, self.first_start or end)
             self.last_end = end
 
-    def count(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> None:
-        """Add to what the stage has yielded."""
+    def count(self, samples: int = 0, items: int = 0, nbytes: int = 0, thread_seconds: float = 0.0) -> None:
+        """Add to what the stage has yielded, and to the CPU time of its threads what others took for them."""
         with self._lock:
+            self.thread_seconds += thread_seconds
             self.samples += samples
             if items and not self.items:
                 self.first_item = time.perf_counter()
@@ -276,7 +277,7 @@ class RunMetrics:
         total_seconds: the whole job, from call to return.
         setup_seconds: opening, indexing and loading before the first stage starts.
         startup_seconds: the whole job until the first samples are there; what follows goes at its steady pace.
-        cpu_seconds: CPU time of the process over the whole job.
+        cpu_seconds: CPU time over the whole job, of the process and of encoders in processes beside it.
         cpu_count: cores that the process may use.
         stages: by name: extraction, inference, encoding, upload.
         overlap: which stage decides the time.

@@ -145,13 +145,12 @@ class Offload:
         self._lock = threading.Lock()
 
     def assemble(self, batch: CropBatch) -> list[Segment]:
-        """Take a batch, in order; the segments that it completes."""
+        """Take a batch, in order; the segments that it completes, the last one too if it is the last batch."""
         y, u, v = (plane.numpy() for plane in batch.planes)
-        return list(self._assembler.add(batch.first_sample, (y, u, v)))
-
-    def flush(self) -> list[Segment]:
-        """The last segment; none if samples are missing, because the run has failed then."""
-        return self._assembler.flush() if self._assembler.sample_count == self.sample_count else []
+        segments = list(self._assembler.add(batch.first_sample, (y, u, v)))
+        if self._assembler.sample_count == self.sample_count:
+            segments += self._assembler.flush()
+        return segments
 
     def send(self, segment: Segment) -> Future[EncodeReport] | None:
         """Write a segment to the store and have it encoded; None if all its chunks are stored already."""

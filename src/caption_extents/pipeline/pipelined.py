@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure, StageInfo
-from spdl.pipeline.defs import Aggregator
 
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.pipeline.activity import Activity
@@ -123,7 +122,7 @@ def _build(stages: Stages, output: _Output, executors: ExitStack) -> Pipeline[li
         PipelineBuilder[CropBatch, list[ChunkRecord]]()
         .add_source(_source(stages, output.stop))
         .pipe(_or_stop(stages.inference.infer, output.stop), executor=threads("infer", 1), name="infer")
-        .aggregate(_Assembly(output.gather))
+        .pipe(_or_stop(output.gather.assemble, output.stop), executor=threads("gather", 1), name="gather")
         .disaggregate()
     )
     for step in output.steps:
@@ -190,19 +189,6 @@ def _timed_queues(stages: Stages, steps: tuple[_Step, _Step]) -> type[AsyncQueue
 
 _HELD = {"src": EXTRACTION, "disaggregate": INFERENCE, "encode": ENCODING, "send": UPLOAD}
 """Queues whose occupancy is kept, and the stage that fills them."""
-
-
-class _Assembly(Aggregator):
-    """Gathering samples in the engine's terms."""
-
-    def __init__(self, gather: Encoding | Offload) -> None:
-        self._gather = gather
-
-    def accumulate(self, item: CropBatch) -> list[Any] | None:
-        return self._gather.assemble(item) or None
-
-    def flush(self) -> list[Any] | None:
-        return self._gather.flush() or None
 
 
 def _cause(failure: BaseException) -> BaseException:

@@ -21,10 +21,11 @@ import numpy as np
 import caption_extents
 from caption_extents.captions.extents import find_captions
 from caption_extents.chunks.encode import ChunkFormat
+from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
 from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
-from caption_extents.job import CropInferResult, Job
+from caption_extents.job import REMOTE_ENCODER_NAMES, CropInferResult, Job
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.model.opening import open_model
@@ -105,11 +106,13 @@ def run_job(job: Job) -> CropInferResult:
     store = open_store(job.store_address)
     with _loading_model(job) as model, _open_video(job, store) as (path, video):
         plan = _make_plan(job, path, video, model)
-        with _acquire(job, plan, store, keys) as lease:
+        with _acquire(job, plan, store, keys) as lease, EncoderProcesses() as processes:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 gpu = GpuWatch(plan.model.device, watch.started)
                 stages = _make_stages(job, plan, lease, done, encoders, watch)
+                if _in_processes(job, plan):
+                    stages.encoding.processes = processes
                 watch.set_up()
                 with closing(stages.extraction.decoder), _as_processing_error(), gpu:
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
@@ -238,10 +241,17 @@ def _inputs_digest(plan: _Plan) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
+def _in_processes(job: Job, plan: _Plan) -> bool:
+    """Whether chunks are encoded beside this process."""
+    if job.encoder == "auto":
+        return job.implementation == "pipelined" and plan.model.device.type == "cuda"
+    return job.encoder == "processes"
+
+
 @contextmanager
 def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers | None]:
     """Encoders beside this process, if the job wants them; what this run has sent them is gone in the end."""
-    if job.encoder == "threads":
+    if job.encoder not in REMOTE_ENCODER_NAMES:
         yield None
         return
     remove_old_segments(lease.store, lease.keys)
@@ -399,7 +409,9 @@ class _Stopwatch:
 
 def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch, gpu: GpuWatch) -> RunMetrics:
     measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
-    total_seconds, cpu_seconds = watch.seconds, watch.cpu_seconds
+    processes = stages.encoding.processes
+    total_seconds = watch.seconds
+    cpu_seconds = watch.cpu_seconds + (processes.cpu_seconds if processes else 0.0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu, offload = plan.model.device.type == "cuda", stages.offload
     work = measured_work(

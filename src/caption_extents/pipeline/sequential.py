@@ -41,8 +41,6 @@ def run_sequential(stages: Stages) -> list[ChunkRecord]:
             for batch in crops.read():
                 for frames in stages.encoding.assemble(batch):
                     chunks.write(stages.encoding.encode(frames))
-            for frames in stages.encoding.flush():
-                chunks.write(stages.encoding.encode(frames))
         with clocks[UPLOAD].whole_process():
             return [record for chunk in chunks.read() for record in stages.upload.upload(chunk)]
 

@@ -10,6 +10,7 @@ import torch
 
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
+from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
@@ -106,18 +107,20 @@ class Encoding:
     clock: StageClock
     sample_count: int
     done: Mapping[ChunkPlan, ChunkRecord]
+    processes: EncoderProcesses | None = None
+    """Where to encode, if not in this process."""
     _assembler: ChunkAssembler = field(default_factory=ChunkAssembler)
 
     def assemble(self, batch: CropBatch) -> list[ChunkFrames]:
-        """Take a batch, in order; the chunks that it completes and that are still to do."""
-        y, u, v = (plane.numpy() for plane in batch.planes)
-        return self._missing(self._assembler.add(batch.first_sample, (y, u, v)))
+        """Take a batch, in order; the chunks that it completes and that are still to do.
 
-    def flush(self) -> list[ChunkFrames]:
-        """The last, partial chunk of each level; none if samples are missing, because the run has failed then."""
-        if self._assembler.sample_count != self.sample_count:
-            return []
-        return self._missing(self._assembler.flush())
+        The video's last batch completes the last, partial chunk of each level.
+        """
+        y, u, v = (plane.numpy() for plane in batch.planes)
+        chunks = self._assembler.add(batch.first_sample, (y, u, v))
+        if self._assembler.sample_count == self.sample_count:
+            chunks += self._assembler.flush()
+        return self._missing(chunks)
 
     def _missing(self, chunks: list[ChunkFrames]) -> list[ChunkFrames]:
         missing = []
@@ -131,8 +134,15 @@ class Encoding:
     def encode(self, frames: ChunkFrames) -> EncodedChunk:
         """Encode a chunk, at once with others."""
         with self.clock.busy(samples=len(frames.plan.samples), items=1):
-            chunk = encode_chunk(frames, self.preset, self.form)
+            chunk = self._encode(frames)
         self.clock.count(nbytes=len(chunk.data))
+        return chunk
+
+    def _encode(self, frames: ChunkFrames) -> EncodedChunk:
+        if self.processes is None:
+            return encode_chunk(frames, self.preset, self.form)
+        chunk, thread_seconds = self.processes.encode(frames, self.preset, self.form)
+        self.clock.count(thread_seconds=thread_seconds)
         return chunk
 
 

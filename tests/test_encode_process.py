@@ -1,0 +1,129 @@
+"""Encoders in processes beside the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from caption_extents.chunks.assemble import ChunkFrames
+from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.encode_process import EncoderProcesses
+from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.presets import PRESETS
+from caption_extents.errors import EncodeError
+from tests.test_chunks import planes_of
+
+FORM = ChunkFormat(frame_rate=Fraction(10), colour_space=1)
+
+
+def frames_of(count: int, first: int = 0, **size: int) -> ChunkFrames:
+    samples = [first + 16 * index for index in range(count)]
+    return ChunkFrames(ChunkPlan(16, tuple(samples)), planes_of(samples, **size))
+
+
+@pytest.fixture
+def processes() -> Any:
+    with EncoderProcesses() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_bytes_are_those_of_an_encoder_in_this_process(preset: str, processes: EncoderProcesses) -> None:
+    works = [frames_of(count, 512 * count, height=16 * count, width=64) for count in (1, 7, 32)] * 3
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda frames: processes.encode(frames, PRESETS[preset], FORM), works))
+    for frames, (chunk, thread_seconds) in zip(works, done, strict=True):
+        assert chunk.plan == frames.plan
+        assert chunk.data == encode_chunk(frames, PRESETS[preset], FORM).data
+        assert thread_seconds > 0
+    assert processes.cpu_seconds >= sum(seconds for _, seconds in done) * 0.99
+
+
+def test_planes_that_are_parts_of_others(processes: EncoderProcesses) -> None:
+    whole = frames_of(9)
+    y, u, v = (np.flip(plane, 0)[::2] for plane in whole.planes)
+    part = ChunkFrames(ChunkPlan(16, whole.plan.samples[:5]), (y, u, v))
+    assert processes.encode(part, PRESETS["fast"], FORM)[0].data == encode_chunk(part, PRESETS["fast"], FORM).data
+
+
+def test_an_encoder_that_refuses_names_the_chunk_and_goes_on(processes: EncoderProcesses) -> None:
+    wrong = replace(PRESETS["fast"], options=MappingProxyType({"deadline": "yesterday"}))
+    with pytest.raises(EncodeError, match=r"chunk 32 of level 16 could not be encoded with preset 'fast'"):
+        processes.encode(frames_of(2, 32), wrong, FORM)
+    assert processes.encode(frames_of(2), PRESETS["fast"], FORM)[0].data
+
+
+def test_one_that_is_killed_is_an_error(processes: EncoderProcesses) -> None:
+    processes.encode(frames_of(2), PRESETS["fast"], FORM)
+    (child,) = children(os.getpid())
+    os.kill(child, signal.SIGKILL)
+    with pytest.raises(EncodeError, match=r"chunk 32 of level 16 .* signal SIGKILL"):
+        processes.encode(frames_of(2, 32), PRESETS["fast"], FORM)
+
+
+def test_closing_ends_calls_and_processes() -> None:
+    large = frames_of(32, height=1024, width=2048)
+    with ThreadPoolExecutor(1) as pool, EncoderProcesses() as processes:
+        processes.encode(frames_of(2), PRESETS["fast"], FORM)
+        work = pool.submit(processes.encode, large, PRESETS["reference"], FORM)
+        while not work.running():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        processes.close()
+        with pytest.raises(EncodeError):
+            work.result(5)
+        assert children(os.getpid()) == []
+        with pytest.raises(EncodeError, match="ended"):
+            processes.encode(frames_of(2), PRESETS["fast"], FORM)
+
+
+_PARENT = """
+import sys, time
+from caption_extents.chunks.encode_process import EncoderProcesses
+from caption_extents.chunks.presets import PRESETS
+from tests.test_encode_process import FORM, frames_of
+processes = EncoderProcesses()
+processes.encode(frames_of(2), PRESETS["fast"], FORM)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes through /proc")
+def test_they_end_with_a_parent_that_is_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT], stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"ready\n"
+        (child,) = children(parent.pid)
+    finally:
+        parent.kill()
+        parent.communicate()
+    deadline = time.monotonic() + 5
+    while running(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(child)
+
+
+def children(parent: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "encode_process" in line]
+
+
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
