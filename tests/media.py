@@ -128,3 +128,20 @@ def reference_samples(path: Path, rate: Fraction) -> list[ReferenceFrame]:
         now = Fraction(len(samples)) / rate
         samples.append([frame for frame in frames if (frame.pts - first) * time_base <= now][-1])
     return samples
+
+
+def cut_off_beginning(video: Path, target: Path, seconds: Fraction) -> Path:
+    """The same packets, earlier, so that the MP4's edit list says where to start."""
+    with (
+        av.open(str(video)) as source,
+        av.open(str(target), "w", options={"avoid_negative_ts": "disabled"}) as out,
+    ):
+        original = source.streams.video[0]
+        stream = out.add_stream_from_template(original)
+        assert original.time_base is not None
+        shift = int(seconds / original.time_base)
+        for packet in source.demux(original):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                out.mux(packet)
+    return target

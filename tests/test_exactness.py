@@ -19,7 +19,7 @@ from caption_extents.video.decoder import open_decoder
 from caption_extents.video.segmented import Buffers, SegmentedDecoder
 from caption_extents.video.source import VideoFacts, open_video, probe
 from caption_extents.video.timeline import build_timeline
-from tests.media import Recipe, ReferenceFrame, make_video, reference_samples
+from tests.media import Recipe, ReferenceFrame, cut_off_beginning, make_video, reference_samples
 
 F = Fraction
 B_FRAMES = {"bf": "3", "x264-params": "b-adapt=0:keyint=12:min-keyint=12:log-level=none"}
@@ -205,19 +205,7 @@ def check_batches(batches: list[CropBatch], path: Path, expected: list[Reference
 def test_an_edit_list_that_cuts_off_the_beginning(cut: int, tmp_path: Path) -> None:
     """As editors trim without encoding anew: everything is stored, and the edit list says where to start."""
     original = make_video(Recipe("original", options=B_FRAMES), tmp_path)
-    trimmed = tmp_path / "trimmed.mp4"
-    with (
-        av.open(str(original)) as source,
-        av.open(str(trimmed), "w", options={"avoid_negative_ts": "disabled"}) as target,
-    ):
-        video = source.streams.video[0]
-        stream = target.add_stream_from_template(video)
-        assert video.time_base is not None
-        shift = int(F(cut, 30) / video.time_base)
-        for packet in source.demux(video):
-            if packet.dts is not None and packet.pts is not None:
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
-                target.mux(packet)
+    trimmed = cut_off_beginning(original, tmp_path / "trimmed.mp4", F(cut, 30))
     expected = reference_samples(trimmed, F(30))
     assert len(expected) == 45 - cut
     assert_samples_are(trimmed, F(30), expected)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from caption_extents.model.interface import PairModel
     from caption_extents.pipeline.analysis import Prices
     from caption_extents.pipeline.metrics import ProgressCallback, RunMetrics
+    from caption_extents.video.isolated import IsolatedVideo
 
 DEFAULT_FRAME_RATE = 10.0
 DEFAULT_ENCODER_WORKERS = 4
@@ -312,9 +315,24 @@ def crop_and_infer_caption_frame_extents(
         implementation=chosen,
         **options,
     )
-    from caption_extents.pipeline.run import run_job
+    with _early_reader(job) as reader:
+        from caption_extents.pipeline.run import run_job
 
-    return run_job(job)
+        return run_job(job, reader)
+
+
+@contextmanager
+def _early_reader(job: Job) -> Iterator[IsolatedVideo | None]:
+    """A process that indexes the video while this one imports PyTorch, where a GPU may be going to decode it."""
+    path = Path(job.video_key).expanduser()
+    likely = job.device.startswith("cuda") or (job.device == "auto" and Path("/dev/nvidiactl").exists())
+    if not likely or job.isolate or not path.is_file():
+        yield None
+        return
+    from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+
+    with closing(IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds))) as reader:
+        yield reader
 
 
 def crop_and_infer_caption_frame_extents_pipelined(

@@ -64,7 +64,7 @@ from caption_extents.storage.store import Store, open_store
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.input import VideoInput, open_arriving, open_input
-from caption_extents.video.isolated import DecoderLimits
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
 from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
 from caption_extents.video.timeline import Timeline
 
@@ -94,8 +94,12 @@ class _Plan:
         return self.video.timeline
 
 
-def run_job(job: Job) -> CropInferResult:
+def run_job(job: Job, reader: IsolatedVideo | None = None) -> CropInferResult:
     """Run a job.
+
+    Args:
+        job: what to do.
+        reader: a process that has begun to read the video, for a GPU to decode.
 
     Raises:
         InputError: an argument or the video cannot be used; nothing was written.
@@ -104,7 +108,7 @@ def run_job(job: Job) -> CropInferResult:
     watch, started_at = _Stopwatch(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _loading_model(job) as model, _open_video(job, store) as (path, video):
+    with _loading_model(job) as model, _open_video(job, store, reader) as (path, video):
         plan = _make_plan(job, path, video, model)
         with _acquire(job, plan, store, keys) as lease, EncoderProcesses() as processes:
             done = _planned_and_done(lease, len(plan.timeline))
@@ -166,13 +170,13 @@ def _loading_model(job: Job) -> Iterator[Future[PairModel]]:
 
 
 @contextmanager
-def _open_video(job: Job, store: Store) -> Iterator[tuple[Path, VideoInput]]:
+def _open_video(job: Job, store: Store, reader: IsolatedVideo | None) -> Iterator[tuple[Path, VideoInput]]:
     """The video as a file, and opened: a file of this machine, or an object of the store."""
     local = Path(job.video_key).expanduser()
     if not local.is_file() and store.folder is not None and not local.is_absolute():
         local = store.folder / check_key(job.video_key)
     if local.is_file():
-        with open_input(local, job.rate, _limits(job)) as video:
+        with open_input(local, job.rate, _limits(job), _reader(job, local, reader)) as video:
             yield local, video
         return
     if store.folder is not None or not store.exists(job.video_key):
@@ -183,6 +187,13 @@ def _open_video(job: Job, store: Store) -> Iterator[tuple[Path, VideoInput]]:
         _open_download(job, download) as video,
     ):
         yield download.path, video
+
+
+def _reader(job: Job, path: Path, started: IsolatedVideo | None) -> IsolatedVideo | None:
+    """A process that reads what a GPU decodes: each packet costs this one's threads a turn at Python's lock."""
+    if job.isolate or choose_device(job.device).type == "cpu":
+        return None
+    return started or IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds))
 
 
 @contextmanager

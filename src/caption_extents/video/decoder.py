@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -12,6 +12,9 @@ from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
+
+if TYPE_CHECKING:
+    from caption_extents.video.segmented import SegmentReader
 
 BATCH_SAMPLES = 32
 """Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""
@@ -47,6 +50,7 @@ def open_decoder(
     device: torch.device | str = "cpu",
     insist: bool = False,
     threads: int = 0,
+    read_there: SegmentReader | None = None,
 ) -> SampleDecoder:
     """A decoder for the device.
 
@@ -58,6 +62,7 @@ def open_decoder(
         insist: never fall back to the CPU.
         threads: of a CPU decoder, 0 for one for each core; of a GPU decoder, sessions, 0 for as many as keep its
             engines busy.
+        read_there: another process that reads the file for a GPU's sessions.
 
     Raises:
         InputError: the GPU cannot decode this video, and ``insist`` was given.
@@ -72,7 +77,7 @@ def open_decoder(
 
     reason = why_not_nvdec(facts, device)
     if reason is None:
-        return open_nvdec(facts, timeline, crop, device, sessions=threads)
+        return open_nvdec(facts, timeline, crop, device, sessions=threads, read_there=read_there)
     if insist:
         raise InputError(f"the GPU cannot decode {str(facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
     return CpuDecoder(facts, timeline, crop, threads=threads, fallback_reason=reason)

@@ -21,6 +21,7 @@ from caption_extents.video.ahead import AheadDecoder
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import SampleDecoder, open_decoder
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.segmented import SegmentReader
 from caption_extents.video.source import VideoFacts, probe
 from caption_extents.video.timeline import Timeline, build_timeline
 
@@ -43,18 +44,25 @@ class VideoInput:
 
 
 @contextmanager
-def open_input(path: Path, rate: Fraction, limits: DecoderLimits | None = None) -> Iterator[VideoInput]:
+def open_input(
+    path: Path, rate: Fraction, limits: DecoderLimits | None = None, reader: IsolatedVideo | None = None
+) -> Iterator[VideoInput]:
     """Probe a video and place its samples.
 
     Args:
         path: a file of this machine.
         rate: samples a second.
         limits: read and decode it in a process of its own within these; None for this process.
+        reader: a process that reads it, while it is decoded in this one; it is ended when the context is left.
 
     Raises:
         VideoError: it cannot be used.
         DecodeError: the process of its own died or went past a limit.
     """
+    if reader is not None:
+        with reader:
+            yield _video_input(reader.facts, reader.timeline, None, reader.segments)
+        return
     if limits is None:
         facts = probe(path)
         yield _video_input(facts, build_timeline(facts, rate), None)
@@ -124,11 +132,13 @@ def open_arriving(
             ahead.close()
 
 
-def _video_input(facts: VideoFacts, timeline: Timeline, ahead: AheadDecoder | None) -> VideoInput:
+def _video_input(
+    facts: VideoFacts, timeline: Timeline, ahead: AheadDecoder | None, read_there: SegmentReader | None = None
+) -> VideoInput:
     def open_here(crop: CropPixels, *, device: torch.device, insist: bool, threads: int) -> SampleDecoder:
         if ahead is not None and ahead.crop == crop and device.type == "cpu":
             ahead.set_timeline(timeline)
             return ahead
-        return open_decoder(facts, timeline, crop, device=device, insist=insist, threads=threads)
+        return open_decoder(facts, timeline, crop, device=device, insist=insist, threads=threads, read_there=read_there)
 
     return VideoInput(facts, timeline, open_here)

@@ -15,24 +15,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
+import av
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
-from caption_extents.video.batch import CropBatch, empty_planes
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoder import BATCH_SAMPLES
 from caption_extents.video.orientation import Orientation
+from caption_extents.video.segments import Packet, Segment, Span, read_segments
 from caption_extents.video.source import Colour, VideoFacts
-from caption_extents.video.timeline import MAX_SAMPLES, Timeline
+from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline
+
+if TYPE_CHECKING:
+    from caption_extents.video.batch import CropBatch
 
 _COMMAND = [sys.executable, "-m", "caption_extents.video.isolated"]
 _MAX_LINE_BYTES = 1 << 20
+_MAX_SEGMENT_BYTES = 4 << 30
+_PIPE_BYTES = 1 << 20
+_PACKET_NUMBERS = 4
+"""Of each packet: size in bytes, pts, dts, and whether it is a key frame."""
+
+_NO_TIME = -(1 << 63)
 _MESSAGE_CHARACTERS = 500
 
 
@@ -50,15 +59,18 @@ class DecoderLimits:
 
 
 class IsolatedVideo:
-    """A video opened by a child process; a context manager that ends the child.
+    """A video opened by a child process, which starts at once; a context manager that ends the child.
 
-    Raises:
+    This module imports PyTorch only to decode: the child indexes a long video while its parent still imports it.
+
+    Raises (when the context is entered):
         VideoError: the video cannot be used.
         DecodeError: the child died, or nothing came from it in time.
     """
 
     def __init__(self, path: Path, rate: Fraction, limits: DecoderLimits) -> None:
-        self._path, self._limits = path, limits
+        self._path, self._rate, self._limits = path, rate, limits
+        self._asked = False
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # What goes wrong in the child comes as a message; what its libraries print is lost.
         self._child = subprocess.Popen(
@@ -66,18 +78,22 @@ class IsolatedVideo:
         )
         try:
             self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes})
-            reply = self._receive()
-            self.facts = facts_from_json(reply["facts"], path)
-            count, skippable, keys = (int(reply[name]) for name in ("samples", "skippable", "keys"))
-            if not 1 <= count <= MAX_SAMPLES:
-                raise self._broken(f"it speaks of {count} samples")
-            arrays = [np.frombuffer(self._read(8 * size), np.int64) for size in (count, skippable, keys)]
-            self.timeline = Timeline(arrays[0], arrays[1], arrays[2], rate, self.facts.time_base)
         except BaseException:
             self.close()
             raise
 
     def __enter__(self) -> IsolatedVideo:
+        try:
+            reply = self._receive()
+            self.facts = facts_from_json(reply["facts"], self._path)
+            count, skippable, keys = (int(reply[name]) for name in ("samples", "skippable", "keys"))
+            if not 1 <= count <= MAX_SAMPLES:
+                raise self._broken(f"it speaks of {count} samples")
+            arrays = [np.frombuffer(self._read(8 * size), np.int64) for size in (count, skippable, keys)]
+            self.timeline = Timeline(arrays[0], arrays[1], arrays[2], self._rate, self.facts.time_base)
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(
@@ -100,6 +116,9 @@ class IsolatedVideo:
 
     def batches(self, crop: CropPixels, lost: list[int]) -> Generator[CropBatch]:
         """Batches as the child decodes them; samples that could not be decoded are added to ``lost``."""
+        from caption_extents.video.batch import CropBatch, empty_planes
+        from caption_extents.video.decoder import BATCH_SAMPLES
+
         count = len(self.timeline)
         for first in range(0, count, BATCH_SAMPLES):
             reply = self._receive()
@@ -112,6 +131,40 @@ class IsolatedVideo:
                 self._read_into(memoryview(cast(Any, plane.numpy().reshape(-1))))
             yield CropBatch(first, *planes)
         lost.extend(int(number) for number in self._receive()["undecodable"])
+
+    def segments(self, spans: list[Span]) -> Iterator[Segment[Packet]]:
+        """The video's segments as :func:`~caption_extents.video.segments.read_segments` gives them.
+
+        They end before the first that has packets with more than data and times, and there are none the second time.
+        """
+        if self._asked:
+            return
+        self._asked = True
+        self._send({"spans": [astuple(span) for span in spans]})
+        for number, span in enumerate(spans):
+            reply = self._receive()
+            if reply["number"] is None:
+                return
+            if reply["number"] != number:
+                raise self._broken(f"segment {number} was expected, and {reply['number']!r} came")
+            yield Segment(number, span, self._packets(int(reply["packets"])))
+
+    def _packets(self, count: int) -> list[Packet]:
+        if not 0 <= count <= MAX_PACKETS:
+            raise self._broken(f"it speaks of {count} packets")
+        table = np.frombuffer(self._read(8 * _PACKET_NUMBERS * count), np.int64).reshape(count, _PACKET_NUMBERS)
+        sizes = table[:, 0]
+        if count and (sizes.min() < 0 or int(sizes.sum()) > _MAX_SEGMENT_BYTES):
+            raise self._broken(f"it speaks of packets of {sizes.min()} to {sizes.max()} bytes")
+        data, at = memoryview(self._read(int(sizes.sum()))), 0
+        packets = []
+        for size, pts, dts, is_key in table.tolist():
+            packet: Packet = av.Packet(cast(Any, data[at : at + size]))
+            packet.pts, packet.dts = (None if ticks == _NO_TIME else ticks for ticks in (pts, dts))
+            packet.is_keyframe = bool(is_key)
+            packets.append(packet)
+            at += size
+        return packets
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._child.stdin is not None
@@ -137,10 +190,10 @@ class IsolatedVideo:
             raise VideoError(message) if reply.get("kind") == "video" else DecodeError(message)
         return reply
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, size: int) -> bytearray:
         data = bytearray(size)
         self._read_into(memoryview(data))
-        return bytes(data)
+        return data
 
     def _read_into(self, view: memoryview) -> None:
         assert self._child.stdout is not None
@@ -247,7 +300,6 @@ def _give_up_rights(memory_bytes: int) -> None:
 
 
 def _serve(requests: IO[bytes], parent: _Parent) -> None:
-    from caption_extents.video.cpu import CpuDecoder
     from caption_extents.video.source import probe
     from caption_extents.video.timeline import build_timeline
 
@@ -262,6 +314,11 @@ def _serve(requests: IO[bytes], parent: _Parent) -> None:
     if not line:
         return
     asked = json.loads(line)
+    if "spans" in asked:
+        _send_segments(parent, facts.path, timeline, [Span(*numbers) for numbers in asked["spans"]])
+        return
+    from caption_extents.video.cpu import CpuDecoder
+
     crop = CropPixels(**{**asked["crop"], "decoded": tuple(asked["crop"]["decoded"])})
     decoder = CpuDecoder(facts, timeline, crop, threads=asked["threads"])
     told = 0
@@ -272,6 +329,32 @@ def _serve(requests: IO[bytes], parent: _Parent) -> None:
             {"first_sample": batch.first_sample, "undecodable": lost}, *(plane.numpy() for plane in batch.planes)
         )
     parent.reply({"undecodable": decoder.undecodable_samples[told:]})
+
+
+_HARMLESS = frozenset({"mpegts_stream_id"})
+"""Of what goes with a packet beside its data: what decoders do not look at."""
+
+
+def _is_plain(packet: Packet) -> bool:
+    """Whether data, times and the mark of a key frame are all that a decoder needs of a packet."""
+    return not (packet.is_discard or packet.is_corrupt) and all(
+        extra.data_type in _HARMLESS for extra in packet.iter_sidedata()
+    )
+
+
+def _send_segments(parent: _Parent, path: Path, timeline: Timeline, spans: list[Span]) -> None:
+    for segment in read_segments(path, timeline, spans):
+        packets = segment.packets
+        if not all(map(_is_plain, packets)):
+            break
+        numbers = [
+            [packet.size, *(_NO_TIME if t is None else t for t in (packet.pts, packet.dts)), packet.is_keyframe]
+            for packet in packets
+        ]
+        table = np.asarray(numbers, np.int64).reshape(len(packets), _PACKET_NUMBERS)
+        data = (np.frombuffer(cast(Any, packet), np.uint8) for packet in packets)
+        parent.reply({"number": segment.number, "packets": len(packets)}, table, *data)
+    parent.reply({"number": None})
 
 
 def main() -> None:

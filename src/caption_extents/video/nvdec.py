@@ -20,7 +20,7 @@ from caption_extents.video.crop import CropPixels
 from caption_extents.video.cuda import decode_engines
 from caption_extents.video.decoder import BATCH_SAMPLES
 from caption_extents.video.device_copy import BoxCopy
-from caption_extents.video.segmented import Buffers, Engine, SegmentedDecoder
+from caption_extents.video.segmented import Buffers, Engine, SegmentedDecoder, SegmentReader
 from caption_extents.video.source import VideoFacts, open_video
 from caption_extents.video.timeline import Timeline
 
@@ -39,7 +39,13 @@ _SPARE_SESSIONS = 1
 
 
 def open_nvdec(
-    facts: VideoFacts, timeline: Timeline, crop: CropPixels, device: torch.device, *, sessions: int = 0
+    facts: VideoFacts,
+    timeline: Timeline,
+    crop: CropPixels,
+    device: torch.device,
+    *,
+    sessions: int = 0,
+    read_there: SegmentReader | None = None,
 ) -> SegmentedDecoder:
     """A decoder on all decode engines of a GPU.
 
@@ -49,12 +55,13 @@ def open_nvdec(
         crop: what to keep of each sample.
         device: a CUDA device.
         sessions: decoders at work at once; 0 for one for each engine and one more.
+        read_there: another process that reads the file.
     """
     if not sessions:
         engines = decode_engines(facts.codec, device)
         sessions = engines.count + _SPARE_SESSIONS if engines else 1
     nvdec: list[Engine] = [_NvdecEngine(facts, crop, device) for _ in range(sessions)]
-    return SegmentedDecoder("nvdec", facts, timeline, nvdec, _batch_samples(crop))
+    return SegmentedDecoder("nvdec", facts, timeline, nvdec, _batch_samples(crop), read_there)
 
 
 def _batch_samples(crop: CropPixels) -> int:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
 from caption_extents.errors import VideoError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ crops is an :class:`Engine`: the engines of a GPU in :mod:`caption_extents.video
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias, cast
 
 import av
 import av.error
@@ -22,9 +23,9 @@ from av.video.frame import VideoFrame
 from caption_extents.errors import DecodeError
 from caption_extents.video.batch import CropBatch, Planes
 from caption_extents.video.decoder import BATCH_SAMPLES
-from caption_extents.video.segments import Segment, Span, cut_segments, plan_spans
+from caption_extents.video.segments import Packet, Segment, Span, plan_spans, read_segments
 from caption_extents.video.settling import is_good, settle
-from caption_extents.video.source import VideoFacts, open_video, read_packets
+from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
 
 SEGMENT_SAMPLES = 64
@@ -36,8 +37,9 @@ _AHEAD = 2
 
 _CLOSE_SECONDS = 10.0
 
-Packet: TypeAlias = "av.Packet[Any]"
-
+SegmentReader: TypeAlias = Callable[[list[Span]], Iterator[Segment[Packet]]]
+"""Gives a video's segments in order, as :func:`~caption_extents.video.segments.read_segments` does; some may be missing
+at the end."""
 
 Buffers: TypeAlias = tuple[torch.Tensor, ...]
 """Crops of consecutive samples, laid out as suits the engine that takes them."""
@@ -94,6 +96,7 @@ class SegmentedDecoder:
         timeline: its samples.
         engines: one for each session.
         batch_samples: samples in a batch.
+        read_there: another process that reads the file; what it leaves out is read here.
     """
 
     def __init__(
@@ -103,11 +106,12 @@ class SegmentedDecoder:
         timeline: Timeline,
         engines: list[Engine],
         batch_samples: int = BATCH_SAMPLES,
+        read_there: SegmentReader | None = None,
     ) -> None:
         self.name = name
         self.undecodable_samples: list[int] = []
         self._facts, self._timeline, self._engines = facts, timeline, engines
-        self._batch_samples = batch_samples
+        self._batch_samples, self._read_there = batch_samples, read_there
         self._batches = self._decode()
         self._work: _SideBySide | None = None
 
@@ -129,7 +133,9 @@ class SegmentedDecoder:
             yield from self._decode_spans([Span(spans[0].start_pts, None, 0, len(self._timeline))], cutter)
 
     def _decode_spans(self, spans: list[Span], cutter: _BatchCutter) -> Iterator[CropBatch]:
-        self._work = work = _SideBySide(self._facts, self._timeline, spans, self._engines[: len(spans)])
+        self._work = work = _SideBySide(
+            self._facts, self._timeline, spans, self._engines[: len(spans)], self._read_there
+        )
         try:
             for crops in work:
                 self.undecodable_samples.extend(
@@ -143,9 +149,15 @@ class SegmentedDecoder:
 class _SideBySide:
     """Threads that decode the spans of a file; iterating gives their crops in order."""
 
-    def __init__(self, facts: VideoFacts, timeline: Timeline, spans: list[Span], engines: list[Engine]) -> None:
-        self._facts, self._spans = facts, spans
-        self._skippable = frozenset(timeline.skippable_pts.tolist())
+    def __init__(
+        self,
+        facts: VideoFacts,
+        timeline: Timeline,
+        spans: list[Span],
+        engines: list[Engine],
+        read_there: SegmentReader | None,
+    ) -> None:
+        self._facts, self._timeline, self._spans, self._read_there = facts, timeline, spans, read_there
         self._segments: queue.Queue[Segment[Packet] | None] = queue.Queue()
         self._room = threading.Semaphore(len(engines) * _AHEAD)
         self._stopped = threading.Event()
@@ -191,22 +203,10 @@ class _SideBySide:
             self._error = self._error or error
             self._changed.notify_all()
 
-    def _needed(self) -> Iterator[Packet]:
-        with open_video(self._facts.path) as (container, stream):
-            try:
-                for packet in read_packets(container, stream):
-                    if self._stopped.is_set():
-                        return
-                    if packet.size and packet.pts not in self._skippable:
-                        yield packet
-            except av.error.FFmpegError:
-                # The file ends in damage. What follows cannot be read, and its samples are listed.
-                return
-
     def _read(self) -> None:
         try:
             found = 0
-            for segment in cut_segments(self._needed(), self._spans):
+            for segment in self._all_segments():
                 self._room.acquire()
                 if self._stopped.is_set():
                     return
@@ -216,6 +216,15 @@ class _SideBySide:
                 self._segments.put(Segment(left, self._spans[left]))
         except BaseException as error:
             self._fail(error)
+
+    def _all_segments(self) -> Iterator[Segment[Packet]]:
+        found = 0
+        for segment in self._read_there(self._spans) if self._read_there else ():
+            yield segment
+            found += 1
+        if found < len(self._spans):
+            read = read_segments(self._facts.path, self._timeline, self._spans, self._stopped.is_set)
+            yield from itertools.islice(read, found, None)
 
     def _work(self, session: _Session) -> None:
         try:

@@ -7,13 +7,19 @@ next key frame and those leading pictures belong to both sides (ITU-T H.265, 3.6
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+import av
+import av.error
 import numpy as np
 
+from caption_extents.video.source import open_video, read_packets
 from caption_extents.video.timeline import Timeline
+
+Packet: TypeAlias = "av.Packet[Any]"
 
 
 class TimedPacket(Protocol):
@@ -98,3 +104,23 @@ def cut_segments(packets: Iterable[P], spans: list[Span]) -> Iterator[Segment[P]
     if before is not None:
         yield before
     yield current
+
+
+def read_segments(
+    path: Path, timeline: Timeline, spans: list[Span], stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Segment[Packet]]:
+    """The segments of a file, without the packets that nothing needs; those after damage to the file do not come."""
+    return cut_segments(_needed_packets(path, frozenset(timeline.skippable_pts.tolist()), stopped), spans)
+
+
+def _needed_packets(path: Path, skippable: frozenset[int], stopped: Callable[[], bool]) -> Iterator[Packet]:
+    with open_video(path) as (container, stream):
+        try:
+            for packet in read_packets(container, stream):
+                if stopped():
+                    return
+                if packet.size and packet.pts not in skippable:
+                    yield packet
+        except av.error.FFmpegError:
+            # The file ends in damage. What follows cannot be read, and its samples are listed.
+            return
