@@ -28,6 +28,7 @@ from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chun
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
+from caption_extents.memory import peak_memory_of
 
 _COMMAND = [sys.executable, "-m", "caption_extents.chunks.encode_process"]
 _HEADER = struct.Struct("<Q")
@@ -49,6 +50,7 @@ class EncoderProcesses:
         self._children: list[_Child] = []
         self._lock = threading.Lock()
         self._closed = False
+        self._peak_memory_bytes = 0
 
     def __enter__(self) -> EncoderProcesses:
         return self
@@ -61,9 +63,19 @@ class EncoderProcesses:
     def close(self) -> None:
         """End the children; calls that are under way fail."""
         with self._lock:
-            self._closed = True
+            if not self._closed:
+                self._closed, self._peak_memory_bytes = True, self._measured_peak()
             for child in self._children:
                 child.kill()
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The children's largest resident sets together; libraries that they share are counted in each."""
+        with self._lock:
+            return self._peak_memory_bytes if self._closed else self._measured_peak()
+
+    def _measured_peak(self) -> int:
+        return sum(peak_memory_of(child.process_id) for child in self._children)
 
     def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, float]:
         """Encode a chunk, from several threads at once; also the CPU seconds that a thread would have taken.
@@ -105,6 +117,8 @@ class _Child:
         self._process = subprocess.Popen(
             _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
+
+        self.process_id = self._process.pid
 
     def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, _Seconds]:
         requests, replies = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)

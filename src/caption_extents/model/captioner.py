@@ -16,6 +16,7 @@ from types import TracebackType
 import torch
 
 from caption_extents.model.preprocess import to_input
+from caption_extents.model.replay import Replayed
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
 
 _CPU_SLICE_SAMPLES = 8
@@ -45,6 +46,8 @@ class CaptionModel:
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
+        self._embed_slice = self._embed_now if on_cpu else Replayed(self._embed_now)
+        self._compare_slice = self._compare_now if on_cpu else Replayed(self._compare_now)
         self._threads = _single_threaded_pool(threads) if on_cpu else None
         self._warming: threading.Thread | None = None
         if not on_cpu:
@@ -83,14 +86,12 @@ class CaptionModel:
         Returns:
             float32 (N, C, h, w) on the model's device.
         """
+        planes = [plane.to(self.device) for plane in (y, u, v)]
+        return self._for_each_slice(self._embed_slice, planes)
 
-        @torch.inference_mode()
-        def embed_slice(part: slice) -> torch.Tensor:
-            picture = to_input(y[part].to(self.device), u[part].to(self.device), v[part].to(self.device))
-            embeddings: torch.Tensor = self._network.encoder(picture)
-            return embeddings
-
-        return torch.cat(self._for_each_slice(embed_slice, len(y)))
+    def _embed_now(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self._network.encoder(to_input(y, u, v))
+        return embeddings
 
     def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         """Probabilities of the five labels for pairs of embeddings (N, C, h, w).
@@ -98,18 +99,20 @@ class CaptionModel:
         Returns:
             float32 (N, 2, 5) on the CPU: forward (earlier, later) and backward (later, earlier).
         """
+        return self._for_each_slice(self._compare_slice, [earlier, later]).cpu()
 
+    def _compare_now(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([self._network.head(earlier, later), self._network.head(later, earlier)], dim=1)
+        return logits.float().softmax(dim=-1)
+
+    def _for_each_slice(self, compute: Callable[..., torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
         @torch.inference_mode()
-        def compare_slice(part: slice) -> torch.Tensor:
-            a, b = earlier[part], later[part]
-            return torch.stack([self._network.head(a, b), self._network.head(b, a)], dim=1)
+        def compute_slice(start: int) -> torch.Tensor:
+            return compute(*(tensor[start : start + self._slice] for tensor in tensors))
 
-        logits = torch.cat(self._for_each_slice(compare_slice, len(earlier)))
-        return logits.float().softmax(dim=-1).cpu()
-
-    def _for_each_slice(self, compute: Callable[[slice], torch.Tensor], count: int) -> list[torch.Tensor]:
-        slices = [slice(start, min(start + self._slice, count)) for start in range(0, count, self._slice)]
-        return list(self._threads.map(compute, slices) if self._threads else map(compute, slices))
+        starts = range(0, len(tensors[0]), self._slice)
+        done = list(self._threads.map(compute_slice, starts) if self._threads else map(compute_slice, starts))
+        return done[0] if len(done) == 1 else torch.cat(done)
 
 
 def _single_threaded_pool(count: int) -> ThreadPoolExecutor:

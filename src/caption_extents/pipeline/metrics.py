@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -281,7 +279,7 @@ class RunMetrics:
         cpu_count: cores that the process may use.
         stages: by name: extraction, inference, encoding, upload.
         overlap: which stage decides the time.
-        peak_memory_bytes: largest resident set of the process so far.
+        peak_memory_bytes: largest resident set of the process so far, and those of encoders in processes beside it.
         cost: GPU seconds, CPU seconds and money.
         work: what had to be done, for forecasts of other arrangements.
         timeline: which stage was busy when, and what its queues held.
@@ -307,9 +305,3 @@ class RunMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident set of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

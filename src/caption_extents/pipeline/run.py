@@ -26,6 +26,7 @@ from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
 from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
 from caption_extents.job import REMOTE_ENCODER_NAMES, CropInferResult, Job
+from caption_extents.memory import peak_memory_bytes
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.model.opening import open_model
@@ -43,7 +44,6 @@ from caption_extents.pipeline.metrics import (
     RunMetrics,
     StageMetrics,
     make_clocks,
-    peak_memory_bytes,
 )
 from caption_extents.pipeline.offload import (
     EncoderWorkers,
@@ -55,7 +55,7 @@ from caption_extents.pipeline.pipelined import run_pipelined
 from caption_extents.pipeline.refine import refine_captions
 from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
-from caption_extents.results.database import CaptionRow, build_database
+from caption_extents.results.database import CaptionRow, DatabaseWriter
 from caption_extents.storage.download import Download
 from caption_extents.storage.keys import VideoKeys, check_key
 from caption_extents.storage.leases import VersionLease, acquire_version
@@ -110,11 +110,15 @@ def run_job(job: Job, reader: IsolatedVideo | None = None) -> CropInferResult:
     store = open_store(job.store_address)
     with _loading_model(job) as model, _open_video(job, store, reader) as (path, video):
         plan = _make_plan(job, path, video, model)
-        with _acquire(job, plan, store, keys) as lease, EncoderProcesses() as processes:
+        with (
+            _acquire(job, plan, store, keys) as lease,
+            EncoderProcesses() as processes,
+            closing(DatabaseWriter()) as rows,
+        ):
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 gpu = GpuWatch(plan.model.device, watch.started)
-                stages = _make_stages(job, plan, lease, done, encoders, watch)
+                stages = _make_stages(job, plan, lease, done, encoders, rows, watch)
                 if _in_processes(job, plan):
                     stages.encoding.processes = processes
                 watch.set_up()
@@ -129,7 +133,7 @@ def run_job(job: Job, reader: IsolatedVideo | None = None) -> CropInferResult:
             manifest = _manifest(job, plan, records, lease)
             so_far = _metrics(job, plan, stages, watch, gpu)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, so_far)
-            lease.commit(manifest, build_database(metadata, probabilities, captions))
+            lease.commit(manifest, rows.finish(metadata, captions))
     metrics = _metrics(job, plan, stages, watch, gpu)
     forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
     return CropInferResult(
@@ -280,6 +284,7 @@ def _make_stages(
     lease: VersionLease,
     done: dict[ChunkPlan, ChunkRecord],
     encoders: EncoderWorkers | None,
+    rows: DatabaseWriter,
     watch: _Stopwatch,
 ) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
@@ -302,7 +307,7 @@ def _make_stages(
         offload = Offload(encoders, lease, plan.preset, form, count, done, clocks[ENCODING], clocks[UPLOAD])
     return Stages(
         extraction=Extraction(decoder, count, job.max_undecodable_share, job.stall_seconds, clocks[EXTRACTION]),
-        inference=Inference(plan.model, count, clocks[INFERENCE]),
+        inference=Inference(plan.model, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs)),
         encoding=Encoding(plan.preset, form, clocks[ENCODING], count, done),
         upload=Upload(lease, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
@@ -326,6 +331,11 @@ def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
             f"{len(planned)} chunks were planned but {len(records)} stored ({len(planned - stored)} missing); "
             "this is a bug, please report it"
         )
+
+
+def _unless_damaged(add: Callable[[int, np.ndarray], None]) -> Callable[[int, np.ndarray], None]:
+    """Passes over probabilities that are none, which the database refuses; the run fails for them in the end."""
+    return lambda first, probabilities: None if np.isnan(probabilities).any() else add(first, probabilities)
 
 
 def _checked(probabilities: np.ndarray) -> np.ndarray:
@@ -446,7 +456,7 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch, gpu: GpuW
         cpu_count=cores,
         stages=measured,
         overlap=analyse_overlap(measured, job.implementation, work),
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes() + (processes.peak_memory_bytes if processes else 0),
         cost=cost_of_run(
             plan.prices, work, plan.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
         ),

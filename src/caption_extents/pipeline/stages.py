@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,10 +72,23 @@ class Extraction:
 
 
 class Inference:
-    """Embeds each sample and compares it with the one before it. Batches must come in order."""
+    """Embeds each sample and compares it with the one before it. Batches must come in order.
 
-    def __init__(self, model: PairModel, sample_count: int, clock: StageClock) -> None:
-        self._model, self._clock = model, clock
+    Args:
+        model: that does both.
+        sample_count: of the whole video.
+        clock: to count with.
+        on_pairs: called with the first pair of each batch and its pairs' probabilities.
+    """
+
+    def __init__(
+        self,
+        model: PairModel,
+        sample_count: int,
+        clock: StageClock,
+        on_pairs: Callable[[int, np.ndarray], None] = lambda first, probabilities: None,
+    ) -> None:
+        self._model, self._clock, self._on_pairs = model, clock, on_pairs
         self._last: torch.Tensor | None = None
         # All at once: small results kept between large short-lived ones would hold the heap open (1 MiB a batch).
         self.probabilities = np.full((sample_count - 1, 2, len(Label)), np.nan, np.float32)
@@ -90,7 +103,9 @@ class Inference:
             if pairs:
                 earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
                 first = batch.first_sample + len(batch) - pairs - 1
-                self.probabilities[first : first + pairs] = self._model.compare(earlier, later[-pairs:]).numpy()
+                found = self._model.compare(earlier, later[-pairs:]).numpy()
+                self.probabilities[first : first + pairs] = found
+                self._on_pairs(first, found)
             self._last = later[-1:].clone()
             if later.is_cuda:
                 # The copy of the batch was queued before: it has come when this stream is done.

@@ -73,8 +73,8 @@ PRAGMA user_version = {_SCHEMA_VERSION};
 """
 
 
-_COMPRESSION = 6
-"""Of gzip. Probabilities hardly compress: the highest level takes 4 s for an hour of video, and saves 3%."""
+_COMPRESSION = 2
+"""Of gzip. Probabilities hardly compress: the usual level takes five times as long and saves a tenth."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,31 @@ def build_database(metadata: Mapping[str, object], probabilities: np.ndarray, ca
         probabilities: (P, 2, 5), forward and backward, of pairs 0..P-1, labels in the order of the columns.
         captions: in order.
     """
-    with closing(sqlite3.connect(":memory:")) as connection:
-        connection.executescript(_SCHEMA)
+    with closing(DatabaseWriter()) as writer:
+        writer.add_pairs(0, probabilities)
+        return writer.finish(metadata, captions)
+
+
+class DatabaseWriter:
+    """A results database that takes pairs as they come, from any thread, one at a time."""
+
+    def __init__(self) -> None:
+        self._connection = sqlite3.connect(":memory:", check_same_thread=False)
+        self._connection.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Give it up."""
+        self._connection.close()
+
+    def add_pairs(self, first_pair: int, probabilities: np.ndarray) -> None:
+        """Take consecutive pairs; arguments as of :func:`build_database`, pairs from ``first_pair`` on."""
+        _insert(self._connection, "pair_results", _pair_rows(first_pair, probabilities))
+
+    def finish(self, metadata: Mapping[str, object], captions: Iterable[CaptionRow]) -> bytes:
+        """The gzipped database; arguments as of :func:`build_database`."""
+        connection = self._connection
         _insert(connection, "run_metadata", [tuple(metadata.values())], list(metadata))
-        _insert(connection, "pair_results", _pair_rows(probabilities))
-        _insert(
-            connection,
-            "captions",
-            [(index, *astuple(c)) for index, c in enumerate(captions)],
-        )
+        _insert(connection, "captions", [(index, *astuple(caption)) for index, caption in enumerate(captions)])
         connection.commit()
         return _compressed(connection)
 
@@ -121,10 +137,11 @@ def _insert(
         connection.executemany(f"INSERT INTO {table}{names} VALUES ({marks})", rows)  # noqa: S608
 
 
-def _pair_rows(probabilities: np.ndarray) -> list[tuple[object, ...]]:
+def _pair_rows(first_pair: int, probabilities: np.ndarray) -> list[tuple[object, ...]]:
     rows: list[tuple[object, ...]] = []
     predicted = probabilities.argmax(axis=2).tolist()
-    for pair, (values, (forward, backward)) in enumerate(zip(probabilities.tolist(), predicted, strict=True)):
+    found = zip(probabilities.tolist(), predicted, strict=True)
+    for pair, (values, (forward, backward)) in enumerate(found, first_pair):
         directions: list[object] = []
         for probabilities_of, label in zip(values, (forward, backward), strict=True):
             # A softmax in float32 may exceed 1 by a rounding error.

@@ -1,0 +1,29 @@
+"""How much memory processes have taken."""
+
+from __future__ import annotations
+
+import re
+import resource
+import sys
+from pathlib import Path
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return peak_memory_of("self") or _peak_by_usage()
+
+
+def peak_memory_of(process: int | str) -> int:
+    """Largest resident set of a process so far; 0 where the system does not tell."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _peak_by_usage() -> int:
+    # On Linux this would count what a parent held when it started this process.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
