@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -77,6 +78,10 @@ _COMPRESSION = 2
 """Of gzip. Probabilities hardly compress: the usual level takes five times as long and saves a tenth."""
 
 
+_STATEMENT_ROWS = 256
+"""With 17 columns, far below the 32,766 values that SQLite binds to a statement."""
+
+
 @dataclass(frozen=True)
 class CaptionRow:
     """A row of ``captions``; times in seconds from the video's first frame."""
@@ -130,11 +135,13 @@ class DatabaseWriter:
 def _insert(
     connection: sqlite3.Connection, table: str, rows: list[tuple[object, ...]], columns: list[str] | None = None
 ) -> None:
-    if rows:
-        names = f" ({', '.join(columns)})" if columns else ""
-        marks = ", ".join("?" * len(rows[0]))
+    names = f" ({', '.join(columns)})" if columns else ""
+    # Many rows to a statement: for each one that runs, Python's lock is given up and taken back.
+    for start in range(0, len(rows), _STATEMENT_ROWS):
+        part = rows[start : start + _STATEMENT_ROWS]
+        marks = ", ".join([f"({', '.join('?' * len(part[0]))})"] * len(part))
         # Only this module's own names go into the statement; values are bound.
-        connection.executemany(f"INSERT INTO {table}{names} VALUES ({marks})", rows)  # noqa: S608
+        connection.execute(f"INSERT INTO {table}{names} VALUES {marks}", [*itertools.chain(*part)])  # noqa: S608
 
 
 def _pair_rows(first_pair: int, probabilities: np.ndarray) -> list[tuple[object, ...]]:
