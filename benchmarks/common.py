@@ -58,8 +58,10 @@ def _repeat(source: Path, target: Path, seconds: Fraction) -> None:
                 assert original.time_base is not None
                 end, first = 0, None
                 for packet in container.demux(original):
+                    if not packet.size:
+                        continue  # the flush at the end
                     if packet.dts is None or packet.pts is None:
-                        continue
+                        raise SystemExit(f"{source} has packets without times, which cannot be repeated; remux it")
                     first = packet.pts if first is None else first
                     end = max(end, packet.pts + (packet.duration or 0) - first)
                     packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, stream

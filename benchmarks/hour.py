@@ -22,6 +22,7 @@ from benchmarks.common import CROP, captioned_video, repeated_video, run_cli, wr
 from caption_extents import CropRegion
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.pipeline.metrics import INFERENCE, StageClock
@@ -33,8 +34,10 @@ from caption_extents.video.decoder import open_decoder
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
-_KEPT_BATCHES = 60
+_KEPT_BATCHES = 30
 """Batches that the stages after decoding are measured with, over and over: enough for all kinds of chunk."""
+
+_CROP = "0.1,0.861112,0.9,0.938888"
 
 
 class _Floors:
@@ -68,7 +71,7 @@ class _Floors:
         return seconds * self.samples / count
 
     def encoding(self, preset: str, workers: int) -> float:
-        """Seconds for all samples, from chunks in memory."""
+        """Seconds for all samples, from chunks in memory, in the way of a run on this device."""
         assembler, chunks = ChunkAssembler(), list[ChunkFrames]()
         for batch in self._batches:
             y, u, v = (plane.cpu().numpy() for plane in batch.planes)
@@ -76,11 +79,45 @@ class _Floors:
         repeats = max(1, -(-8 * workers // len(chunks)))
         work = list(itertools.chain.from_iterable([chunks] * repeats))
         form = ChunkFormat(frame_rate=Fraction(10))
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(workers) as pool, EncoderProcesses() as processes:
+
+            def encode(frames: ChunkFrames) -> None:
+                if self._device.type == "cuda":
+                    processes.encode(frames, PRESETS[preset], form)
+                else:
+                    encode_chunk(frames, PRESETS[preset], form)
+
+            list(pool.map(encode, work[: 2 * workers]))
             start = time.perf_counter()
-            list(pool.map(lambda frames: encode_chunk(frames, PRESETS[preset], form), work))
+            list(pool.map(encode, work))
             seconds = time.perf_counter() - start
         return seconds * self.samples / sum(len(frames.plan.samples) for frames in work)
+
+
+def _first_frame_seconds(metrics: dict[str, Any], process_started: float) -> float:
+    """From the start of the process until its first samples were there; one clock serves all processes."""
+    extraction = metrics["stages"]["extraction"]
+    return float(extraction["started"] + extraction["first_item_seconds"] - process_started)
+
+
+def _tail_seconds(metrics: dict[str, Any]) -> float:
+    """From the last stage's end until the results were there."""
+    stages = metrics["stages"].values()
+    end = max(stage["started"] + stage["time_seconds"] for stage in stages)
+    started = min(stage["started"] for stage in stages) - metrics["setup_seconds"]
+    return float(started + metrics["total_seconds"] - end)
+
+
+def _busy_shares(metrics: dict[str, Any]) -> dict[str, float]:
+    """How much of its time, after its first item, each stage was at work; all of its workers together."""
+    shares = {}
+    for name, stage in metrics["stages"].items():
+        steady = stage["time_seconds"] - stage["first_item_seconds"]
+        if name == "extraction":  # works on while it waits to be asked, until its results find no room
+            shares[name] = 1 - stage["wait_room_seconds"] / max(steady, 1e-9)
+        else:
+            shares[name] = min(1.0, stage["busy_seconds"] / stage["workers"] / max(steady, 1e-9))
+    return shares
 
 
 class _GpuMemory:
@@ -140,6 +177,9 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             "floor_stage": slowest,
             "total_over_floor": metrics["total_seconds"] / stages[slowest],
             "process_seconds": process_seconds,
+            "first_frame_seconds": _first_frame_seconds(metrics, started),
+            "tail_seconds": _tail_seconds(metrics),
+            "busy_shares": _busy_shares(metrics),
             "gpu_memory_bytes": gpu_memory.peak_bytes,
             "captions": run["caption_count"],
             "metrics": metrics,
@@ -151,10 +191,16 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             f"GPU {gpu_memory.peak_bytes / 2**20:.0f} MiB",
             flush=True,
         )
+        print(
+            f"  first samples {_first_frame_seconds(metrics, started):.2f} s after the process was started; "
+            f"{_tail_seconds(metrics):.2f} s from the last stage's end to the results"
+        )
+        shares = _busy_shares(metrics)
         for name, stage in metrics["stages"].items():
             print(
                 f"  {name}: busy {stage['busy_seconds']:.2f} s by {stage['workers']}, waited "
-                f"{stage['wait_input_seconds']:.2f} s for input, {stage['wait_room_seconds']:.2f} s for room",
+                f"{stage['wait_input_seconds']:.2f} s for input, {stage['wait_room_seconds']:.2f} s for room; "
+                f"at work {shares[name]:.0%} of its time",
                 flush=True,
             )
     return result
@@ -164,7 +210,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
-    parser.add_argument("--crop", default=CROP)
+    parser.add_argument("--crop", help="by default 1024x56 of 1280x720 in a VIDEO, the captions of the made one")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--presets", nargs="*", default=list(PRESETS))
@@ -175,7 +221,8 @@ def main() -> None:
     base = arguments.video or captioned_video(1)
     video = repeated_video(base, arguments.minutes)
     device = choose_device(arguments.device)
-    result = measure(video, arguments.crop, device, arguments.presets, arguments.encoder_workers)
+    crop = arguments.crop or (_CROP if arguments.video else CROP)
+    result = measure(video, crop, device, arguments.presets, arguments.encoder_workers)
     if arguments.save:
         print("written to", write_result(arguments.name, result))
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import CROP, captioned_video, machine, write_result
+from benchmarks.common import CROP, captioned_video, machine, repeated_video, write_result
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
@@ -109,11 +109,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
     parser.add_argument("--crop", default=CROP)
-    parser.add_argument("--minutes", type=float, default=3, help="length of the made video")
+    parser.add_argument("--minutes", type=float, default=3, help="length of the video: it is repeated until it is full")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--preset", default="reference")
+    parser.add_argument("--name", default="throughput", help="name of the result")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments, options = parser.parse_known_args()
-    video = arguments.video or captioned_video(arguments.minutes)
+    options += ["--preset", arguments.preset]
+    video = (
+        repeated_video(arguments.video, arguments.minutes) if arguments.video else captioned_video(arguments.minutes)
+    )
     result = measure(video, arguments.crop, arguments.repeats, options)
     print(table(result))
     print(f"\n{result['samples']} samples. In the pipelined run stages overlap: their times span most of the total.")
@@ -126,7 +131,7 @@ def main() -> None:
     print(f"pipelined / its own CPU seconds per core: {result['pipelined_over_own_cpu']:.3f}")
     print(f"model: {result['model_cpu_ms_per_sample']:.2f} ms of CPU a sample")
     if arguments.save:
-        print("written to", write_result("throughput", result))
+        print("written to", write_result(arguments.name, result))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ DEFAULT_ENCODER_WORKERS = 4
 DEFAULT_UPLOAD_WORKERS = 16
 """Uploads wait for the store, not for this machine: enough of them hide a store that answers in a fifth of a second."""
 DEFAULT_STORE = "caption-extents-store"
-DEFAULT_PRESET = "reference"
+DEFAULT_PRESET = "fast"
 DEFAULT_IMPLEMENTATION = "pipelined"
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
 REMOTE_ENCODER_NAMES = ("ray", "modal")

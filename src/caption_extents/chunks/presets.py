@@ -64,6 +64,29 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 frame_parallel="0",
                 lag_in_frames="0",
             ),
+            _preset(
+                "balanced",
+                threads=1,
+                threads_busy=1.0,
+                relative_cpu=0.37,
+                crf="28",
+                deadline="realtime",
+                cpu_used="4",
+                frame_parallel="0",
+                lag_in_frames="0",
+            ),
+            _preset(
+                "archive",
+                threads=1,
+                threads_busy=1.0,
+                relative_cpu=1.9,
+                crf="30",
+                deadline="good",
+                cpu_used="1",
+                frame_parallel="0",
+                auto_alt_ref="1",
+                lag_in_frames="25",
+            ),
         )
     }
 )
