@@ -1,8 +1,11 @@
-"""Write docs/performance.md from the results under docs/results: ``python -m benchmarks.render``."""
+"""Write docs/performance.md, and the encoder settings of docs/gpu.md, from the results under docs/results:
+``python -m benchmarks.render``."""
 
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
@@ -84,8 +87,58 @@ def _load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
 
 
+def _encoder_rows() -> dict[str, dict[str, Any]]:
+    (video,) = _load("encode")["videos"].values()
+    return dict(video["settings"])
+
+
+def encoder_table() -> str:
+    """Markdown, one row for each encoder setting."""
+    rows = ["| setting | times as fast | bytes, same PSNR | bytes, same SSIM |", "|---|---|---|---|"]
+    rows.append("| `reference` (good 2, two threads) | 1 | 1 | 1 |")
+    for name, row in _encoder_rows().items():
+        sizes = [row["size_at_same_psnr"], row["size_at_same_ssim"]]
+        rows.append(
+            f"| {name} | {row['speed_up']:.2f} | " + " | ".join(f"{size:.2f}" if size else "-" for size in sizes) + " |"
+        )
+    return "\n".join(rows)
+
+
+def draw_encoder_settings(path: Path) -> None:
+    """Bytes at the reference's SSIM over speed; good settings are to the lower right."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), dpi=120)
+    kinds = {"good": "tab:blue", "realtime": "tab:orange"}
+    for name, row in _encoder_rows().items():
+        if row["size_at_same_ssim"]:
+            x, y, colour = row["speed_up"], row["size_at_same_ssim"], kinds[name.split()[0]]
+            axes.plot(x, y, "o", color=colour, markersize=5)
+            axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7, color=colour)
+    axes.plot(1, 1, "k*", markersize=11)
+    axes.annotate("reference", (1, 1), xytext=(-6, -12), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xticks([0.25, 0.5, 1, 2, 4, 8], ["0.25", "0.5", "1", "2", "4", "8"])
+    axes.set_xlabel("times as fast as reference (CPU time)")
+    axes.set_ylabel("bytes at the same SSIM")
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Software": None})
+    pyplot.close(figure)
+
+
+_ENCODER_TABLE = re.compile(r"\| setting \| times as fast .*?(?=\n\n)", re.DOTALL)
+
+
+def _render_encoder_settings() -> None:
+    draw_encoder_settings(RESULTS.parent / "pictures" / "encoder-settings.png")
+    page = RESULTS.parent / "gpu.md"
+    page.write_text(_ENCODER_TABLE.sub(lambda _: encoder_table(), page.read_text()))
+
+
 def main() -> None:
     """Command line."""
+    _render_encoder_settings()
     throughput, memory, safety, uploads = (_load(name) for name in ("throughput", "memory", "safety", "uploads"))
     offload, ocr = _load("offload"), _load("ocr")
     latency, distant = list(uploads["latency_seconds"].items())[-1]
