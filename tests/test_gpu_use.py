@@ -1,0 +1,86 @@
+"""What a GPU's driver tells while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from caption_extents.pipeline import gpu_use
+from caption_extents.pipeline.gpu_use import GpuWatch
+
+
+class UnansweredError(Exception):
+    pass
+
+
+def driver(**answers: Any) -> ModuleType:
+    """A driver's library that answers some questions and refuses the others."""
+
+    def refuse(*_: object) -> None:
+        raise UnansweredError
+
+    names = ("MemoryInfo", "DecoderUtilization", "UtilizationRates", "PcieThroughput")
+    library: Any = ModuleType("nvml")
+    library.NVMLError = UnansweredError
+    library.NVML_PCIE_UTIL_RX_BYTES, library.NVML_PCIE_UTIL_TX_BYTES = 1, 0
+    for name in names:
+        setattr(library, f"nvmlDeviceGet{name}", answers.get(name, refuse))
+    return library  # type: ignore[no-any-return]
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType) -> GpuWatch:
+    monkeypatch.setattr(gpu_use, "_INTERVAL_SECONDS", 0.005)
+    monkeypatch.setattr(gpu_use._Gpu, "open", classmethod(lambda cls, device: cls(library, None)))
+    watched = GpuWatch(torch.device("cuda", 0), time.perf_counter())
+    with watched:
+        time.sleep(0.2)
+    return watched
+
+
+def test_means_and_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([100, 500, 300])
+    shares = iter([0, 100])
+    watched = watch(
+        monkeypatch,
+        driver(
+            MemoryInfo=lambda _: SimpleNamespace(used=next(used, 300)),
+            DecoderUtilization=lambda _: (50, 0),
+            UtilizationRates=lambda _: SimpleNamespace(gpu=next(shares, 25)),
+            PcieThroughput=lambda _, counter: 3 if counter == 1 else 2,
+        ),
+    )
+    use = watched.use
+    assert use is not None
+    assert (use.peak_memory_bytes, use.added_memory_bytes) == (500, 400)
+    assert use.decoder == pytest.approx(0.5)
+    assert 0.2 < use.compute < 0.4
+    assert (use.pcie_in_bytes_per_second, use.pcie_out_bytes_per_second) == pytest.approx((3072, 2048))
+    assert set(watched.activities) == {"decoder", "compute", "memory", "pcie in", "pcie out"}
+
+
+def test_what_the_driver_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = watch(monkeypatch, driver(DecoderUtilization=lambda _: (20, 0)))
+    assert watched.use is not None
+    assert watched.use.decoder == pytest.approx(0.2)
+    assert watched.use.peak_memory_bytes == 0
+    assert set(watched.activities) == {"decoder"}
+
+
+def test_nothing_is_watched_without_a_gpu() -> None:
+    with GpuWatch(torch.device("cpu"), 0.0) as watched:
+        pass
+    assert watched.use is None
+    assert watched.activities == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_real_gpu_tells() -> None:
+    pytest.importorskip("pynvml")
+    with GpuWatch(torch.device("cuda", 0), time.perf_counter()) as watched:
+        time.sleep(0.5)
+    assert watched.use is not None
+    assert watched.use.peak_memory_bytes > 0
