@@ -11,7 +11,7 @@ import tempfile
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -70,6 +70,39 @@ def _repeat(source: Path, target: Path, seconds: Fraction) -> None:
                     else:
                         done = True
                 offset += end
+
+
+_QUICK = {
+    "libx264": {"preset": "veryfast"},
+    "libx265": {"preset": "veryfast", "x265-params": "log-level=none"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "7", "row-mt": "1"},
+    "libsvtav1": {"preset": "11"},
+}
+"""Encoders that transcoded videos may use, and settings with which they are done soon."""
+
+
+def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | None = None) -> Path:
+    """The beginning of a video, encoded anew with an FFmpeg encoder, 8-bit 4:2:0, and scaled if a height is given."""
+    CACHE.mkdir(exist_ok=True)
+    video = CACHE / f"{source.stem}-{codec}-{height or 'same'}-{float(seconds):g}.mkv"
+    if video.exists():
+        return video
+    partial = video.with_suffix(".partial.mkv")
+    with av.open(str(source)) as container, av.open(str(partial), "w") as out:
+        original = container.streams.video[0]
+        original.thread_type = "AUTO"
+        new_height = height or original.height
+        stream = cast(av.VideoStream, out.add_stream(codec, rate=original.average_rate, options=_QUICK[codec]))
+        stream.height, stream.width = new_height, original.width * new_height // original.height // 2 * 2
+        stream.pix_fmt = "yuv420p"
+        for frame in container.decode(original):
+            if frame.time is not None and frame.time >= seconds:
+                break
+            scaled = frame.reformat(stream.width, stream.height, "yuv420p")
+            out.mux(stream.encode(scaled))
+        out.mux(stream.encode(None))
+    partial.rename(video)
+    return video
 
 
 def run_cli(video: Path, *options: str, crop: str = CROP) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import CROP, captioned_video, write_result
+from benchmarks.common import CROP, captioned_video, transcoded_video, write_result
 from caption_extents import CropRegion
+from caption_extents.video.batch import Planes
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device, decode_engines, why_not_nvdec
-from caption_extents.video.decoder import open_decoder
+from caption_extents.video.decoder import SampleDecoder, open_decoder
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
@@ -58,24 +60,28 @@ def measure(video: Path, region: CropRegion, device: torch.device, sessions: lis
     }
 
 
-def count_other_bytes(video: Path, region: CropRegion, device: torch.device) -> dict[str, Any]:
+def _samples(decoder: SampleDecoder) -> Iterator[Planes]:
+    """One by one, on the CPU; decoders differ in how many they put into a batch."""
+    for batch in decoder:
+        y, u, v = (plane.cpu() for plane in batch.planes)
+        yield from zip(y, u, v, strict=True)
+
+
+def count_other_bytes(video: Path, region: CropRegion, device: torch.device, rate: Fraction) -> dict[str, Any]:
     """Samples whose crop differs between GPU and CPU."""
     facts = probe(video)
     reason = why_not_nvdec(facts, device)
     if reason is not None:
         return {"video": video.name, "codec": facts.codec, "refused": reason}
-    timeline, crop = build_timeline(facts, Fraction(10)), resolve_crop(region, facts)
+    timeline, crop = build_timeline(facts, rate), resolve_crop(region, facts)
     other = samples = 0
     with (
         closing(open_decoder(facts, timeline, crop)) as cpu,
         closing(open_decoder(facts, timeline, crop, device=device, insist=True)) as gpu,
     ):
-        for a, b in zip(cpu, gpu, strict=True):
-            differs = torch.zeros(len(a), dtype=torch.bool)
-            for one, two in zip(a.planes, b.planes, strict=True):
-                differs |= (one != two.cpu()).flatten(1).any(1)
-            samples += len(a)
-            other += int(differs.sum())
+        for a, b in zip(_samples(cpu), _samples(gpu), strict=True):
+            samples += 1
+            other += any(not torch.equal(one, two) for one, two in zip(a, b, strict=True))
     return {"video": video.name, "codec": facts.codec, "samples": samples, "samples_with_other_bytes": other}
 
 
@@ -88,6 +94,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--sessions", type=int, nargs="*", help="by default 1 and one for each engine")
     parser.add_argument("--compare", type=Path, nargs="*", default=[], help="videos to compare byte for byte as well")
+    parser.add_argument("--codecs", nargs="*", default=[], help="encode the video with these and compare them too")
+    parser.add_argument("--compare-seconds", type=Fraction, default=Fraction(45), help="how much of the video")
+    parser.add_argument("--compare-rate", type=Fraction, default=Fraction(30), help="samples a second to compare")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
     video, device = arguments.video or captioned_video(arguments.minutes), choose_device(arguments.device)
@@ -96,7 +105,9 @@ def main() -> None:
     sessions = arguments.sessions or sorted({1, engines.count if engines else 2})
     result: dict[str, Any] = {"device": str(device), "engines": engines.count if engines else 0}
     result |= measure(video, region, device, sessions)
-    result["compared"] = [count_other_bytes(path, region, device) for path in arguments.compare]
+    encoded = [transcoded_video(video, codec, arguments.compare_seconds) for codec in arguments.codecs]
+    compared = [*arguments.compare, *encoded]
+    result["compared"] = [count_other_bytes(path, region, device, arguments.compare_rate) for path in compared]
     for row in result["compared"]:
         print(row)
     if arguments.save:

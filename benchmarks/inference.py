@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks.common import CROP, captioned_video, machine, write_result
 from caption_extents import CropRegion
@@ -23,16 +24,17 @@ from caption_extents.pipeline.stages import Inference
 from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device
-from caption_extents.video.decoder import open_decoder
+from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
 
-def read_batches(video: Path, region: CropRegion) -> list[CropBatch]:
-    """All crops of a video, decoded on the CPU."""
+def read_batches(video: Path, region: CropRegion, size: int) -> list[CropBatch]:
+    """All crops of a video, decoded on the CPU, in batches of a size."""
     facts = probe(video)
     with closing(open_decoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(region, facts))) as decoder:
-        return list(decoder)
+        y, u, v = (torch.cat(planes) for planes in zip(*(batch.planes for batch in decoder), strict=True))
+    return [CropBatch(at, y[at : at + size], u[at : at + size], v[at : at + size]) for at in range(0, len(y), size)]
 
 
 def infer(model: CaptionModel, batches: list[CropBatch], repeats: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -58,11 +60,14 @@ def main() -> None:
     parser.add_argument("--crop", default=CROP)
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=128, help="samples in a batch on a GPU; 32 on a CPU")
+    parser.add_argument("--precision", choices=("tf32", "fp32"), default="fp32", help="of a GPU's matrix products")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
-    batches = read_batches(arguments.video or captioned_video(arguments.minutes), CropRegion.parse(arguments.crop))
+    video, region = arguments.video or captioned_video(arguments.minutes), CropRegion.parse(arguments.crop)
+    batches = read_batches(video, region, BATCH_SAMPLES)
     with CaptionModel(threads=machine()["cores"]) as model:
         reference, cpu = infer(model, batches, arguments.repeats)
     result: dict[str, Any] = {
@@ -75,8 +80,11 @@ def main() -> None:
         f"cpu, {cores} threads: {cpu['samples_per_second']:.0f} samples/s, {cpu['cpu_ms_per_sample']:.2f} ms CPU each"
     )
     if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.precision == "tf32"
+        batches = read_batches(video, region, arguments.batch)
         with CaptionModel(device=device) as model:
             found, gpu = infer(model, batches, arguments.repeats)
+        gpu |= {"batch": arguments.batch, "precision": arguments.precision}
         same = float((found.argmax(-1) == reference.argmax(-1)).mean())
         result |= {"gpu": gpu, "same_labels": same, "largest_difference": float(np.abs(found - reference).max())}
         print(f"{device}: {gpu['samples_per_second']:.0f} samples/s; {same:.5f} of all labels as on the CPU")

@@ -152,7 +152,7 @@ def two_versions(videos: list[Path], tmp_path_factory: pytest.TempPathFactory) -
 
     run(implementation="sequential")
     run(implementation="pipelined")
-    run(preset="fast")
+    run(preset="reference")
     run(CropRegion(0, 0, 1, 1))
     return store
 

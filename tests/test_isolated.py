@@ -16,7 +16,7 @@ import torch
 
 import caption_extents
 from caption_extents.errors import DecodeError, VideoError
-from caption_extents.pipeline.watchdog import watched
+from caption_extents.pipeline.watchdog import Watched
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
@@ -224,7 +224,7 @@ def test_watching_passes_items_and_errors_on() -> None:
         yield from range(5)
         raise KeyError("at the end")
 
-    iterator = watched(items(), 5.0)
+    iterator = iter(Watched(items(), 5.0))
     assert [next(iterator) for _ in range(5)] == list(range(5))
     with pytest.raises(KeyError, match="at the end"):
         next(iterator)
@@ -232,7 +232,7 @@ def test_watching_passes_items_and_errors_on() -> None:
 
 def test_a_watched_iteration_that_is_left_early_ends_its_thread() -> None:
     before = threading.active_count()
-    iterator = watched(iter(range(1000)), 5.0)
+    iterator = iter(Watched(iter(range(1000)), 5.0))
     assert next(iterator) == 0
     iterator.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 5

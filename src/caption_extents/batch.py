@@ -16,11 +16,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Protocol
 
 from caption_extents.errors import InputError, ProcessingError
-from caption_extents.job import DEFAULT_FRAME_RATE, JobOptions, id_from_name
+from caption_extents.job import DEFAULT_DEVICE, DEFAULT_FRAME_RATE, JobOptions, id_from_name
 from caption_extents.region import CropRegion
 
 _FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
@@ -198,6 +199,24 @@ def run_entry(entry: Entry, options: JobOptions) -> Outcome:
     return Outcome.of(entry, result.to_dict())
 
 
+_number = 0
+"""Of this process, among those of a pool."""
+
+
+def _take_number(numbers: SimpleQueue[int]) -> None:
+    global _number
+    _number = numbers.get()
+
+
+def _run_on_own_gpu(entry: Entry, options: JobOptions) -> Outcome:
+    if options.get("device", DEFAULT_DEVICE) in {"auto", "cuda"}:
+        from caption_extents.video.cuda import gpu_in_turn
+
+        device = gpu_in_turn(_number)
+        options = options if device is None else {**options, "device": device}
+    return run_entry(entry, options)
+
+
 class Executor(Protocol):
     """Where entries are done. Outcomes come as they end, in any order."""
 
@@ -208,6 +227,8 @@ class Executor(Protocol):
 
 class LocalExecutor:
     """Processes of this machine, so that a crash in one takes no other with it.
+
+    Where there are several GPUs, each process keeps to one of them, in turn.
 
     Args:
         jobs: videos at once.
@@ -228,8 +249,12 @@ class LocalExecutor:
 
     def _in_one_pool(self, entries: list[Entry], options: JobOptions, left: list[Entry]) -> Iterator[Outcome]:
         """Outcomes of entries; those that were left when a process died are added to ``left``."""
-        with ProcessPoolExecutor(self._jobs, get_context("spawn")) as pool:
-            futures = {pool.submit(run_entry, entry, options): entry for entry in entries}
+        context = get_context("spawn")
+        numbers = context.SimpleQueue()
+        for number in range(self._jobs):
+            numbers.put(number)
+        with ProcessPoolExecutor(self._jobs, context, _take_number, (numbers,)) as pool:
+            futures = {pool.submit(_run_on_own_gpu, entry, options): entry for entry in entries}
             for future in as_completed(futures):
                 entry = futures[future]
                 try:

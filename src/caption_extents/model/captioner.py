@@ -10,14 +10,18 @@ import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
+from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import to_input
 from caption_extents.model.replay import Replayed
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
+
+Compute = Callable[..., torch.Tensor]
 
 _CPU_SLICE_SAMPLES = 8
 """On a CPU a batch goes through the network in slices: their activations stay in the cache, and several run at once."""
@@ -46,8 +50,10 @@ class CaptionModel:
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
-        self._embed_slice = self._embed_now if on_cpu else Replayed(self._embed_now)
-        self._compare_slice = self._compare_now if on_cpu else Replayed(self._compare_now)
+        # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
+        embed, compare = partial(_embed, self._network), partial(_compare, self._network)
+        self._embed_slice: Compute = embed if on_cpu else Replayed(embed)
+        self._compare_slice: Compute = compare if on_cpu else Replayed(compare)
         self._threads = _single_threaded_pool(threads) if on_cpu else None
         self._warming: threading.Thread | None = None
         if not on_cpu:
@@ -89,10 +95,6 @@ class CaptionModel:
         planes = [plane.to(self.device) for plane in (y, u, v)]
         return self._for_each_slice(self._embed_slice, planes)
 
-    def _embed_now(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        embeddings: torch.Tensor = self._network.encoder(to_input(y, u, v))
-        return embeddings
-
     def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
         """Probabilities of the five labels for pairs of embeddings (N, C, h, w).
 
@@ -101,11 +103,7 @@ class CaptionModel:
         """
         return self._for_each_slice(self._compare_slice, [earlier, later]).cpu()
 
-    def _compare_now(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([self._network.head(earlier, later), self._network.head(later, earlier)], dim=1)
-        return logits.float().softmax(dim=-1)
-
-    def _for_each_slice(self, compute: Callable[..., torch.Tensor], tensors: list[torch.Tensor]) -> torch.Tensor:
+    def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
         @torch.inference_mode()
         def compute_slice(start: int) -> torch.Tensor:
             return compute(*(tensor[start : start + self._slice] for tensor in tensors))
@@ -113,6 +111,16 @@ class CaptionModel:
         starts = range(0, len(tensors[0]), self._slice)
         done = list(self._threads.map(compute_slice, starts) if self._threads else map(compute_slice, starts))
         return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _embed(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    embeddings: torch.Tensor = network.encoder(to_input(y, u, v))
+    return embeddings
+
+
+def _compare(network: CaptionNetwork, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+    logits = torch.stack([network.head(earlier, later), network.head(later, earlier)], dim=1)
+    return logits.float().softmax(dim=-1)
 
 
 def _single_threaded_pool(count: int) -> ThreadPoolExecutor:

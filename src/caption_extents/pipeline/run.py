@@ -122,7 +122,7 @@ def run_job(job: Job, reader: IsolatedVideo | None = None) -> CropInferResult:
                 if _in_processes(job, plan):
                     stages.encoding.processes = processes
                 watch.set_up()
-                with closing(stages.extraction.decoder), _as_processing_error(), gpu:
+                with closing(stages.extraction), _as_processing_error(), gpu:
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)

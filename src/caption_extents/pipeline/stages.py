@@ -19,7 +19,7 @@ from caption_extents.model.labels import Label
 from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.pipeline.offload import CONTENT_WEBM, Offload, chunk_record
-from caption_extents.pipeline.watchdog import watched
+from caption_extents.pipeline.watchdog import Watched
 from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
@@ -56,10 +56,18 @@ class Extraction:
     stall_seconds: float
     clock: StageClock
 
+    def __post_init__(self) -> None:
+        self._watched = Watched(self.decoder, self.stall_seconds)
+
     def __iter__(self) -> Iterator[CropBatch]:
-        for batch in self.clock.timed(watched(self.decoder, self.stall_seconds), len):
+        for batch in self.clock.timed(self._watched, len):
             self._check()
             yield batch
+
+    def close(self) -> None:
+        """Stop decoding and free everything."""
+        self.decoder.close()
+        self._watched.close()
 
     def _check(self) -> None:
         lost = self.decoder.undecodable_samples

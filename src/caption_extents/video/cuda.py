@@ -81,6 +81,12 @@ def choose_device(name: str) -> torch.device:
     return parse_device(name) if name.startswith("cuda") else torch.device(name)
 
 
+def gpu_in_turn(number: int) -> str | None:
+    """The name of a GPU for the process of a number, where there are several; None otherwise."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"cuda:{number % count}" if count > 1 else None
+
+
 def parse_device(name: str) -> torch.device:
     """``cuda`` or ``cuda:N`` as a device that is there.
 
