@@ -73,13 +73,13 @@ def test_labels_of_pairs() -> None:
 
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, steps=2, clips=1, samples=4,
-        group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0, max_seconds=600.0,
+        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, steps=2, context_steps=1, clips=1, window=4,
+        samples=6, group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0, max_seconds=600.0,
         log_every=1, save_every=1, fresh=False,
     )  # fmt: skip
     train(arguments)
-    train(argparse.Namespace(**{**vars(arguments), "steps": 3}))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    train(argparse.Namespace(**{**vars(arguments), "context_steps": 3}))
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
     assert load_weights(tmp_path / "caption-network.safetensors")[1] == "tiny"
 
 

@@ -1,7 +1,8 @@
 """The caption model as the pipeline uses it: planes in, probabilities out.
 
-A sample is embedded once, whatever the number of pairs that it is part of. Work is cut by sample number alone, never by
-arrival, so that every run computes the same numbers.
+A sample is embedded once, whatever the number of pairs that it is part of, and a pair is described once, whatever the
+number of pairs that are labelled with its help. Work is cut by sample number alone, never by arrival, so that every run
+computes the same numbers.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class CaptionModel:
         on_cpu = self.device.type == "cpu"
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
         # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
-        embed, compare = partial(_embed, self._network), partial(_compare, self._network)
-        self._embed_slice: Compute = embed if on_cpu else Replayed(embed)
-        self._compare_slice: Compute = compare if on_cpu else Replayed(compare)
+        computed: list[Compute] = [partial(function, self._network) for function in (_embed, _describe, _label)]
+        self._embed_slice, self._describe_slice, self._label = computed if on_cpu else map(Replayed, computed)
+        self._compare_slice: Compute = partial(_compare, self._network)
+        self.reach = self._network.config.reach
         self._threads = _single_threaded_pool(threads) if on_cpu else None
         self._warming: threading.Thread | None = None
         if not on_cpu:
@@ -79,7 +81,7 @@ class CaptionModel:
         """Have a GPU's libraries loaded, which takes half a second, while the first samples are decoded."""
         luma, chroma = torch.zeros((2, 64, 512), dtype=torch.uint8), torch.zeros((2, 32, 256), dtype=torch.uint8)
         embeddings = self.embed(luma, chroma, chroma)
-        self.compare(embeddings[:1], embeddings[1:])
+        self.label(self.describe(*[embeddings[:1], embeddings[1:]] * 2))
 
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Embeddings of consecutive samples. May be called from several threads.
@@ -96,12 +98,36 @@ class CaptionModel:
         return self._for_each_slice(self._embed_slice, planes)
 
     def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-        """Probabilities of the five labels for pairs of embeddings (N, C, h, w).
+        """Probabilities of the five labels for pairs of embeddings (N, C, h, w), each on its own.
 
         Returns:
             float32 (N, 2, 5) on the CPU: forward (earlier, later) and backward (later, earlier).
         """
         return self._for_each_slice(self._compare_slice, [earlier, later]).cpu()
+
+    def describe(
+        self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """What there is to say of pairs of embeddings (N, C, h, w); float32 (N, 2, 2 D) on the model's device.
+
+        Args:
+            before, earlier, later, after: of samples k-1, k, k+1 and k+2, for pairs (k, k+1).
+        """
+        return self._for_each_slice(self._describe_slice, [before, earlier, later, after])
+
+    def label(self, descriptions: torch.Tensor) -> torch.Tensor:
+        """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
+
+        Args:
+            descriptions: (P, 2, 2 D), as :meth:`describe` gives them. Nothing is taken to come before and after them, so
+                in the middle of a video the first and the last ``reach`` results mean nothing.
+
+        Returns:
+            float32 (P, 2, 5) on the CPU, forward and backward.
+        """
+        compute = torch.inference_mode()(self._label)
+        found = self._threads.submit(compute, descriptions).result() if self._threads else compute(descriptions)
+        return found.cpu()
 
     def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
         @torch.inference_mode()
@@ -119,7 +145,18 @@ def _embed(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.T
 
 
 def _compare(network: CaptionNetwork, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-    logits = torch.stack([network.head(earlier, later), network.head(later, earlier)], dim=1)
+    return _probabilities(torch.stack([network.head(earlier, later), network.head(later, earlier)], dim=1))
+
+
+def _describe(network: CaptionNetwork, *embeddings: torch.Tensor) -> torch.Tensor:
+    return network.describe(*embeddings).float()
+
+
+def _label(network: CaptionNetwork, descriptions: torch.Tensor) -> torch.Tensor:
+    return _probabilities(network.context(descriptions[None])[0])
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().softmax(dim=-1)
 
 

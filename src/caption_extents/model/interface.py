@@ -39,3 +39,26 @@ class PairModel(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class ContextModel(PairModel, Protocol):
+    """A model that labels a pair with the help of the pairs around it; :meth:`compare` labels it on its own."""
+
+    reach: int
+    """Pairs on either side of a pair that its label depends on."""
+
+    def describe(
+        self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """What the model needs to know of pairs (earlier, later), (N, ...), to label them or pairs around them.
+
+        Args:
+            before, earlier, later, after: embeddings of samples k-1, k, k+1 and k+2; at the ends of the video k for
+                k-1, and k+1 for k+2.
+        """
+        ...
+
+    def label(self, descriptions: torch.Tensor) -> torch.Tensor:
+        """Probabilities as :meth:`compare` gives them, of consecutive pairs with nothing before and after them."""
+        ...

@@ -1,9 +1,14 @@
-"""The caption network: one embedding for each sample, a light head for each pair.
+"""The caption network: one embedding for each sample, a light head for each pair, and what stands around each pair.
 
 A Siamese network (Bromley et al., 1993): the encoder runs once for each sample, and the head compares the embeddings
 of two samples in either order. The encoder also predicts where caption text stands in the sample. This mask is trained
 on the exact text coverage that rendered data knows; it tells the head which differences are caption and which are
 background, at no cost at run time.
+
+Two samples alone often cannot tell: a sign that stands still looks like a caption, a fade is a row of changes too small
+to see, a flash hides both, and a codec shows one other letter a sample late. So the head describes each pair twice, by
+its own two samples and by those around them, and the descriptions of consecutive pairs go through a few dilated
+convolutions over time (Bai et al., 2018): each pair's label is decided with the pairs around it.
 """
 
 from __future__ import annotations
@@ -30,6 +35,14 @@ class NetworkConfig:
     embedding_channels: int = 32
     fine_channels: int = 12
     head_channels: int = 96
+    description_channels: int = 64
+    context_channels: int = 96
+    context_blocks: int = 5
+
+    @property
+    def reach(self) -> int:
+        """Pairs before and after a pair that its label depends on."""
+        return (1 << self.context_blocks) - 1
 
     def to_metadata(self) -> dict[str, str]:
         """The configuration as safetensors metadata (strings only)."""
@@ -109,14 +122,16 @@ class PairHead(nn.Module):
         self.mix = nn.Sequential(_conv(4 * compared + 4, width, 1), nn.ReLU())
         self.look = nn.Sequential(_conv(width, width, 3), nn.ReLU(), _conv(width, width, 3), nn.ReLU())
         self.change = nn.Conv2d(width, 1, 1)
-        self.classify = nn.Sequential(nn.Linear(3 * width + 6, 64), nn.ReLU(), nn.Linear(64, len(Label)))
+        self.describe = nn.Sequential(nn.Linear(3 * width + 6, config.description_channels), nn.ReLU())
+        self.classify = nn.Linear(config.description_channels, len(Label))
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Embeddings (N, C, h, w) of the earlier and the later sample to logits (N, 5)."""
-        return self.compare(a, b)[0]
+        """Embeddings (N, C, h, w) of the earlier and the later sample to logits (N, 5) of the pair on its own."""
+        logits: torch.Tensor = self.classify(self.compare(a, b)[0])
+        return logits
 
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits (N, 5), and the logits (N, h, w) that a caption's letters gave way to others."""
+        """Descriptions (N, D) of pairs, and the logits (N, h, w) that a caption's letters gave way to others."""
         mask_a, mask_b = a[:, -1:].sigmoid(), b[:, -1:].sigmoid()
         a, b = a[:, :-1], b[:, :-1]
         both = mask_a * mask_b
@@ -137,23 +152,73 @@ class PairHead(nn.Module):
             torch.log1p(changed.sum((2, 3))),
             (changed * either).sum((2, 3)) / weight,
         ]
-        logits: torch.Tensor = self.classify(torch.cat(pooled, dim=1))
-        return logits, change[:, 0]
+        return self.describe(torch.cat(pooled, dim=1)), change[:, 0]
+
+
+class _ContextBlock(nn.Module):
+    """A dilated convolution over time and a mixing of channels, beside a skip connection."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.around = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.mix = nn.Conv1d(channels, channels, 1)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mix(functional.relu(self.around(functional.relu(x))))
+
+
+class ContextHead(nn.Module):
+    """Descriptions of consecutive pairs to the logits of each, with the pairs around it.
+
+    A film that runs backwards is a film too: the backward logits are those that the same layers give for the
+    descriptions in reverse.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        channels = config.context_channels
+        self.enter = nn.Conv1d(2 * 2 * config.description_channels, channels, 1)
+        self.blocks = nn.Sequential(*[_ContextBlock(channels, 1 << index) for index in range(config.context_blocks)])
+        self.classify = nn.Sequential(nn.ReLU(), nn.Conv1d(channels, len(Label), 1))
+
+    def forward(self, descriptions: torch.Tensor) -> torch.Tensor:
+        """Descriptions (B, P, 2, 2 D) of consecutive pairs, forward and backward, to logits (B, P, 2, 5)."""
+        there = descriptions.flatten(2)
+        back = descriptions.flip(1, 2).flatten(2)
+        both = torch.cat([there, back]).transpose(1, 2)
+        logits = self.classify(self.blocks(self.enter(both))).transpose(1, 2)
+        forward, backward = logits.chunk(2)
+        return torch.stack([forward, backward.flip(1)], dim=2)
 
 
 class CaptionNetwork(nn.Module):
-    """Encoder and head together; see the module's docstring."""
+    """Encoder and heads together; see the module's docstring."""
 
     def __init__(self, config: NetworkConfig | None = None) -> None:
         super().__init__()
         self.config = config or NetworkConfig()
         self.encoder = Encoder(self.config)
         self.head = PairHead(self.config)
+        self.context = ContextHead(self.config)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, 3, H, W) of the earlier and the later sample to logits (N, 5)."""
+        """Pictures (N, 3, H, W) of the earlier and the later sample to logits (N, 5) of the pair on its own."""
         logits: torch.Tensor = self.head(self.encoder(a), self.encoder(b))
         return logits
+
+    def describe(
+        self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
+    ) -> torch.Tensor:
+        """Descriptions (N, 2, 2 D), forward and backward, of pairs (earlier, later).
+
+        Args:
+            before, earlier, later, after: embeddings (N, C, h, w) of samples k-1, k, k+1 and k+2; k for k-1 and k+1
+                for k+2 where there are none.
+        """
+        there = [self.head.compare(*pair)[0] for pair in ((earlier, later), (before, after))]
+        back = [self.head.compare(*pair)[0] for pair in ((later, earlier), (after, before))]
+        return torch.stack([torch.cat(there, dim=1), torch.cat(back, dim=1)], dim=1)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

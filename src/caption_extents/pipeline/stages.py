@@ -14,7 +14,7 @@ from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
-from caption_extents.model.interface import PairModel
+from caption_extents.model.interface import ContextModel, PairModel
 from caption_extents.model.labels import Label
 from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
@@ -80,13 +80,13 @@ class Extraction:
 
 
 class Inference:
-    """Embeds each sample and compares it with the one before it. Batches must come in order.
+    """Embeds each sample, compares it with the one before it, and labels the pairs. Batches must come in order.
 
     Args:
-        model: that does both.
+        model: that does all three.
         sample_count: of the whole video.
         clock: to count with.
-        on_pairs: called with the first pair of each batch and its pairs' probabilities.
+        on_pairs: called with the first of some pairs, in order, and the probabilities of these.
     """
 
     def __init__(
@@ -97,28 +97,95 @@ class Inference:
         on_pairs: Callable[[int, np.ndarray], None] = lambda first, probabilities: None,
     ) -> None:
         self._model, self._clock, self._on_pairs = model, clock, on_pairs
-        self._last: torch.Tensor | None = None
+        self._label = (_InContext if isinstance(model, ContextModel) else _OnItsOwn)(model, sample_count)
+        self._begun = False
         # All at once: small results kept between large short-lived ones would hold the heap open (1 MiB a batch).
         self.probabilities = np.full((sample_count - 1, 2, len(Label)), np.nan, np.float32)
         """Forward and backward probabilities of every pair; NaN where none was looked at yet."""
 
     def infer(self, batch: CropBatch) -> CropBatch:
-        """Keep the probabilities of the pairs that end in this batch, and give the batch on, in host memory."""
-        pairs = len(batch) - (self._last is None)
+        """Take the pairs that end in this batch, and give the batch on, in host memory.
+
+        The probabilities of some pairs come with a later batch, when the pairs after them are known.
+        """
+        pairs = len(batch) - (not self._begun)
         with self._clock.busy(samples=len(batch), items=pairs):
             host = batch.to_host()
-            later = self._model.embed(*batch.planes)
-            if pairs:
-                earlier = torch.cat([later[:0] if self._last is None else self._last, later[:-1]])
-                first = batch.first_sample + len(batch) - pairs - 1
-                found = self._model.compare(earlier, later[-pairs:]).numpy()
-                self.probabilities[first : first + pairs] = found
+            embeddings = self._model.embed(*batch.planes)
+            for first, probabilities in self._label.add(embeddings):
+                found = probabilities.numpy()
+                self.probabilities[first : first + len(found)] = found
                 self._on_pairs(first, found)
-            self._last = later[-1:].clone()
-            if later.is_cuda:
+            self._begun = True
+            if embeddings.is_cuda:
                 # The copy of the batch was queued before: it has come when this stream is done.
-                torch.cuda.current_stream(later.device).synchronize()
+                torch.cuda.current_stream(embeddings.device).synchronize()
         return host
+
+
+class _OnItsOwn:
+    """Labels each pair by its own samples."""
+
+    def __init__(self, model: PairModel, sample_count: int) -> None:
+        self._model = model
+        self._samples = _Held()
+
+    def add(self, embeddings: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
+        samples = self._samples
+        samples.add(embeddings)
+        if len(samples) > 1:
+            yield samples.first, self._model.compare(samples.held[:-1], samples.held[1:])
+            samples.keep_from(samples.end - 1)
+
+
+class _InContext:
+    """Labels each pair when the pairs around it are known."""
+
+    def __init__(self, model: ContextModel, sample_count: int) -> None:
+        self._model, self._sample_count = model, sample_count
+        self._samples, self._pairs = _Held(), _Held()
+        self._labelled = 0
+
+    def add(self, embeddings: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+        """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
+        samples, pairs, model = self._samples, self._pairs, self._model
+        samples.add(embeddings)
+        over = samples.end == self._sample_count
+        described = samples.end - (1 if over else 2)
+        if described <= pairs.end:
+            return
+        new = torch.arange(pairs.end, described, device=embeddings.device)
+        around = [(new + step).clamp(0, samples.end - 1) - samples.first for step in (-1, 0, 1, 2)]
+        pairs.add(model.describe(*(samples.held[numbers] for numbers in around)))
+        samples.keep_from(described - 1)
+        labelled = pairs.end - (0 if over else model.reach)
+        if labelled > self._labelled:
+            found = model.label(pairs.held)
+            yield self._labelled, found[self._labelled - pairs.first : labelled - pairs.first]
+            self._labelled = labelled
+            pairs.keep_from(labelled - model.reach)
+
+
+class _Held:
+    """The last few of a sequence that comes in parts."""
+
+    def __init__(self) -> None:
+        self.first = self.end = 0
+        """Numbers of the first that is held, and of the first that has not come."""
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def add(self, following: torch.Tensor) -> None:
+        """Take the next ones."""
+        self.held = torch.cat([self.held, following]) if len(self) else following
+        self.end += len(following)
+
+    def keep_from(self, number: int) -> None:
+        """Forget those before a number."""
+        passed = max(0, number - self.first)
+        self.held, self.first = self.held[passed:].clone(), self.first + passed
 
 
 @dataclass

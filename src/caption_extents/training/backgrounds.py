@@ -25,6 +25,7 @@ PICTURE_FOLDERS = (
 )
 FOOTAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples/data"),)
 _MAX_SIDE_PX = 1600
+_PART_SAMPLES = 8
 
 
 def find_pictures(folders: Sequence[Path] = PICTURE_FOLDERS) -> list[Path]:
@@ -228,20 +229,34 @@ class BackgroundSource:
 
     def frames(self, rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
         """Several shots with cuts, changes of light and flashes; uint8 (count, height, width, 3)."""
-        cuts = sorted({0, count, *(rng.randint(1, count) for _ in range(rng.choices([0, 1, 2], [5, 3, 1])[0]))})
+        # A long clip is cut and flashes as often as the short ones that could be cut out of it.
+        parts = max(1, count // _PART_SAMPLES)
+        number = sum(rng.choices([0, 1, 2], [5, 3, 1])[0] for _ in range(parts))
+        cuts = sorted({0, count, *(rng.randint(1, count) for _ in range(number))})
         shots = [self.shot(rng, end - start, width, height) for start, end in itertools.pairwise(cuts)]
-        pictures = np.concatenate(shots).astype(np.float32)
-        gain = rng.choice([1.0, 1.0, rng.uniform(0.3, 1.0), rng.uniform(1.0, 2.0)])
-        lift = rng.choice([0.0, 0.0, rng.uniform(0, 120)])
-        drift = np.linspace(0, rng.choice([0, 0, rng.uniform(-80, 80)]), count, dtype=np.float32)
-        if rng.random() < 0.08:
-            drift[rng.randrange(count)] += rng.choice([-1, 1]) * rng.uniform(60, 255)
+        pictures = np.concatenate(shots)
+        gain = np.full(count, rng.choice([1.0, 1.0, rng.uniform(0.3, 1.0), rng.uniform(1.0, 2.0)]), np.float32)
+        lift = np.full(count, rng.choice([0.0, 0.0, rng.uniform(0, 120)]), np.float32)
+        if rng.random() < 0.12:
+            # Overexposed: white letters hardly stand out.
+            gain[:] = rng.uniform(0.3, 0.8)
+            lift[:] = 255 * (1 - gain) * rng.uniform(0.7, 1.0)
+        lift += np.linspace(0, rng.choice([0, 0, rng.uniform(-80, 80)]), count, dtype=np.float32)
+        for _ in range(parts):
+            if rng.random() < 0.08:
+                lift[rng.randrange(count)] += rng.choice([-1, 1]) * rng.uniform(60, 255)
         if rng.random() < 0.08:
             # A fade of the picture to or from black or white, under captions that stay.
-            ramp = np.clip(np.linspace(rng.uniform(-1, 0.5), rng.uniform(0.5, 2), count, dtype=np.float32), 0, 1)
-            ramp = (ramp if rng.random() < 0.5 else ramp[::-1])[:, None, None, None]
-            pictures = pictures * ramp + (1 - ramp) * rng.choice([0.0, 0.0, 255.0])
+            length = min(count, rng.randint(4, 24))
+            start = rng.randint(0, count - length)
+            ramp = np.clip(np.linspace(rng.uniform(-1, 0.5), rng.uniform(0.5, 2), length, dtype=np.float32), 0, 1)
+            ramp = ramp if rng.random() < 0.5 else ramp[::-1]
+            faded = slice(start, start + length)
+            gain[faded], lift[faded] = gain[faded] * ramp, lift[faded] * ramp + (1 - ramp) * rng.choice([0, 0, 255])
         if rng.random() < 0.04:
-            drift += np.asarray([rng.uniform(-25, 25) for _ in range(count)], np.float32)
-        pictures = pictures * gain + (lift + drift)[:, None, None, None]
-        return np.clip(pictures, 0, 255).astype(np.uint8)
+            lift += np.asarray([rng.uniform(-25, 25) for _ in range(count)], np.float32)
+        for picture, factor, term in zip(pictures, gain.tolist(), lift.tolist(), strict=True):
+            if factor != 1.0 or term != 0.0:
+                levels = np.clip(np.arange(256, dtype=np.float32) * factor + term, 0, 255).astype(np.uint8)
+                picture[:] = levels[picture]
+        return pictures

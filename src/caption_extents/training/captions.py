@@ -79,7 +79,7 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
         style,
         fill=fill,
         slant=rng.choice([0.0, 0.0, 0.0, 0.2]),
-        opacity=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.7, 1.0)]),
+        opacity=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.55, 1.0)]),
         line_spacing=rng.uniform(1.0, 1.4),
         fill_bottom=random_colour(rng, 80) if rng.random() < 0.06 else None,
         stretch=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.75, 1.3)]),
@@ -89,7 +89,7 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
     thick = max(1, round(size_px * rng.uniform(0.03, 0.12)))
     kind = rng.choices(
         ["outline", "outline-shadow", "shadow", "glow", "box", "translucent-box", "plain", "dark-on-light", "double"],
-        [8, 3, 2.5, 1.5, 1.5, 2, 3.5, 1, 0.8],
+        [8, 3, 2.5, 1.5, 1.5, 2, 4.5, 1, 0.8],
     )[0]
     if kind == "double":
         return replace(

@@ -126,33 +126,52 @@ class ClipPool:
     """
 
     def __init__(self, device: torch.device, capacity: int) -> None:
-        self._device, self._capacity = device, capacity
+        self.device, self._capacity = device, capacity
         self._groups: dict[tuple[int, int], Group] = {}
         self._sizes: dict[tuple[int, int], int] = {}
         self._next: dict[tuple[int, int], int] = {}
 
     def add(self, group: Group) -> None:
         """Keep a group in place of the oldest of its shape."""
-        moved = group.to(self._device)
+        moved = group.to(self.device)
         height, width = moved.pictures.shape[-2:]
         shape = (height, width)
         if shape not in self._groups:
             empty = [
-                torch.empty((self._capacity, *part.shape[1:]), dtype=part.dtype, device=self._device)
+                torch.empty((self._capacity, *part.shape[1:]), dtype=part.dtype, device=self.device)
                 for part in (moved.pictures, moved.caption_ids, moved.unsure, moved.ink)
             ]
             self._groups[shape] = Group(*empty)
             self._sizes[shape] = self._next[shape] = 0
         count = len(moved.pictures)
-        at = (self._next[shape] + torch.arange(count, device=self._device)) % self._capacity
+        at = (self._next[shape] + torch.arange(count, device=self.device)) % self._capacity
         for field in fields(Group):
             getattr(self._groups[shape], field.name)[at] = getattr(moved, field.name)
         self._next[shape] = (self._next[shape] + count) % self._capacity
         self._sizes[shape] = min(self._capacity, self._sizes[shape] + count)
 
-    def draw(self, rng: random.Random, clip_count: int) -> Group:
-        """Random clips of one random shape; shapes of which many clips came are drawn more often."""
+    def draw(self, rng: random.Random, clip_count: int, samples: int = 0) -> Group:
+        """Random clips of one random shape; shapes of which many clips came are drawn more often.
+
+        Args:
+            rng: decides.
+            clip_count: how many.
+            samples: cut so many out of each, from anywhere in it, now and then every other or every third; 0 for whole
+                clips.
+        """
         shapes = list(self._groups)
         shape = rng.choices(shapes, [self._sizes[shape] for shape in shapes])[0]
-        chosen = torch.tensor([rng.randrange(self._sizes[shape]) for _ in range(clip_count)], device=self._device)
-        return Group(*(getattr(self._groups[shape], field.name)[chosen] for field in fields(Group)))
+        group, size = self._groups[shape], self._sizes[shape]
+        chosen = torch.tensor([rng.randrange(size) for _ in range(clip_count)], device=self.device)
+        if not samples:
+            return Group(*(getattr(group, field.name)[chosen] for field in fields(Group)))
+        windows = [_window(rng, group.caption_ids.shape[1], samples) for _ in range(clip_count)]
+        at = torch.tensor(windows, device=self.device)
+        return Group(*(getattr(group, field.name)[chosen[:, None], at] for field in fields(Group)))
+
+
+def _window(rng: random.Random, length: int, samples: int) -> list[int]:
+    """Numbers of ``samples`` samples out of ``length``, evenly spaced."""
+    step = min(rng.choices([1, 2, 3], [8, 1, 1])[0], max(1, (length - 1) // max(1, samples - 1)))
+    start = rng.randrange(length - step * (samples - 1))
+    return [start + step * index for index in range(samples)]

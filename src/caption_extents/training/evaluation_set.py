@@ -306,12 +306,14 @@ def _inputs(film: Film, rng: random.Random, footage: list[Path], pictures: list[
             source = rng.choice(sources)
             arguments += ["-f", "lavfi", "-t", f"{length:.3f}", "-i", source]
         else:
-            arguments += ["-loop", "1", "-framerate", "30", "-t", f"{length:.3f}", "-i", str(rng.choice(pictures))]
+            arguments += ["-i", str(rng.choice(pictures))]
             zoom = rng.uniform(1.05, 1.6)
             big = (round(width * zoom / 2) * 2, round(height * zoom / 2) * 2)
             dx, dy = rng.uniform(-60, 60), rng.uniform(-25, 25)
             fill = (
-                f"scale={big[0]}:{big[1]}:force_original_aspect_ratio=increase,"
+                # Decoded and scaled once: a large photograph takes longer to decode than a frame to encode.
+                f"scale={big[0]}:{big[1]}:force_original_aspect_ratio=increase,loop=loop=-1:size=1,"
+                f"setpts=N/30/TB,trim=duration={length:.3f},"
                 f"crop={width}:{height}:'(iw-ow)/2+{dx:.1f}*t':'(ih-oh)/2+{dy:.1f}*t'"
             )
             if film.background == "bright":

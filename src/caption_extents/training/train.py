@@ -1,6 +1,8 @@
 """Training of the caption network on rendered clips: ``python -m caption_extents.training.train --out weights``.
 
-Everything that is random comes from the seed and the step, so a run can be repeated, and resumed from its checkpoint.
+First the encoder and the pairs' head learn from short windows, then the context head learns from whole clips what the
+finished others say of them. Everything that is random comes from the seed and the step, so a run can be repeated, and
+resumed from its checkpoint.
 """
 
 from __future__ import annotations
@@ -9,14 +11,19 @@ import argparse
 import json
 import math
 import os
+import queue
 import random
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional
 
 from caption_extents.model.labels import Label
@@ -33,10 +40,16 @@ FAR_PAIR_WEIGHT = 0.5
 CHANGE_WEIGHT = 2.0
 """Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
 
+_CONTEXT_TIME = 0.15
+"""Share of the time that the second part gets, where time is what limits the training."""
+
+_CONTEXT_BATCH = 2
+"""Samples in a batch of the second part, for each of the first: nothing is kept for a backward pass."""
+
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step minimises, and how well it did.
+    """What a step of the first part minimises, and how well it did.
 
     Attributes:
         pair: cross entropy of the labels.
@@ -84,7 +97,7 @@ def change_loss(
     return loss / weight.sum()
 
 
-def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rng: random.Random) -> Losses:
+def pair_losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rng: random.Random) -> Losses:
     """Losses of a group, augmented at random."""
     count, samples = group.caption_ids.shape
     device = group.caption_ids.device
@@ -98,7 +111,10 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rn
         far = [(k, rng.choice([m for m in range(samples) if abs(m - k) > 1])) for k in range(0, samples, 2)]
         pairs = [*near, *((b, a) for a, b in near), *far]
         first, second = (torch.tensor(side, device=device) for side in zip(*pairs, strict=True))
-        logits, change = network.head.compare(embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1))
+        described, change = network.head.compare(
+            embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1)
+        )
+        logits = network.head.classify(described)
     logits, change = logits.float(), change.float().reshape(count, len(pairs), *change.shape[1:])
     ids_first, ids_second = group.caption_ids[:, first], group.caption_ids[:, second]
     changed = change_loss(change, ink.reshape(count, samples, *ink.shape[1:]), first, second, ids_first != ids_second)
@@ -113,7 +129,29 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rn
     return Losses(pair_loss, mask_loss, changed, accuracy)
 
 
-def _average_into(average: CaptionNetwork, network: CaptionNetwork, decay: float) -> None:
+def context_losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
+    """Losses of the context head alone, over whole clips; the network is in evaluation mode."""
+    count, samples = group.caption_ids.shape
+    pictures, _ = augment(group, generator)
+    with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
+        embeddings = network.encoder(pictures).unflatten(0, (count, samples))
+        pairs = torch.arange(samples - 1, device=pictures.device)
+        around = [embeddings[:, (pairs + step).clamp(0, samples - 1)].flatten(0, 1) for step in (-1, 0, 1, 2)]
+        described = network.describe(*around).float().unflatten(0, (count, samples - 1))
+    logits = network.context(described)
+    ids = group.caption_ids
+    labels = torch.stack([pair_labels(ids[:, :-1], ids[:, 1:]), pair_labels(ids[:, 1:], ids[:, :-1])], dim=2)
+    unsure = (group.unsure[:, :-1] | group.unsure[:, 1:])[..., None].expand_as(labels)
+    unchanged = (labels == Label.SAME.value) | (labels == Label.EMPTY_EMPTY.value)
+    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * torch.where(unchanged, 1.0, CHANGE_WEIGHT)
+    entropy = functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+    loss = (entropy * weights.flatten()).sum() / weights.sum()
+    accuracy = ((logits.argmax(-1) == labels) & ~unsure).sum() / (~unsure).sum().clamp(min=1)
+    nothing = torch.zeros((), device=loss.device)
+    return Losses(loss, nothing, nothing, accuracy)
+
+
+def _average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Exponential moving average of weights and statistics (Polyak averaging)."""
     kept, new = list(average.state_dict().values()), list(network.state_dict().values())
     real = [index for index, value in enumerate(kept) if value.is_floating_point()]
@@ -128,8 +166,12 @@ class _State:
     network: CaptionNetwork
     average: CaptionNetwork
     optimizer: torch.optim.Optimizer
+    context_optimizer: torch.optim.Optimizer
     step: int = 0
+    context_step: int = 0
     groups: int = 0
+    pair_seconds: float = 0.0
+    context_seconds: float = 0.0
 
     @classmethod
     def start(cls, arguments: argparse.Namespace, device: torch.device) -> _State:
@@ -137,17 +179,26 @@ class _State:
         network, average = CaptionNetwork(NetworkConfig()), CaptionNetwork(NetworkConfig())
         average.load_state_dict(network.state_dict())
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average.to(device)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=0.02)
-        return cls(network, average, optimizer)
+        average.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        paired = [*network.encoder.parameters(), *network.head.parameters()]
+        optimizer = torch.optim.AdamW(paired, lr=arguments.rate, weight_decay=0.02)
+        # The context head is taught in the averaged network, on what that says.
+        context = torch.optim.AdamW(average.context.parameters(), lr=arguments.rate, weight_decay=0.02)
+        return cls(network, average, optimizer, context)
 
     def save(self, path: Path) -> None:
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "groups": self.groups,
+            "context_optimizer": self.context_optimizer.state_dict(),
+            "numbers": (
+                self.step,
+                self.context_step,
+                self.groups,
+                self.pair_seconds,
+                self.context_seconds,
+            ),
         }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
@@ -166,29 +217,56 @@ class _State:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.groups = state["step"], state["groups"]
+        self.context_optimizer.load_state_dict(state["context_optimizer"])
+        (self.step, self.context_step, self.groups, self.pair_seconds, self.context_seconds) = state["numbers"]
 
 
-def learning_rate(arguments: argparse.Namespace, step: int) -> float:
+def progress(done: int, planned: int, seconds: float, max_seconds: float) -> float:
+    """How much of a part of the training is over, 0..1: of its steps or, where it may take only so long, of its time."""
+    return min(1.0, max(done / max(1, planned), seconds / max_seconds))
+
+
+def learning_rate(peak: float, step: int, over: float) -> float:
     """A short climb, then half a cosine down to a hundredth (Loshchilov and Hutter, 2016)."""
-    rate: float = arguments.rate
-    return rate * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * step / arguments.steps)) + 0.01)
+    return peak * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * over)) + 0.01)
 
 
-def _learn(state: _State, group: Group, arguments: argparse.Namespace) -> Losses:
-    device = group.pictures.device
-    generator = torch.Generator(device).manual_seed(arguments.seed * 1_000_003 + state.step)
-    for parameters in state.optimizer.param_groups:
-        parameters["lr"] = learning_rate(arguments, state.step)
+def _descend(optimizer: torch.optim.Optimizer, rate: float, loss: torch.Tensor) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(parameters, 2.0)
+    optimizer.step()
+
+
+def _learn_pairs(state: _State, pool: ClipPool, arguments: argparse.Namespace, over: float) -> tuple[Losses, int]:
+    generator, rng = _dice(pool.device, arguments.seed, state.step)
+    group = pool.draw(rng, arguments.clips, arguments.window)
     state.network.train()
-    found = losses(state.network, group, generator, random.Random(state.step))
-    state.optimizer.zero_grad(set_to_none=True)
-    found.total.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), 2.0)
-    state.optimizer.step()
-    _average_into(state.average, state.network, min(0.9995, (state.step + 1) / (state.step + 20)))
+    found = pair_losses(state.network, group, generator, rng)
+    _descend(state.optimizer, learning_rate(arguments.rate, state.step, over), found.total)
+    decay = min(0.9995, (state.step + 1) / (state.step + 20))
+    for part in ("encoder", "head"):
+        _average_into(getattr(state.average, part), getattr(state.network, part), decay)
     state.step += 1
-    return found
+    return found, arguments.clips * arguments.window
+
+
+def _learn_context(state: _State, pool: ClipPool, arguments: argparse.Namespace, over: float) -> tuple[Losses, int]:
+    generator, rng = _dice(pool.device, arguments.seed + 1, state.context_step)
+    state.average.eval()
+    clips = max(1, arguments.clips * arguments.window * _CONTEXT_BATCH // arguments.samples)
+    found = context_losses(state.average, pool.draw(rng, clips), generator)
+    _descend(state.context_optimizer, learning_rate(arguments.rate, state.context_step, over), found.pair)
+    state.context_step += 1
+    return found, clips * arguments.samples
+
+
+def _dice(device: torch.device, seed: int, step: int) -> tuple[torch.Generator, random.Random]:
+    generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
+    return generator, random.Random(seed * 7_777_777 + step)
 
 
 class _Log:
@@ -211,12 +289,13 @@ class _Log:
                 self._sums.get(name, torch.zeros(())).to(found.pair.device) + getattr(found, name).detach()
             )
         self._count += 1
-        if state.step % self._every and not last:
+        if (state.step + state.context_step) % self._every and not last:
             return
         now = time.perf_counter()
         record: dict[str, float] = {name: round(float(value) / self._count, 5) for name, value in self._sums.items()}
         record |= {
             "step": state.step,
+            "context_step": state.context_step,
             "seconds": round(now - self._started, 1),
             "samples_per_second": round(samples * self._count / (now - self._since)),
             "waited_for_data": round(self._waited / (now - self._since), 3),
@@ -248,28 +327,98 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
         samples=arguments.samples,
         workers=arguments.workers,
     )
-    pool, started = ClipPool(device, arguments.pool), time.monotonic()
-    for _ in range(arguments.warm_groups):
-        pool.add(next(groups))
-        state.groups += 1
-    print(f"{arguments.warm_groups} groups rendered in {time.monotonic() - started:.1f} s", flush=True)
-    log, deadline = _Log(out / "log.jsonl", arguments.log_every), time.monotonic() + arguments.max_seconds
-    while state.step < arguments.steps:
-        if state.step % arguments.reuse == 0:
-            start = time.perf_counter()
-            pool.add(next(groups))
-            state.groups += 1
-            log.waited(time.perf_counter() - start)
-        rng = random.Random(arguments.seed * 7_777_777 + state.step)
-        found = _learn(state, pool.draw(rng, arguments.clips), arguments)
-        last = state.step == arguments.steps or time.monotonic() > deadline
-        log.add(state, found, arguments.clips * arguments.samples, last=last)
-        if state.step % arguments.save_every == 0 or last:
-            state.save(checkpoint)
-            save_weights(state.average, out / "caption-network.safetensors", name=arguments.name)
-        if last:
-            break
+    with closing(_Supply(groups, ClipPool(device, arguments.pool), state)) as supply:
+        started = time.monotonic()
+        supply.wait_for(arguments.warm_groups)
+        print(f"{arguments.warm_groups} groups rendered in {time.monotonic() - started:.1f} s", flush=True)
+        log = _Log(out / "log.jsonl", arguments.log_every)
+        for found, samples in _steps(state, supply, arguments, log):
+            last = _over(state, arguments)[1] >= 1
+            log.add(state, found, samples, last=last)
+            if (state.step + state.context_step) % arguments.save_every == 0 or last:
+                state.save(checkpoint)
+                save_weights(state.average, out / "caption-network.safetensors", name=arguments.name)
     return state.average
+
+
+def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
+    """How much of both parts is over."""
+    for_pairs = arguments.max_seconds * (1 - _CONTEXT_TIME)
+    for_context = max(1.0, arguments.max_seconds - min(state.pair_seconds, for_pairs))
+    return (
+        progress(state.step, arguments.steps, state.pair_seconds, for_pairs),
+        progress(state.context_step, arguments.context_steps, state.context_seconds, for_context),
+    )
+
+
+def _steps(
+    state: _State, supply: _Supply, arguments: argparse.Namespace, log: _Log
+) -> Iterator[tuple[Losses, int]]:
+    """What each step of both parts found, and of how many samples."""
+    while (over := _over(state, arguments))[1] < 1:
+        start = time.perf_counter()
+        if arguments.reuse and (state.step + state.context_step) % arguments.reuse == 0:
+            supply.wait_for(1)
+            log.waited(time.perf_counter() - start)
+        elif not arguments.reuse:
+            supply.take()
+        if over[0] < 1:
+            yield _learn_pairs(state, supply.pool, arguments, over[0])
+            state.pair_seconds += time.perf_counter() - start
+        else:
+            yield _learn_context(state, supply.pool, arguments, over[1])
+            state.context_seconds += time.perf_counter() - start
+
+
+class _Supply:
+    """A thread that fetches groups as they are rendered, and the pool that they go into.
+
+    Args:
+        groups: without end.
+        pool: on the device.
+        state: counts the groups that went in.
+    """
+
+    def __init__(self, groups: Iterator[Group], pool: ClipPool, state: _State) -> None:
+        self.pool = pool
+        self._groups, self._state = groups, state
+        self._fetched: queue.Queue[Group | BaseException] = queue.Queue(4)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._fetch, name="groups", daemon=True)
+        self._thread.start()
+
+    def _fetch(self) -> None:
+        try:
+            for group in self._groups:
+                while not self._stopped.is_set():
+                    with suppress(queue.Full):
+                        self._fetched.put(group, timeout=0.1)
+                        break
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:
+            self._fetched.put(error)
+
+    def _keep(self, fetched: Group | BaseException) -> None:
+        if isinstance(fetched, BaseException):
+            raise fetched
+        self.pool.add(fetched)
+        self._state.groups += 1
+
+    def wait_for(self, count: int) -> None:
+        """Take so many groups, however long they take."""
+        for _ in range(count):
+            self._keep(self._fetched.get())
+
+    def take(self) -> None:
+        """Take the groups that are there."""
+        with suppress(queue.Empty):
+            while True:
+                self._keep(self._fetched.get_nowait())
+
+    def close(self) -> None:
+        self._stopped.set()
+        self._thread.join()
 
 
 def main() -> None:
@@ -279,18 +428,20 @@ def main() -> None:
     parser.add_argument("--name", default="caption-network", help="model version written into the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
-    parser.add_argument("--steps", type=int, default=30_000)
-    parser.add_argument("--clips", type=int, default=48, help="clips in a batch")
-    parser.add_argument("--samples", type=int, default=8, help="samples in a clip")
-    parser.add_argument("--group-clips", type=int, default=16, help="clips that a process renders at a time")
-    parser.add_argument("--reuse", type=int, default=1, help="steps for each group of clips")
-    parser.add_argument("--pool", type=int, default=1500, help="clips of each input shape kept on the device")
+    parser.add_argument("--steps", type=int, default=16_000, help="of the first part")
+    parser.add_argument("--context-steps", type=int, default=2_000, help="of the second part")
+    parser.add_argument("--clips", type=int, default=48, help="windows in a batch of the first part")
+    parser.add_argument("--window", type=int, default=8, help="samples in a window")
+    parser.add_argument("--samples", type=int, default=48, help="samples in a clip")
+    parser.add_argument("--group-clips", type=int, default=4, help="clips that a process renders at a time")
+    parser.add_argument("--reuse", type=int, default=0, help="steps for each group of clips; 0 to take them as they come")
+    parser.add_argument("--pool", type=int, default=600, help="clips of each input shape kept on the device")
     parser.add_argument("--warm-groups", type=int, default=64, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that render")
     parser.add_argument(
-        "--max-seconds", type=float, default=math.inf, help="stop then; the next run goes on from there"
+        "--max-seconds", type=float, default=math.inf, help="what the steps may take; the learning rate falls in time"
     )
     parser.add_argument("--init", type=Path, help="weights to start from, as far as they fit")
     parser.add_argument("--log-every", type=int, default=200)
