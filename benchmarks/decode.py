@@ -70,7 +70,7 @@ def _samples(decoder: SampleDecoder) -> Iterator[Planes]:
 def count_other_bytes(video: Path, region: CropRegion, device: torch.device, rate: Fraction) -> dict[str, Any]:
     """Samples whose crop differs between GPU and CPU."""
     facts = probe(video)
-    reason = why_not_nvdec(facts, device)
+    reason = why_not_nvdec(facts, device.index or 0)
     if reason is not None:
         return {"video": video.name, "codec": facts.codec, "refused": reason}
     timeline, crop = build_timeline(facts, rate), resolve_crop(region, facts)
@@ -101,7 +101,7 @@ def main() -> None:
     arguments = parser.parse_args()
     video, device = arguments.video or captioned_video(arguments.minutes), choose_device(arguments.device)
     region = CropRegion.parse(arguments.crop)
-    engines = decode_engines("h264", device) if device.type == "cuda" else None
+    engines = decode_engines("h264", device.index or 0) if device.type == "cuda" else None
     sessions = arguments.sessions or sorted({1, engines.count if engines else 2})
     result: dict[str, Any] = {"device": str(device), "engines": engines.count if engines else 0}
     result |= measure(video, region, device, sessions)

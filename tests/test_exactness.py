@@ -6,19 +6,18 @@ import threading
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
 from caption_extents.region import CropRegion
-from caption_extents.video import segmented
-from caption_extents.video.batch import CropBatch, Planes, empty_planes
-from caption_extents.video.cpu import crop_planes
-from caption_extents.video.crop import CropPixels, resolve_crop
+from caption_extents.video import segments
+from caption_extents.video.batch import CropBatch
+from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoder import open_decoder
-from caption_extents.video.segmented import Buffers, SegmentedDecoder
-from caption_extents.video.source import VideoFacts, open_video, probe
+from caption_extents.video.segmented import SegmentedDecoder
+from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
+from tests.engines import FailingEngine, SoftwareEngine, begin_here, planes_of
 from tests.media import Recipe, ReferenceFrame, cut_off_beginning, make_video, reference_samples
 
 F = Fraction
@@ -91,36 +90,12 @@ RECIPES = [
 ]
 
 
-class SoftwareEngine:
-    """Decodes segments as a GPU's engine does, with FFmpeg's software decoders."""
-
-    def __init__(self, facts: VideoFacts, crop: CropPixels) -> None:
-        self._facts, self._crop = facts, crop
-
-    def open(self) -> av.VideoCodecContext:
-        context = av.CodecContext.create(self._facts.codec, "r")
-        with open_video(self._facts.path) as (_, stream):
-            context.extradata = stream.codec_context.extradata
-            context.width, context.height = stream.codec_context.width, stream.codec_context.height
-        return context
-
-    def empty(self, count: int) -> Planes:
-        return empty_planes(count, self._crop.height, self._crop.width)
-
-    def crop_into(self, frame: av.VideoFrame, buffers: Buffers, index: int) -> None:
-        for target, source in zip(buffers, crop_planes(frame, self._crop, self._facts), strict=True):
-            target.numpy()[index] = source
-
-    def planes(self, buffers: Buffers) -> Planes:
-        y, u, v = buffers
-        return y, u, v
-
-
-def open_segmented(path: Path, region: CropRegion, rate: Fraction, sessions: int = 3) -> SegmentedDecoder:
+def open_segmented(
+    path: Path, region: CropRegion, rate: Fraction, kind: type[SoftwareEngine] = SoftwareEngine
+) -> SegmentedDecoder:
     facts = probe(path)
-    crop = resolve_crop(region, facts)
-    engines = [SoftwareEngine(facts, crop) for _ in range(sessions)]
-    return SegmentedDecoder("segmented", facts, build_timeline(facts, rate), engines)
+    timeline, crop = build_timeline(facts, rate), resolve_crop(region, facts)
+    return SegmentedDecoder("segmented", timeline, begin_here(facts, timeline, crop, 3, kind=kind), planes_of)
 
 
 def decode_samples(path: Path, region: CropRegion, rate: Fraction, threads: int = 2) -> list[CropBatch]:
@@ -147,7 +122,7 @@ def test_samples_are_the_frames_a_player_shows(recipe: Recipe, rate: Fraction, t
 def test_segments_side_by_side_give_the_same(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if recipe.container in {"avi", "mpg"}:
         pytest.skip("timed by decoding, never cut into segments")
-    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     path = make_video(recipe, tmp_path)
     decoder = open_segmented(path, REGION, F(10))
     check_batches(list(decoder), path, reference_samples(path, F(10)))
@@ -156,7 +131,7 @@ def test_segments_side_by_side_give_the_same(recipe: Recipe, tmp_path: Path, mon
 
 def test_key_frames_that_are_none_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With intra refresh a stream marks frames as key frames that cannot be decoded on their own."""
-    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     options = {"bf": "0", "x264-params": "intra-refresh=1:keyint=15:log-level=none"}
     path = make_video(Recipe("refresh", pts=tuple(range(150)), options=options), tmp_path)
     assert len(build_timeline(probe(path), F(10)).key_pts) > 3
@@ -165,7 +140,7 @@ def test_key_frames_that_are_none_are_found_out(tmp_path: Path, monkeypatch: pyt
 
 
 def test_closing_ends_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     path = make_video(Recipe("long", pts=tuple(range(600)), options=B_FRAMES), tmp_path)
     before = threading.active_count()
     decoder = open_segmented(path, REGION, F(10))
@@ -176,12 +151,11 @@ def test_closing_ends_every_session(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(decoder) == []
 
 
-def test_an_error_of_a_session_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_a_session_is_raised(tmp_path: Path) -> None:
     path = make_video(Recipe("long", pts=tuple(range(60)), options=B_FRAMES), tmp_path)
-    monkeypatch.setattr(SoftwareEngine, "crop_into", lambda self, frame, buffers, index: 1 / 0)
     before = threading.active_count()
     with pytest.raises(ZeroDivisionError):
-        list(open_segmented(path, REGION, F(10)))
+        list(open_segmented(path, REGION, F(10), FailingEngine))
     assert threading.active_count() == before
 
 

@@ -20,15 +20,18 @@ from caption_extents.pipeline.watchdog import Watched
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
-from caption_extents.video import isolated, segmented
+from caption_extents.video import isolated, segments
 from caption_extents.video.cpu import CpuDecoder
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo, facts_from_json, facts_to_json
-from caption_extents.video.segments import Packet, Segment, Span, plan_spans, read_segments
+from caption_extents.video.packed import PackedSegment
+from caption_extents.video.segmented import SegmentedDecoder
+from caption_extents.video.segments import Span, plan_spans, read_segments
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
+from tests.engines import begin_here, planes_of
 from tests.media import Recipe, cut_off_beginning, make_video
-from tests.test_exactness import RECIPES, REGION, SoftwareEngine
+from tests.test_exactness import RECIPES, REGION
 
 CPU = torch.device("cpu")
 KEYS = VideoKeys("t1", "v1")
@@ -103,14 +106,14 @@ def test_a_child_reads_the_same_segments(recipe: Recipe, tmp_path: Path) -> None
         here = list(read_segments(path, child.timeline, spans))
         for one, other in zip(child.segments(spans), here, strict=True):
             assert (one.number, one.span) == (other.number, other.span)
-            for sent, packet in zip(one.packets, other.packets, strict=True):
+            for sent, packet in zip(one.unpack().packets, other.packets, strict=True):
                 assert bytes(sent) == bytes(packet)
                 assert (sent.pts, sent.dts, sent.is_keyframe) == (packet.pts, packet.dts, packet.is_keyframe)
         assert list(child.segments(spans)) == []
 
 
 def test_segments_that_a_child_cannot_send_are_read_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segmented, "SEGMENT_SAMPLES", 3)
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     original = make_video(Recipe("long", pts=tuple(range(100)), options={"g": "15", "bf": "0"}), tmp_path)
     trimmed = cut_off_beginning(original, tmp_path / "trimmed.mp4", Fraction(40, 30))
     rate = Fraction(10)
@@ -119,13 +122,13 @@ def test_segments_that_a_child_cannot_send_are_read_here(tmp_path: Path, monkeyp
         crop = resolve_crop(REGION, facts)
         given: list[int] = []
 
-        def read_there(spans: list[Span]) -> Iterator[Segment[Packet]]:
+        def read_there(spans: list[Span]) -> Iterator[PackedSegment]:
             for segment in child.segments(spans):
                 given.append(segment.number)
                 yield segment
 
-        engines: list[segmented.Engine] = [SoftwareEngine(facts, crop) for _ in range(2)]
-        there = list(segmented.SegmentedDecoder("segmented", facts, timeline, engines, read_there=read_there))
+        begin = begin_here(facts, timeline, crop, 2, read_there)
+        there = list(SegmentedDecoder("segmented", timeline, begin, planes_of))
     here = list(CpuDecoder(facts, timeline, crop, threads=1))
     assert len(given) < len(plan_spans(timeline, 3))
     for one, other in zip(there, here, strict=True):

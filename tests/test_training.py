@@ -73,9 +73,9 @@ def test_labels_of_pairs() -> None:
 
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, steps=2, context_steps=1, clips=1, window=4,
-        samples=6, group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0, max_seconds=600.0,
-        log_every=1, save_every=1, fresh=False,
+        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, steps=2, context_steps=1, clips=1,
+        window=4, samples=6, group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0,
+        max_seconds=600.0, log_every=1, save_every=1, fresh=False,
     )  # fmt: skip
     train(arguments)
     train(argparse.Namespace(**{**vars(arguments), "context_steps": 3}))

@@ -116,7 +116,7 @@ def _gpu() -> Iterator[Finding]:
         yield Finding(
             f"cuda:{index}", "ok", f"{name}, {free >> 20} of {total >> 20} MiB free, {built}, CUDA {torch.version.cuda}"
         )
-        engines = {codec: decode_engines(codec, device) for codec in GPU_CODECS}
+        engines = {codec: decode_engines(codec, device.index or 0) for codec in GPU_CODECS}
         known = {codec: found.count for codec, found in engines.items() if found is not None}
         if known:
             listed = ", ".join(f"{codec} {count}" for codec, count in known.items())

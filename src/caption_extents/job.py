@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from caption_extents.model.interface import PairModel
     from caption_extents.pipeline.analysis import Prices
     from caption_extents.pipeline.metrics import ProgressCallback, RunMetrics
-    from caption_extents.video.isolated import IsolatedVideo
+    from caption_extents.video.gpu_start import GpuStart
 
 DEFAULT_FRAME_RATE = 10.0
 DEFAULT_ENCODER_WORKERS = 4
@@ -315,24 +315,25 @@ def crop_and_infer_caption_frame_extents(
         implementation=chosen,
         **options,
     )
-    with _early_reader(job) as reader:
+    with _early_start(job) as started:
         from caption_extents.pipeline.run import run_job
 
-        return run_job(job, reader)
+        return run_job(job, started)
 
 
 @contextmanager
-def _early_reader(job: Job) -> Iterator[IsolatedVideo | None]:
-    """A process that indexes the video while this one imports PyTorch, where a GPU may be going to decode it."""
+def _early_start(job: Job) -> Iterator[GpuStart | None]:
+    """Processes that index and decode the video while this one imports PyTorch, where a GPU is likely to decode it."""
     path = Path(job.video_key).expanduser()
     likely = job.device.startswith("cuda") or (job.device == "auto" and Path("/dev/nvidiactl").exists())
     if not likely or job.isolate or not path.is_file():
         yield None
         return
-    from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+    from caption_extents.video.gpu_start import GpuStart
 
-    with closing(IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds))) as reader:
-        yield reader
+    ordinal = int(job.device.partition(":")[2] or 0)
+    with closing(GpuStart.begin(path, job.rate, job.crop_region, ordinal, job.stall_seconds)) as started:
+        yield started
 
 
 def crop_and_infer_caption_frame_extents_pipelined(

@@ -1,7 +1,8 @@
-"""How much memory processes have taken."""
+"""How much memory and CPU time processes have taken."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
@@ -27,3 +28,12 @@ def _peak_by_usage() -> int:
     # On Linux this would count what a parent held when it started this process.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cpu_seconds_of(process: int) -> float:
+    """CPU seconds that a process has taken so far; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -53,7 +53,9 @@ class CaptionModel:
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
         # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
         computed: list[Compute] = [partial(function, self._network) for function in (_embed, _describe, _label)]
-        self._embed_slice, self._describe_slice, self._label = computed if on_cpu else map(Replayed, computed)
+        if not on_cpu:
+            computed = [Replayed(function) for function in computed]
+        self._embed_slice, self._describe_slice, self._label = computed
         self._compare_slice: Compute = partial(_compare, self._network)
         self.reach = self._network.config.reach
         self._threads = _single_threaded_pool(threads) if on_cpu else None
@@ -119,7 +121,7 @@ class CaptionModel:
         """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
 
         Args:
-            descriptions: (P, 2, 2 D), as :meth:`describe` gives them. Nothing is taken to come before and after them, so
+            descriptions: (P, 2, 2 D), as :meth:`describe` gives them. Nothing is taken to come before and after them:
                 in the middle of a video the first and the last ``reach`` results mean nothing.
 
         Returns:

@@ -152,7 +152,8 @@ class PairHead(nn.Module):
             torch.log1p(changed.sum((2, 3))),
             (changed * either).sum((2, 3)) / weight,
         ]
-        return self.describe(torch.cat(pooled, dim=1)), change[:, 0]
+        described: torch.Tensor = self.describe(torch.cat(pooled, dim=1))
+        return described, change[:, 0]
 
 
 class _ContextBlock(nn.Module):
@@ -165,7 +166,8 @@ class _ContextBlock(nn.Module):
         nn.init.zeros_(self.mix.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.mix(functional.relu(self.around(functional.relu(x))))
+        added: torch.Tensor = self.mix(functional.relu(self.around(functional.relu(x))))
+        return x + added
 
 
 class ContextHead(nn.Module):
@@ -187,7 +189,7 @@ class ContextHead(nn.Module):
         there = descriptions.flatten(2)
         back = descriptions.flip(1, 2).flatten(2)
         both = torch.cat([there, back]).transpose(1, 2)
-        logits = self.classify(self.blocks(self.enter(both))).transpose(1, 2)
+        logits: torch.Tensor = self.classify(self.blocks(self.enter(both))).transpose(1, 2)
         forward, backward = logits.chunk(2)
         return torch.stack([forward, backward.flip(1)], dim=2)
 

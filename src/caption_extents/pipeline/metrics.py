@@ -275,11 +275,13 @@ class RunMetrics:
         total_seconds: the whole job, from call to return.
         setup_seconds: opening, indexing and loading before the first stage starts.
         startup_seconds: the whole job until the first samples are there; what follows goes at its steady pace.
-        cpu_seconds: CPU time over the whole job, of the process and of encoders in processes beside it.
+        first_frame_at: when the first sample had been decoded, in seconds of :func:`time.perf_counter`, which on Linux
+            counts alike in all processes.
+        cpu_seconds: CPU time over the whole job, of the process and of those beside it that read, decode and encode.
         cpu_count: cores that the process may use.
         stages: by name: extraction, inference, encoding, upload.
         overlap: which stage decides the time.
-        peak_memory_bytes: largest resident set of the process so far, and those of encoders in processes beside it.
+        peak_memory_bytes: largest resident sets of the process and of those beside it so far, together.
         cost: GPU seconds, CPU seconds and money.
         work: what had to be done, for forecasts of other arrangements.
         timeline: which stage was busy when, and what its queues held.
@@ -291,6 +293,7 @@ class RunMetrics:
     total_seconds: float
     setup_seconds: float
     startup_seconds: float
+    first_frame_at: float | None
     cpu_seconds: float
     cpu_count: int
     stages: dict[str, StageMetrics]

@@ -63,8 +63,9 @@ from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manif
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.cuda import choose_device
+from caption_extents.video.gpu_start import GpuStart
 from caption_extents.video.input import VideoInput, open_arriving, open_input
-from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.isolated import DecoderLimits
 from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
 from caption_extents.video.timeline import Timeline
 
@@ -94,12 +95,12 @@ class _Plan:
         return self.video.timeline
 
 
-def run_job(job: Job, reader: IsolatedVideo | None = None) -> CropInferResult:
+def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
     """Run a job.
 
     Args:
         job: what to do.
-        reader: a process that has begun to read the video, for a GPU to decode.
+        started: processes that have begun to read the video and to decode it on a GPU.
 
     Raises:
         InputError: an argument or the video cannot be used; nothing was written.
@@ -108,7 +109,7 @@ def run_job(job: Job, reader: IsolatedVideo | None = None) -> CropInferResult:
     watch, started_at = _Stopwatch(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _loading_model(job) as model, _open_video(job, store, reader) as (path, video):
+    with _loading_model(job) as model, _open_video(job, store, started) as (path, video):
         plan = _make_plan(job, path, video, model)
         with (
             _acquire(job, plan, store, keys) as lease,
@@ -174,13 +175,13 @@ def _loading_model(job: Job) -> Iterator[Future[PairModel]]:
 
 
 @contextmanager
-def _open_video(job: Job, store: Store, reader: IsolatedVideo | None) -> Iterator[tuple[Path, VideoInput]]:
+def _open_video(job: Job, store: Store, started: GpuStart | None) -> Iterator[tuple[Path, VideoInput]]:
     """The video as a file, and opened: a file of this machine, or an object of the store."""
     local = Path(job.video_key).expanduser()
     if not local.is_file() and store.folder is not None and not local.is_absolute():
         local = store.folder / check_key(job.video_key)
     if local.is_file():
-        with open_input(local, job.rate, _limits(job), _reader(job, local, reader)) as video:
+        with open_input(local, job.rate, _limits(job), _on_gpu(job, local, started)) as video:
             yield local, video
         return
     if store.folder is not None or not store.exists(job.video_key):
@@ -193,11 +194,12 @@ def _open_video(job: Job, store: Store, reader: IsolatedVideo | None) -> Iterato
         yield download.path, video
 
 
-def _reader(job: Job, path: Path, started: IsolatedVideo | None) -> IsolatedVideo | None:
-    """A process that reads what a GPU decodes: each packet costs this one's threads a turn at Python's lock."""
-    if job.isolate or choose_device(job.device).type == "cpu":
+def _on_gpu(job: Job, path: Path, started: GpuStart | None) -> GpuStart | None:
+    """Processes that read the video and decode it, where a GPU does that."""
+    device = choose_device(job.device)
+    if job.isolate or device.type == "cpu":
         return None
-    return started or IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds))
+    return started or GpuStart.begin(path, job.rate, job.crop_region, device.index or 0, job.stall_seconds)
 
 
 @contextmanager
@@ -432,7 +434,8 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch, gpu: GpuW
     measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
     processes = stages.encoding.processes
     total_seconds = watch.seconds
-    cpu_seconds = watch.cpu_seconds + (processes.cpu_seconds if processes else 0.0)
+    beside = [*plan.video.beside, *([processes] if processes else [])]
+    cpu_seconds = watch.cpu_seconds + sum(process.cpu_seconds for process in beside)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu, offload = plan.model.device.type == "cuda", stages.offload
     work = measured_work(
@@ -452,11 +455,12 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch, gpu: GpuW
         total_seconds=total_seconds,
         setup_seconds=watch.setup_seconds,
         startup_seconds=watch.setup_seconds + measured[EXTRACTION].first_item_seconds,
+        first_frame_at=stages.extraction.first_frame_at,
         cpu_seconds=cpu_seconds,
         cpu_count=cores,
         stages=measured,
         overlap=analyse_overlap(measured, job.implementation, work),
-        peak_memory_bytes=peak_memory_bytes() + (processes.peak_memory_bytes if processes else 0),
+        peak_memory_bytes=peak_memory_bytes() + sum(process.peak_memory_bytes for process in beside),
         cost=cost_of_run(
             plan.prices, work, plan.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -58,9 +59,13 @@ class Extraction:
 
     def __post_init__(self) -> None:
         self._watched = Watched(self.decoder, self.stall_seconds)
+        self.first_frame_at: float | None = None
+        """When the first sample had been decoded, in seconds of :func:`time.perf_counter`."""
 
     def __iter__(self) -> Iterator[CropBatch]:
         for batch in self.clock.timed(self._watched, len):
+            if self.first_frame_at is None:
+                self.first_frame_at = getattr(self.decoder, "first_frame_at", None) or time.perf_counter()
             self._check()
             yield batch
 
@@ -97,7 +102,11 @@ class Inference:
         on_pairs: Callable[[int, np.ndarray], None] = lambda first, probabilities: None,
     ) -> None:
         self._model, self._clock, self._on_pairs = model, clock, on_pairs
-        self._label = (_InContext if isinstance(model, ContextModel) else _OnItsOwn)(model, sample_count)
+        self._label: _InContext | _OnItsOwn
+        if isinstance(model, ContextModel):
+            self._label = _InContext(model, sample_count)
+        else:
+            self._label = _OnItsOwn(model)
         self._begun = False
         # All at once: small results kept between large short-lived ones would hold the heap open (1 MiB a batch).
         self.probabilities = np.full((sample_count - 1, 2, len(Label)), np.nan, np.float32)
@@ -126,7 +135,7 @@ class Inference:
 class _OnItsOwn:
     """Labels each pair by its own samples."""
 
-    def __init__(self, model: PairModel, sample_count: int) -> None:
+    def __init__(self, model: PairModel) -> None:
         self._model = model
         self._samples = _Held()
 
@@ -173,6 +182,7 @@ class _Held:
     def __init__(self) -> None:
         self.first = self.end = 0
         """Numbers of the first that is held, and of the first that has not come."""
+        self.held = torch.empty(0)
 
     def __len__(self) -> int:
         return self.end - self.first

@@ -106,7 +106,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--faces", type=int, default=24, help="faces for each script; five times as many for Latin, half as many for Chinese, Japanese and Korean")
+    parser.add_argument(
+        "--faces",
+        type=int,
+        default=24,
+        help="faces for a script; five times as many for Latin, half for Chinese and such",
+    )
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--film-frames", type=int, default=400)
     arguments = parser.parse_args()

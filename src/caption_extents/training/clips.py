@@ -396,7 +396,8 @@ def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, w
 def _coarse(letters: np.ndarray) -> np.ndarray:
     height, width = letters.shape
     cells = letters[: height // 4 * 4, : width // 4 * 4].reshape(height // 4, 4, width // 4, 4)
-    return cells.mean((1, 3))
+    coarse: np.ndarray = cells.mean((1, 3))
+    return coarse
 
 
 def _rescale(rng: random.Random, pictures: np.ndarray) -> np.ndarray:

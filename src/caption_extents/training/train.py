@@ -134,10 +134,12 @@ def context_losses(network: CaptionNetwork, group: Group, generator: torch.Gener
     count, samples = group.caption_ids.shape
     pictures, _ = augment(group, generator)
     with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
-        embeddings = network.encoder(pictures).unflatten(0, (count, samples))
+        embeddings = network.encoder(pictures)
+        embeddings = embeddings.reshape(count, samples, *embeddings.shape[1:])
         pairs = torch.arange(samples - 1, device=pictures.device)
         around = [embeddings[:, (pairs + step).clamp(0, samples - 1)].flatten(0, 1) for step in (-1, 0, 1, 2)]
-        described = network.describe(*around).float().unflatten(0, (count, samples - 1))
+        described = network.describe(*around).float()
+        described = described.reshape(count, samples - 1, *described.shape[1:])
     logits = network.context(described)
     ids = group.caption_ids
     labels = torch.stack([pair_labels(ids[:, :-1], ids[:, 1:]), pair_labels(ids[:, 1:], ids[:, :-1])], dim=2)
@@ -222,7 +224,7 @@ class _State:
 
 
 def progress(done: int, planned: int, seconds: float, max_seconds: float) -> float:
-    """How much of a part of the training is over, 0..1: of its steps or, where it may take only so long, of its time."""
+    """How much of a part of the training is over, 0..1: of its steps or, where its time is limited, of that."""
     return min(1.0, max(done / max(1, planned), seconds / max_seconds))
 
 
@@ -351,9 +353,7 @@ def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
     )
 
 
-def _steps(
-    state: _State, supply: _Supply, arguments: argparse.Namespace, log: _Log
-) -> Iterator[tuple[Losses, int]]:
+def _steps(state: _State, supply: _Supply, arguments: argparse.Namespace, log: _Log) -> Iterator[tuple[Losses, int]]:
     """What each step of both parts found, and of how many samples."""
     while (over := _over(state, arguments))[1] < 1:
         start = time.perf_counter()
@@ -434,7 +434,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=8, help="samples in a window")
     parser.add_argument("--samples", type=int, default=48, help="samples in a clip")
     parser.add_argument("--group-clips", type=int, default=4, help="clips that a process renders at a time")
-    parser.add_argument("--reuse", type=int, default=0, help="steps for each group of clips; 0 to take them as they come")
+    parser.add_argument("--reuse", type=int, default=0, help="steps for each group of clips; 0 for groups as they come")
     parser.add_argument("--pool", type=int, default=600, help="clips of each input shape kept on the device")
     parser.add_argument("--warm-groups", type=int, default=64, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")

@@ -11,12 +11,14 @@ import ctypes.util
 import sys
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from caption_extents.errors import InputError
+from caption_extents.errors import DecodeError, InputError
+from caption_extents.video import driver
 from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
+
+if TYPE_CHECKING:
+    import torch
 
 _CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11, "libdav1d": 11}
 """``cudaVideoCodec`` numbers of the codecs whose standard fixes every decoded bit, by the name of FFmpeg's decoder.
@@ -76,6 +78,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         InputError: there is no such device.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return parse_device(name) if name.startswith("cuda") else torch.device(name)
@@ -83,6 +87,8 @@ def choose_device(name: str) -> torch.device:
 
 def gpu_in_turn(number: int) -> str | None:
     """The name of a GPU for the process of a number, where there are several; None otherwise."""
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return f"cuda:{number % count}" if count > 1 else None
 
@@ -93,6 +99,8 @@ def parse_device(name: str) -> torch.device:
     Raises:
         InputError: there is no such device; says which there are.
     """
+    import torch
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = torch.device(name)
     if count == 0:
@@ -107,18 +115,20 @@ def parse_device(name: str) -> torch.device:
 
 
 @cache
-def decode_engines(codec: str, device: torch.device) -> DecodeEngines | None:
-    """What the device's engines decode of a codec; None where they do not, or there is no NVDEC."""
+def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
+    """What the engines of a device, by its number, decode of a codec; None where they do not, or there is no NVDEC."""
     library = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
     try:
         ask = ctypes.CDLL(library).cuvidGetDecoderCaps
     except (OSError, AttributeError):
         return None
-    with torch.cuda.device(device):
-        torch.zeros(1, device=device)  # the driver answers for the context that is current in this thread
-        caps = _DecoderCaps(codec=_CODECS[codec], chroma=_CHROMA_420, depth_minus_8=0)
-        if ask(ctypes.byref(caps)) != 0 or not caps.supported:
-            return None
+    try:
+        driver.enter(ordinal)  # the driver answers for the context that is current in this thread
+    except (OSError, DecodeError):
+        return None
+    caps = _DecoderCaps(codec=_CODECS[codec], chroma=_CHROMA_420, depth_minus_8=0)
+    if ask(ctypes.byref(caps)) != 0 or not caps.supported:
+        return None
     return DecodeEngines(
         count=max(1, caps.engines),
         min_width=caps.min_width,
@@ -129,7 +139,7 @@ def decode_engines(codec: str, device: torch.device) -> DecodeEngines | None:
     )
 
 
-def why_not_nvdec(facts: VideoFacts, device: torch.device) -> str | None:
+def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
     """Why NVDEC cannot decode a video to the very pixels that a CPU gives; None where it can."""
     if facts.container in WITHOUT_PRESENTATION_TIMES:
         return f"{facts.container} files keep no presentation times, and are timed by decoding them on the CPU"
@@ -139,9 +149,9 @@ def why_not_nvdec(facts: VideoFacts, device: torch.device) -> str | None:
         return f"{facts.width}x{facts.height} is odd, and the decoders take even sizes"
     if facts.pixel_format not in _FORMATS:
         return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
-    engines = decode_engines(facts.codec, device)
+    engines = decode_engines(facts.codec, ordinal)
     if engines is None:
-        return f"the decoders of {torch.cuda.get_device_name(device)} do not know {facts.codec}"
+        return f"the decoders of {driver.device_name(ordinal)} do not know {facts.codec}"
     if not engines.takes(facts.width, facts.height):
         return (
             f"{facts.width}x{facts.height} is outside what the decoders take, {engines.min_width}x{engines.min_height} "

@@ -14,7 +14,8 @@ from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
 
 if TYPE_CHECKING:
-    from caption_extents.video.segmented import SegmentReader
+    from caption_extents.video.gpu_sessions import GpuSessions
+    from caption_extents.video.side_by_side import SegmentReader
 
 BATCH_SAMPLES = 32
 """Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""
@@ -51,6 +52,7 @@ def open_decoder(
     insist: bool = False,
     threads: int = 0,
     read_there: SegmentReader | None = None,
+    started: GpuSessions | None = None,
 ) -> SampleDecoder:
     """A decoder for the device.
 
@@ -63,6 +65,7 @@ def open_decoder(
         threads: of a CPU decoder, 0 for one for each core; of a GPU decoder, sessions, 0 for as many as keep its
             engines busy.
         read_there: another process that reads the file for a GPU's sessions.
+        started: a GPU's sessions that have been started, and are ended, by somebody else.
 
     Raises:
         InputError: the GPU cannot decode this video, and ``insist`` was given.
@@ -73,11 +76,12 @@ def open_decoder(
     if device.type != "cuda":
         return CpuDecoder(facts, timeline, crop, threads=threads)
     from caption_extents.video.cuda import why_not_nvdec
-    from caption_extents.video.nvdec import open_nvdec
+    from caption_extents.video.gpu_decoder import open_nvdec
 
-    reason = why_not_nvdec(facts, device)
+    ordinal = device.index or 0
+    reason = why_not_nvdec(facts, ordinal)
     if reason is None:
-        return open_nvdec(facts, timeline, crop, device, sessions=threads, read_there=read_there)
+        return open_nvdec(facts, timeline, crop, ordinal, sessions=threads, read_there=read_there, started=started)
     if insist:
         raise InputError(f"the GPU cannot decode {str(facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
     return CpuDecoder(facts, timeline, crop, threads=threads, fallback_reason=reason)

@@ -1,4 +1,4 @@
-"""Copying boxes out of pictures that are in a GPU's memory, one call of the driver for each.
+"""Copying boxes out of pictures that are in a GPU's memory to the host, one call of the driver for each.
 
 With tensors the same takes a dozen calls for a sample, each of which gives up Python's lock and takes it back. The
 threads of all decoder sessions queue for that lock: it, and not the decode engines, was what limited them.
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from caption_extents.errors import DecodeError
 
-_DEVICE_MEMORY = 2
+_HOST_MEMORY, _DEVICE_MEMORY = 1, 2
 _DEFAULT_STREAM = None
 
 
@@ -61,7 +61,7 @@ class BoxCopy:
             source_x_bytes=left_bytes,
             source_y=top,
             source_memory=_DEVICE_MEMORY,
-            target_memory=_DEVICE_MEMORY,
+            target_memory=_HOST_MEMORY,
             target_pitch=width_bytes,
             width_bytes=width_bytes,
             height=height,
@@ -74,11 +74,11 @@ class BoxCopy:
         Args:
             source: address of the picture.
             pitch: bytes from one of its rows to the next.
-            target: address of room for the box.
+            target: address of room for the box, in the host's memory.
 
         Raises:
             DecodeError: the driver refused.
         """
-        self._what.source, self._what.source_pitch, self._what.target = source, pitch, target
+        self._what.source, self._what.source_pitch, self._what.target_host = source, pitch, target
         if (status := self._copy(self._reference, _DEFAULT_STREAM)) != 0:
             raise DecodeError(f"the GPU's driver refused to copy a crop (cuMemcpy2DAsync gave {status})")

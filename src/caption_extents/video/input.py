@@ -7,7 +7,7 @@ way from a store, of which decoding begins at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,8 +20,8 @@ from caption_extents.region import CropRegion
 from caption_extents.video.ahead import AheadDecoder
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoder import SampleDecoder, open_decoder
+from caption_extents.video.gpu_start import GpuStart
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
-from caption_extents.video.segmented import SegmentReader
 from caption_extents.video.source import VideoFacts, probe
 from caption_extents.video.timeline import Timeline, build_timeline
 
@@ -34,6 +34,20 @@ class OpenDecoder(Protocol):
         ...
 
 
+class Beside(Protocol):
+    """What works in processes beside this one."""
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Their largest resident sets so far, together."""
+        ...
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU seconds that they took so far."""
+        ...
+
+
 @dataclass(frozen=True)
 class VideoInput:
     """What is known of a video before it is decoded, and how to decode it."""
@@ -41,11 +55,13 @@ class VideoInput:
     facts: VideoFacts
     timeline: Timeline
     open_decoder: OpenDecoder
+    beside: tuple[Beside, ...] = ()
+    """What reads and decodes the video elsewhere."""
 
 
 @contextmanager
 def open_input(
-    path: Path, rate: Fraction, limits: DecoderLimits | None = None, reader: IsolatedVideo | None = None
+    path: Path, rate: Fraction, limits: DecoderLimits | None = None, started: GpuStart | None = None
 ) -> Iterator[VideoInput]:
     """Probe a video and place its samples.
 
@@ -53,15 +69,16 @@ def open_input(
         path: a file of this machine.
         rate: samples a second.
         limits: read and decode it in a process of its own within these; None for this process.
-        reader: a process that reads it, while it is decoded in this one; it is ended when the context is left.
+        started: processes that read it and decode it on a GPU; they are ended when the context is left.
 
     Raises:
         VideoError: it cannot be used.
         DecodeError: the process of its own died or went past a limit.
     """
-    if reader is not None:
-        with reader:
-            yield _video_input(reader.facts, reader.timeline, None, reader.segments)
+    if started is not None:
+        with closing(started):
+            started.reader.wait_until_indexed()
+            yield _video_input(started.reader.facts, started.reader.timeline, None, started)
         return
     if limits is None:
         facts = probe(path)
@@ -133,12 +150,22 @@ def open_arriving(
 
 
 def _video_input(
-    facts: VideoFacts, timeline: Timeline, ahead: AheadDecoder | None, read_there: SegmentReader | None = None
+    facts: VideoFacts, timeline: Timeline, ahead: AheadDecoder | None, started: GpuStart | None = None
 ) -> VideoInput:
     def open_here(crop: CropPixels, *, device: torch.device, insist: bool, threads: int) -> SampleDecoder:
         if ahead is not None and ahead.crop == crop and device.type == "cpu":
             ahead.set_timeline(timeline)
             return ahead
-        return open_decoder(facts, timeline, crop, device=device, insist=insist, threads=threads, read_there=read_there)
+        read_there, sessions = (started.reader.segments, started.sessions) if started else (None, None)
+        return open_decoder(
+            facts,
+            timeline,
+            crop,
+            device=device,
+            insist=insist,
+            threads=threads,
+            read_there=read_there,
+            started=sessions,
+        )
 
-    return VideoInput(facts, timeline, open_here)
+    return VideoInput(facts, timeline, open_here, (started.reader, started.sessions) if started else ())

@@ -13,6 +13,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, astuple, dataclass, fields
@@ -21,13 +22,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, cast
 
-import av
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
+from caption_extents.memory import cpu_seconds_of, peak_memory_of
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.orientation import Orientation
-from caption_extents.video.segments import Packet, Segment, Span, read_segments
+from caption_extents.video.packed import PACKET_NUMBERS, PackedSegment, pack
+from caption_extents.video.segments import Span, read_segments
 from caption_extents.video.source import Colour, VideoFacts
 from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline
 
@@ -38,10 +40,6 @@ _COMMAND = [sys.executable, "-m", "caption_extents.video.isolated"]
 _MAX_LINE_BYTES = 1 << 20
 _MAX_SEGMENT_BYTES = 4 << 30
 _PIPE_BYTES = 1 << 20
-_PACKET_NUMBERS = 4
-"""Of each packet: size in bytes, pts, dts, and whether it is a key frame."""
-
-_NO_TIME = -(1 << 63)
 _MESSAGE_CHARACTERS = 500
 
 
@@ -71,6 +69,10 @@ class IsolatedVideo:
     def __init__(self, path: Path, rate: Fraction, limits: DecoderLimits) -> None:
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = False
+        self._indexing = threading.Lock()
+        self._indexed = False
+        self._index_error: BaseException | None = None
+        self._measured = (0, 0.0)
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # What goes wrong in the child comes as a message; what its libraries print is lost.
         self._child = subprocess.Popen(
@@ -83,26 +85,61 @@ class IsolatedVideo:
             raise
 
     def __enter__(self) -> IsolatedVideo:
-        try:
-            reply = self._receive()
-            self.facts = facts_from_json(reply["facts"], self._path)
-            count, skippable, keys = (int(reply[name]) for name in ("samples", "skippable", "keys"))
-            if not 1 <= count <= MAX_SAMPLES:
-                raise self._broken(f"it speaks of {count} samples")
-            arrays = [np.frombuffer(self._read(8 * size), np.int64) for size in (count, skippable, keys)]
-            self.timeline = Timeline(arrays[0], arrays[1], arrays[2], self._rate, self.facts.time_base)
-        except BaseException:
-            self.close()
-            raise
+        self.wait_until_indexed()
         return self
+
+    def wait_until_indexed(self) -> None:
+        """Return when facts and timeline are known; may be called again, from several threads.
+
+        Raises:
+            VideoError: the video cannot be used.
+            DecodeError: the child died, or nothing came from it in time.
+        """
+        with self._indexing:
+            if self._index_error is not None:
+                raise self._index_error
+            if self._indexed:
+                return
+            try:
+                self._read_index()
+            except BaseException as error:
+                self._index_error = error
+                self.close()
+                raise
+            self._indexed = True
+
+    def _read_index(self) -> None:
+        reply = self._receive()
+        self.facts = facts_from_json(reply["facts"], self._path)
+        count, skippable, keys = (int(reply[name]) for name in ("samples", "skippable", "keys"))
+        if not 1 <= count <= MAX_SAMPLES:
+            raise self._broken(f"it speaks of {count} samples")
+        arrays = [np.frombuffer(self._read(8 * size), np.int64) for size in (count, skippable, keys)]
+        self.timeline = Timeline(arrays[0], arrays[1], arrays[2], self._rate, self.facts.time_base)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The child's largest resident set so far."""
+        return self._measure()[0]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The CPU seconds that the child took so far."""
+        return self._measure()[1]
+
+    def _measure(self) -> tuple[int, float]:
+        if self._child.poll() is None:
+            self._measured = (peak_memory_of(self._child.pid), cpu_seconds_of(self._child.pid))
+        return self._measured
+
     def close(self) -> None:
         """End the child, whatever it is doing."""
+        self._measure()
         self._child.kill()
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout):
@@ -132,8 +169,8 @@ class IsolatedVideo:
             yield CropBatch(first, *planes)
         lost.extend(int(number) for number in self._receive()["undecodable"])
 
-    def segments(self, spans: list[Span]) -> Iterator[Segment[Packet]]:
-        """The video's segments as :func:`~caption_extents.video.segments.read_segments` gives them.
+    def segments(self, spans: list[Span]) -> Iterator[PackedSegment]:
+        """The video's segments, as :func:`~caption_extents.video.segments.read_segments` gives them, as plain bytes.
 
         They end before the first that has packets with more than data and times, and there are none the second time.
         """
@@ -147,24 +184,14 @@ class IsolatedVideo:
                 return
             if reply["number"] != number:
                 raise self._broken(f"segment {number} was expected, and {reply['number']!r} came")
-            yield Segment(number, span, self._packets(int(reply["packets"])))
-
-    def _packets(self, count: int) -> list[Packet]:
-        if not 0 <= count <= MAX_PACKETS:
-            raise self._broken(f"it speaks of {count} packets")
-        table = np.frombuffer(self._read(8 * _PACKET_NUMBERS * count), np.int64).reshape(count, _PACKET_NUMBERS)
-        sizes = table[:, 0]
-        if count and (sizes.min() < 0 or int(sizes.sum()) > _MAX_SEGMENT_BYTES):
-            raise self._broken(f"it speaks of packets of {sizes.min()} to {sizes.max()} bytes")
-        data, at = memoryview(self._read(int(sizes.sum()))), 0
-        packets = []
-        for size, pts, dts, is_key in table.tolist():
-            packet: Packet = av.Packet(cast(Any, data[at : at + size]))
-            packet.pts, packet.dts = (None if ticks == _NO_TIME else ticks for ticks in (pts, dts))
-            packet.is_keyframe = bool(is_key)
-            packets.append(packet)
-            at += size
-        return packets
+            count = int(reply["packets"])
+            if not 0 <= count <= MAX_PACKETS:
+                raise self._broken(f"it speaks of {count} packets")
+            table = np.frombuffer(self._read(8 * PACKET_NUMBERS * count), np.int64).reshape(count, PACKET_NUMBERS)
+            sizes = table[:, 0]
+            if count and (sizes.min() < 0 or int(sizes.sum()) > _MAX_SEGMENT_BYTES):
+                raise self._broken(f"it speaks of packets of {sizes.min()} to {sizes.max()} bytes")
+            yield PackedSegment(number, span, table, self._read(int(sizes.sum())))
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._child.stdin is not None
@@ -331,29 +358,13 @@ def _serve(requests: IO[bytes], parent: _Parent) -> None:
     parent.reply({"undecodable": decoder.undecodable_samples[told:]})
 
 
-_HARMLESS = frozenset({"mpegts_stream_id"})
-"""Of what goes with a packet beside its data: what decoders do not look at."""
-
-
-def _is_plain(packet: Packet) -> bool:
-    """Whether data, times and the mark of a key frame are all that a decoder needs of a packet."""
-    return not (packet.is_discard or packet.is_corrupt) and all(
-        extra.data_type in _HARMLESS for extra in packet.iter_sidedata()
-    )
-
-
 def _send_segments(parent: _Parent, path: Path, timeline: Timeline, spans: list[Span]) -> None:
     for segment in read_segments(path, timeline, spans):
-        packets = segment.packets
-        if not all(map(_is_plain, packets)):
+        packed = pack(segment)
+        if packed is None:
             break
-        numbers = [
-            [packet.size, *(_NO_TIME if t is None else t for t in (packet.pts, packet.dts)), packet.is_keyframe]
-            for packet in packets
-        ]
-        table = np.asarray(numbers, np.int64).reshape(len(packets), _PACKET_NUMBERS)
-        data = (np.frombuffer(cast(Any, packet), np.uint8) for packet in packets)
-        parent.reply({"number": segment.number, "packets": len(packets)}, table, *data)
+        data = np.frombuffer(packed.data, np.uint8)
+        parent.reply({"number": segment.number, "packets": len(segment.packets)}, packed.table, data)
     parent.reply({"number": None})
 
 

@@ -19,6 +19,10 @@ import numpy as np
 from caption_extents.video.source import open_video, read_packets
 from caption_extents.video.timeline import Timeline
 
+SEGMENT_SAMPLES = 64
+"""Least samples in a segment. Draining a session at a segment's end costs a few frames' time, so not too few; all
+sessions hold segments at once, and all must have one soon after the start, so not too many."""
+
 Packet: TypeAlias = "av.Packet[Any]"
 
 

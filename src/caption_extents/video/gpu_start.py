@@ -1,0 +1,36 @@
+"""Reading and decoding a video on a GPU, from before there is PyTorch to ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from caption_extents.region import CropRegion
+from caption_extents.video.gpu_sessions import GpuSessions
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+
+
+@dataclass(frozen=True)
+class GpuStart:
+    """Processes that have been started to read a video and to decode it on a GPU."""
+
+    reader: IsolatedVideo
+    sessions: GpuSessions
+
+    @classmethod
+    def begin(cls, path: Path, rate: Fraction, region: CropRegion, ordinal: int, stall_seconds: float) -> GpuStart:
+        """Start them; they index the video and decode its first segments before anybody asks for these."""
+        reader = IsolatedVideo(path, rate, DecoderLimits(stall_seconds=stall_seconds))
+        try:
+            sessions = GpuSessions(ordinal)
+        except BaseException:
+            reader.close()
+            raise
+        sessions.begin_early(reader, region)
+        return cls(reader, sessions)
+
+    def close(self) -> None:
+        """End them."""
+        self.reader.close()
+        self.sessions.close()

@@ -1,0 +1,159 @@
+"""Decoder sessions in processes: what a GPU's are, with engines of the CPU in them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from caption_extents.errors import DecodeError
+from caption_extents.video import gpu_sessions, segments
+from caption_extents.video.cpu import CpuDecoder
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.gpu_sessions import GpuSessions, Work
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.segmented import SegmentedDecoder
+from caption_extents.video.segments import Span
+from caption_extents.video.session_process import EngineKind
+from caption_extents.video.side_by_side import SegmentReader, SideBySide
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
+from tests.engines import planes_of
+from tests.media import Recipe, cut_off_beginning, make_video, reference_samples
+from tests.test_exactness import B_FRAMES, OPEN_GOP, RECIPES, REGION, check_batches
+
+TOLD = {"fps29.97", "open-gop", "hevc", "vp9", "av1", "rotated-90", "longer", "mpegts", "one-frame"}
+SOFTWARE = EngineKind("tests.engines", "SoftwareEngine")
+
+
+@pytest.fixture(autouse=True)
+def sessions_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GpuSessions, "_session_count", lambda self, facts: 3)
+
+
+def open_remote(
+    gpu: GpuSessions, path: Path, rate: Fraction, read_there: SegmentReader | None = None
+) -> SegmentedDecoder:
+    facts = probe(path)
+    timeline, crop = build_timeline(facts, rate), resolve_crop(REGION, facts)
+
+    def begin(spans: list[Span]) -> SideBySide:
+        return gpu.begin(Work(facts, timeline, crop, spans), read_there)
+
+    return SegmentedDecoder("remote", timeline, begin, planes_of, 32, gpu.close)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [recipe for recipe in RECIPES if recipe.name in TOLD or recipe.name.startswith(("open", "rot"))],
+    ids=lambda recipe: recipe.name,
+)
+def test_samples_are_the_frames_a_player_shows(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    path = make_video(recipe, tmp_path)
+    with closing(open_remote(GpuSessions(0, SOFTWARE), path, Fraction(10))) as decoder:
+        check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
+    assert decoder.undecodable_samples == []
+
+
+def test_parts_of_one_long_segment_come_in_order(tmp_path: Path) -> None:
+    path = make_video(Recipe("one-group", pts=tuple(range(600)), options={"bf": "0", "g": "1000"}), tmp_path)
+    with closing(open_remote(GpuSessions(0, SOFTWARE), path, Fraction(30))) as decoder:
+        check_batches(list(decoder), path, reference_samples(path, Fraction(30)))
+
+
+def test_key_frames_that_are_none_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    options = {"bf": "0", "x264-params": "intra-refresh=1:keyint=15:log-level=none"}
+    path = make_video(Recipe("refresh", pts=tuple(range(150)), options=options), tmp_path)
+    with closing(open_remote(GpuSessions(0, SOFTWARE), path, Fraction(10))) as decoder:
+        check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
+
+
+def test_what_cannot_be_sent_is_decoded_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    original = make_video(Recipe("long", pts=tuple(range(100)), options={"g": "15", "bf": "0"}), tmp_path)
+    trimmed = cut_off_beginning(original, tmp_path / "trimmed.mp4", Fraction(40, 30))
+    facts = probe(trimmed)
+    expected = list(CpuDecoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(REGION, facts), threads=1))
+    with closing(open_remote(GpuSessions(0, SOFTWARE), trimmed, Fraction(10))) as decoder:
+        found = list(decoder)
+    for one, other in zip(found, expected, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
+
+
+def test_decoding_begins_before_anybody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
+    path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
+    reader = IsolatedVideo(path, Fraction(10), DecoderLimits())
+    gpu = GpuSessions(0, SOFTWARE)
+    with closing(reader), closing(gpu):
+        gpu.begin_early(reader, REGION)
+        deadline = time.monotonic() + 60
+        while not (gpu._early and gpu._early[1].first_part_at) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        asked = time.perf_counter()
+        decoder = open_remote(gpu, path, Fraction(10), reader.segments)
+        check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
+        assert decoder.first_frame_at is not None
+        assert decoder.first_frame_at < asked
+        assert gpu.peak_memory_bytes > 10 << 20
+        assert gpu.cpu_seconds > 0
+
+
+def test_an_early_start_for_something_else_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
+    path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
+    reader = IsolatedVideo(path, Fraction(5), DecoderLimits())
+    gpu = GpuSessions(0, SOFTWARE)
+    with closing(reader), closing(gpu):
+        gpu.begin_early(reader, REGION)
+        decoder = open_remote(gpu, path, Fraction(10))
+        check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"), [("DyingEngine", "was ended by signal SIGKILL"), ("FailingEngine", "on purpose")]
+)
+def test_a_process_that_fails_is_an_error_with_a_reason(engine: str, message: str, tmp_path: Path) -> None:
+    path = make_video(Recipe("long", pts=tuple(range(300)), options=B_FRAMES), tmp_path)
+    before = threading.active_count()
+    with (
+        pytest.raises(DecodeError, match=message),
+        closing(open_remote(GpuSessions(0, EngineKind("tests.engines", engine)), path, Fraction(10))) as decoder,
+    ):
+        list(decoder)
+    assert threading.active_count() == before
+
+
+def test_closing_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    path = make_video(Recipe("long", pts=tuple(range(600)), options=B_FRAMES), tmp_path)
+    children, before = len(psutil.Process().children()), threading.active_count()
+    decoder = open_remote(GpuSessions(0, SOFTWARE), path, Fraction(10))
+    next(iter(decoder))
+    assert len(psutil.Process().children()) > children
+    decoder.close()
+    assert len(psutil.Process().children()) == children
+    assert threading.active_count() == before
+    assert list(decoder) == []
+
+
+def test_an_early_start_with_a_file_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "none.mp4"
+    path.write_bytes(b"not a video")
+    reader = IsolatedVideo(path, Fraction(10), DecoderLimits())
+    gpu = GpuSessions(0, SOFTWARE)
+    with closing(reader), closing(gpu):
+        gpu.begin_early(reader, REGION)
+        for _ in range(2):
+            with pytest.raises(Exception, match=r"none\.mp4"):
+                reader.wait_until_indexed()
