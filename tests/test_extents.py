@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caption_extents.captions.extents import DecodingCosts, find_captions, likeliest_labels, pair_evidence
+from caption_extents.captions.chain import label_posteriors, likeliest_labels
+from caption_extents.captions.extents import DecodingCosts, find_captions, pair_evidence
 from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
 from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER, Label
 
@@ -67,8 +68,9 @@ def test_a_caption_that_moves_as_it_comes_is_one(at: int) -> None:
 
 
 def test_confidence_is_lower_where_the_model_doubts() -> None:
-    sure = find_captions(probabilities([APPEARS, SAME, GOES], 0.99))[0].confidence
-    unsure = find_captions(probabilities([APPEARS, SAME, GOES], 0.5))[0].confidence
+    labels = [APPEARS, *[SAME] * 6, GOES]
+    sure = find_captions(probabilities(labels, 0.99))[0].confidence
+    unsure = find_captions(probabilities(labels, 0.5))[0].confidence
     assert 0 <= unsure < sure <= 1
 
 
@@ -96,7 +98,7 @@ def value(labels: tuple[Label, ...], rows: list[list[float]], hasty: float, show
 
 
 @given(scores, st.sampled_from([0.0, 1.5, 6.0]))
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[float]], hasty: float) -> None:
     values = {}
     for labels in itertools.product(Label, repeat=len(rows)):
@@ -106,6 +108,26 @@ def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[floa
     found = tuple(Label(int(label)) for label in likeliest_labels(np.asarray(rows), hasty))
     assert found in values
     assert values[found] == pytest.approx(max(values.values()))
+
+
+@given(scores, st.sampled_from([0.0, 1.5, 6.0]))
+@settings(max_examples=100, deadline=None)
+def test_posteriors_are_the_shares_of_all_consistent_sequences(rows: list[list[float]], hasty: float) -> None:
+    expected = np.zeros((len(rows), 5))
+    for labels in itertools.product(Label, repeat=len(rows)):
+        for shown in (False, True):
+            total = value(labels, rows, hasty, shown)
+            for pair, label in enumerate(labels) if total is not None else ():
+                expected[pair, label] += np.exp(total)
+    np.testing.assert_allclose(
+        label_posteriors(np.asarray(rows), hasty), expected / expected.sum(axis=1, keepdims=True), atol=1e-9
+    )
+
+
+def test_an_hour_with_little_hope_anywhere_stays_finite() -> None:
+    rows = np.random.default_rng(1).uniform(-14, 0, (36_000, 5))
+    assert np.isfinite(label_posteriors(rows, 6.0)).all()
+    assert len(likeliest_labels(rows, 6.0)) == 36_000
 
 
 @given(st.lists(st.lists(st.floats(0.001, 1), min_size=10, max_size=10), max_size=40))

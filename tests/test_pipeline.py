@@ -149,7 +149,7 @@ def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.Monke
     quick = stages.encode_chunk
 
     def slow(*arguments: Any) -> Any:
-        time.sleep(0.4)
+        time.sleep(0.9)
         return quick(*arguments)
 
     monkeypatch.setattr(stages, "encode_chunk", slow)

@@ -8,6 +8,7 @@ of its own, and one message for a chunk.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import queue
@@ -33,6 +34,7 @@ from caption_extents.memory import peak_memory_of
 _COMMAND = [sys.executable, "-m", "caption_extents.chunks.encode_process"]
 _HEADER = struct.Struct("<Q")
 _REPLY = struct.Struct("<?Qdd")  # encoded or not, bytes that follow, CPU seconds of the thread and of the process
+_PIPE_BYTES = 1 << 20
 _NICENESS = 5
 """Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
 
@@ -60,13 +62,19 @@ class EncoderProcesses:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End the children; calls that are under way fail."""
+    def end(self) -> None:
+        """Have the children end, without waiting for them; calls that are under way fail."""
         with self._lock:
             if not self._closed:
                 self._closed, self._peak_memory_bytes = True, self._measured_peak()
-            for child in self._children:
-                child.kill()
+                for child in self._children:
+                    child.kill()
+
+    def close(self) -> None:
+        """End the children."""
+        self.end()
+        for child in self._children:
+            child.close()
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -119,6 +127,9 @@ class _Child:
         )
 
         self.process_id = self._process.pid
+        # A chunk in a few turns at Python's lock, not in one for each 64 KiB.
+        with contextlib.suppress(OSError):  # refused where the system keeps pipes short
+            fcntl.fcntl(cast(IO[bytes], self._process.stdin), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
     def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, _Seconds]:
         requests, replies = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
@@ -150,6 +161,8 @@ class _Child:
 
     def kill(self) -> None:
         self._process.kill()
+
+    def close(self) -> None:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             # Something unsent may be left in it.

@@ -125,6 +125,7 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
                 watch.set_up()
                 with closing(stages.extraction), _as_processing_error(), gpu:
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
+                processes.end()
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
             captions = _caption_rows(probabilities, plan.timeline.frame_rate)

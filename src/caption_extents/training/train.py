@@ -1,8 +1,8 @@
 """Training of the caption network on rendered clips: ``python -m caption_extents.training.train --out weights``.
 
-First the encoder and the pairs' head learn from short windows, then the context head learns from whole clips what the
-finished others say of them. Everything that is random comes from the seed and the step, so a run can be repeated, and
-resumed from its checkpoint.
+First the whole network learns from windows of clips, then the context head alone from whole clips, with what the
+averaged rest of the network says of them. Everything that is random comes from the seed and the step, so a run can be
+repeated, and resumed from its checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from caption_extents.training.labels import pair_labels
 UNSURE_WEIGHT = 0.15
 MASK_LOSS_WEIGHT = 1.0
 CHANGE_LOSS_WEIGHT = 1.0
-FAR_PAIR_WEIGHT = 0.5
+AROUND_WEIGHT = 0.5
+"""Weight of pairs of the samples around a pair, on their own."""
+
 CHANGE_WEIGHT = 2.0
 """Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
 
@@ -49,15 +51,17 @@ _CONTEXT_BATCH = 2
 
 @dataclass(frozen=True)
 class Losses:
-    """What a step of the first part minimises, and how well it did.
+    """What a step minimises, and how well it did.
 
     Attributes:
-        pair: cross entropy of the labels.
+        context: cross entropy of the labels of consecutive pairs.
+        pair: the same of pairs on their own.
         mask: cross entropy of the text mask.
         change: cross entropy of where letters gave way to others.
         accuracy: share of consecutive pairs, those in the middle of a fade left out, whose label is right.
     """
 
+    context: torch.Tensor
     pair: torch.Tensor
     mask: torch.Tensor
     change: torch.Tensor
@@ -66,7 +70,7 @@ class Losses:
     @property
     def total(self) -> torch.Tensor:
         """Their weighted sum."""
-        return self.pair + MASK_LOSS_WEIGHT * self.mask + CHANGE_LOSS_WEIGHT * self.change
+        return self.context + self.pair + MASK_LOSS_WEIGHT * self.mask + CHANGE_LOSS_WEIGHT * self.change
 
 
 _SURE_CHANGE, _NO_CHANGE = 0.12, 0.04
@@ -97,36 +101,34 @@ def change_loss(
     return loss / weight.sum()
 
 
-def pair_losses(network: CaptionNetwork, group: Group, generator: torch.Generator, rng: random.Random) -> Losses:
+def losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
     """Losses of a group, augmented at random."""
     count, samples = group.caption_ids.shape
-    device = group.caption_ids.device
+    device, ids = group.caption_ids.device, group.caption_ids
     pictures, ink = augment(group, generator)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         embeddings = network.encoder(pictures)
         mask = functional.avg_pool2d(ink, 2)
         mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), mask)
-        embeddings = embeddings.unflatten(0, (count, samples))
-        near = [(k, k + 1) for k in range(samples - 1)]
-        far = [(k, rng.choice([m for m in range(samples) if abs(m - k) > 1])) for k in range(0, samples, 2)]
-        pairs = [*near, *((b, a) for a, b in near), *far]
-        first, second = (torch.tensor(side, device=device) for side in zip(*pairs, strict=True))
+        embeddings = embeddings.reshape(count, samples, *embeddings.shape[1:])
+        # As CaptionNetwork.describe does: pairs by their own samples and by those around, forward and backward.
+        k = torch.arange(samples - 1, device=device)
+        earlier, later = torch.cat([k, (k - 1).clamp(min=0)]), torch.cat([k + 1, (k + 2).clamp(max=samples - 1)])
+        first, second = torch.cat([earlier, later]), torch.cat([later, earlier])
         described, change = network.head.compare(
             embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1)
         )
         logits = network.head.classify(described)
-    logits, change = logits.float(), change.float().reshape(count, len(pairs), *change.shape[1:])
-    ids_first, ids_second = group.caption_ids[:, first], group.caption_ids[:, second]
-    changed = change_loss(change, ink.reshape(count, samples, *ink.shape[1:]), first, second, ids_first != ids_second)
-    labels = pair_labels(ids_first, ids_second).flatten()
-    unsure = (group.unsure[:, first] | group.unsure[:, second]).flatten()
-    nearness = torch.tensor([1.0] * (2 * len(near)) + [FAR_PAIR_WEIGHT] * len(far), device=device).repeat(count)
-    unchanged = (labels == Label.SAME.value) | (labels == Label.EMPTY_EMPTY.value)
-    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * nearness * torch.where(unchanged, 1.0, CHANGE_WEIGHT)
-    pair_loss = (functional.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
-    sure_near = (~unsure & (nearness == 1.0)).float()
-    accuracy = ((logits.argmax(1) == labels).float() * sure_near).sum() / sure_near.sum().clamp(min=1)
-    return Losses(pair_loss, mask_loss, changed, accuracy)
+    logits, change = logits.float(), change.float().reshape(count, len(first), *change.shape[1:])
+    different = ids[:, first] != ids[:, second]
+    changed = change_loss(change, ink.reshape(count, samples, *ink.shape[1:]), first, second, different)
+    unsure = group.unsure[:, first] | group.unsure[:, second]
+    importance = torch.tensor([1.0, AROUND_WEIGHT], device=device).repeat_interleave(samples - 1).repeat(2)
+    labels = pair_labels(ids[:, first], ids[:, second])
+    pair_loss, _ = _label_loss(logits.reshape(*labels.shape, -1), labels, unsure, importance)
+    directions = described.float().reshape(count, 2, 2, samples - 1, -1).permute(0, 3, 1, 2, 4).flatten(3)
+    context_loss, accuracy = _context_loss(network.context(directions), group)
+    return Losses(context_loss, pair_loss, mask_loss, changed, accuracy)
 
 
 def context_losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
@@ -140,17 +142,29 @@ def context_losses(network: CaptionNetwork, group: Group, generator: torch.Gener
         around = [embeddings[:, (pairs + step).clamp(0, samples - 1)].flatten(0, 1) for step in (-1, 0, 1, 2)]
         described = network.describe(*around).float()
         described = described.reshape(count, samples - 1, *described.shape[1:])
-    logits = network.context(described)
+    loss, accuracy = _context_loss(network.context(described), group)
+    nothing = torch.zeros((), device=loss.device)
+    return Losses(loss, nothing, nothing, nothing, accuracy)
+
+
+def _context_loss(logits: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross entropy and accuracy of logits (B, T-1, 2, 5) of consecutive pairs."""
     ids = group.caption_ids
     labels = torch.stack([pair_labels(ids[:, :-1], ids[:, 1:]), pair_labels(ids[:, 1:], ids[:, :-1])], dim=2)
     unsure = (group.unsure[:, :-1] | group.unsure[:, 1:])[..., None].expand_as(labels)
+    return _label_loss(logits, labels, unsure, torch.ones((), device=labels.device))
+
+
+def _label_loss(
+    logits: torch.Tensor, labels: torch.Tensor, unsure: torch.Tensor, importance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weighted cross entropy of logits (..., 5), and the share of sure labels (...) that are right."""
     unchanged = (labels == Label.SAME.value) | (labels == Label.EMPTY_EMPTY.value)
-    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * torch.where(unchanged, 1.0, CHANGE_WEIGHT)
-    entropy = functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * torch.where(unchanged, 1.0, CHANGE_WEIGHT) * importance
+    entropy = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
     loss = (entropy * weights.flatten()).sum() / weights.sum()
     accuracy = ((logits.argmax(-1) == labels) & ~unsure).sum() / (~unsure).sum().clamp(min=1)
-    nothing = torch.zeros((), device=loss.device)
-    return Losses(loss, nothing, nothing, accuracy)
+    return loss, accuracy
 
 
 def _average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
@@ -172,7 +186,7 @@ class _State:
     step: int = 0
     context_step: int = 0
     groups: int = 0
-    pair_seconds: float = 0.0
+    joint_seconds: float = 0.0
     context_seconds: float = 0.0
 
     @classmethod
@@ -182,9 +196,8 @@ class _State:
         average.load_state_dict(network.state_dict())
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        paired = [*network.encoder.parameters(), *network.head.parameters()]
-        optimizer = torch.optim.AdamW(paired, lr=arguments.rate, weight_decay=0.02)
-        # The context head is taught in the averaged network, on what that says.
+        optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=0.02)
+        # In the second part the context head learns in the averaged network, from what that says.
         context = torch.optim.AdamW(average.context.parameters(), lr=arguments.rate, weight_decay=0.02)
         return cls(network, average, optimizer, context)
 
@@ -198,7 +211,7 @@ class _State:
                 self.step,
                 self.context_step,
                 self.groups,
-                self.pair_seconds,
+                self.joint_seconds,
                 self.context_seconds,
             ),
         }
@@ -220,7 +233,7 @@ class _State:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.context_optimizer.load_state_dict(state["context_optimizer"])
-        (self.step, self.context_step, self.groups, self.pair_seconds, self.context_seconds) = state["numbers"]
+        (self.step, self.context_step, self.groups, self.joint_seconds, self.context_seconds) = state["numbers"]
 
 
 def progress(done: int, planned: int, seconds: float, max_seconds: float) -> float:
@@ -243,15 +256,14 @@ def _descend(optimizer: torch.optim.Optimizer, rate: float, loss: torch.Tensor) 
     optimizer.step()
 
 
-def _learn_pairs(state: _State, pool: ClipPool, arguments: argparse.Namespace, over: float) -> tuple[Losses, int]:
+def _learn_all(state: _State, pool: ClipPool, arguments: argparse.Namespace, over: float) -> tuple[Losses, int]:
     generator, rng = _dice(pool.device, arguments.seed, state.step)
     group = pool.draw(rng, arguments.clips, arguments.window)
     state.network.train()
-    found = pair_losses(state.network, group, generator, rng)
+    found = losses(state.network, group, generator)
     _descend(state.optimizer, learning_rate(arguments.rate, state.step, over), found.total)
     decay = min(0.9995, (state.step + 1) / (state.step + 20))
-    for part in ("encoder", "head"):
-        _average_into(getattr(state.average, part), getattr(state.network, part), decay)
+    _average_into(state.average, state.network, decay)
     state.step += 1
     return found, arguments.clips * arguments.window
 
@@ -261,7 +273,7 @@ def _learn_context(state: _State, pool: ClipPool, arguments: argparse.Namespace,
     state.average.eval()
     clips = max(1, arguments.clips * arguments.window * _CONTEXT_BATCH // arguments.samples)
     found = context_losses(state.average, pool.draw(rng, clips), generator)
-    _descend(state.context_optimizer, learning_rate(arguments.rate, state.context_step, over), found.pair)
+    _descend(state.context_optimizer, learning_rate(arguments.rate, state.context_step, over), found.context)
     state.context_step += 1
     return found, clips * arguments.samples
 
@@ -286,9 +298,9 @@ class _Log:
 
     def add(self, state: _State, found: Losses, samples: int, *, last: bool) -> None:
         # Sums stay on the device: reading a loss at every step would make the device wait for this thread.
-        for name in ("pair", "mask", "change", "accuracy"):
+        for name in ("context", "pair", "mask", "change", "accuracy"):
             self._sums[name] = (
-                self._sums.get(name, torch.zeros(())).to(found.pair.device) + getattr(found, name).detach()
+                self._sums.get(name, torch.zeros(())).to(found.context.device) + getattr(found, name).detach()
             )
         self._count += 1
         if (state.step + state.context_step) % self._every and not last:
@@ -345,10 +357,10 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
 
 def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
     """How much of both parts is over."""
-    for_pairs = arguments.max_seconds * (1 - _CONTEXT_TIME)
-    for_context = max(1.0, arguments.max_seconds - min(state.pair_seconds, for_pairs))
+    for_all = arguments.max_seconds * (1 - _CONTEXT_TIME)
+    for_context = max(1.0, arguments.max_seconds - min(state.joint_seconds, for_all))
     return (
-        progress(state.step, arguments.steps, state.pair_seconds, for_pairs),
+        progress(state.step, arguments.steps, state.joint_seconds, for_all),
         progress(state.context_step, arguments.context_steps, state.context_seconds, for_context),
     )
 
@@ -363,8 +375,8 @@ def _steps(state: _State, supply: _Supply, arguments: argparse.Namespace, log: _
         elif not arguments.reuse:
             supply.take()
         if over[0] < 1:
-            yield _learn_pairs(state, supply.pool, arguments, over[0])
-            state.pair_seconds += time.perf_counter() - start
+            yield _learn_all(state, supply.pool, arguments, over[0])
+            state.joint_seconds += time.perf_counter() - start
         else:
             yield _learn_context(state, supply.pool, arguments, over[1])
             state.context_seconds += time.perf_counter() - start
@@ -430,8 +442,8 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
     parser.add_argument("--steps", type=int, default=16_000, help="of the first part")
     parser.add_argument("--context-steps", type=int, default=2_000, help="of the second part")
-    parser.add_argument("--clips", type=int, default=48, help="windows in a batch of the first part")
-    parser.add_argument("--window", type=int, default=8, help="samples in a window")
+    parser.add_argument("--clips", type=int, default=16, help="windows in a batch of the first part")
+    parser.add_argument("--window", type=int, default=24, help="samples in a window")
     parser.add_argument("--samples", type=int, default=48, help="samples in a clip")
     parser.add_argument("--group-clips", type=int, default=4, help="clips that a process renders at a time")
     parser.add_argument("--reuse", type=int, default=0, help="steps for each group of clips; 0 for groups as they come")

@@ -65,7 +65,7 @@ def open_decoder(
         threads: of a CPU decoder, 0 for one for each core; of a GPU decoder, sessions, 0 for as many as keep its
             engines busy.
         read_there: another process that reads the file for a GPU's sessions.
-        started: a GPU's sessions that have been started, and are ended, by somebody else.
+        started: a GPU's sessions that have been started already; they end with the decoder.
 
     Raises:
         InputError: the GPU cannot decode this video, and ``insist`` was given.

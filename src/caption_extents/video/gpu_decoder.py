@@ -42,7 +42,7 @@ def open_nvdec(
         ordinal: number of the device.
         sessions: decoders at work at once; 0 for one for each engine and one more.
         read_there: another process that reads the file.
-        started: sessions that somebody else has started and ends.
+        started: sessions that have been started already; they end with the decoder.
     """
     gpu = started or GpuSessions(ordinal)
 
@@ -54,8 +54,7 @@ def open_nvdec(
         turn = facts.orientation.apply_tensor
         return turn(luma), turn(chroma[..., 0]), turn(chroma[..., 1])
 
-    free = (lambda: None) if started else gpu.close
-    return SegmentedDecoder("nvdec", timeline, begin, to_planes, _batch_samples(crop), free)
+    return SegmentedDecoder("nvdec", timeline, begin, to_planes, _batch_samples(crop), gpu.close)
 
 
 def _batch_samples(crop: CropPixels) -> int:

@@ -7,6 +7,7 @@ opens the file it gives up what decoding does not need: it cannot write files, n
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import selectors
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -78,6 +80,8 @@ class IsolatedVideo:
         self._child = subprocess.Popen(
             _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
+        with suppress(OSError):  # refused where the system keeps pipes short
+            fcntl.fcntl(cast(IO[bytes], self._child.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes})
         except BaseException:

@@ -29,7 +29,7 @@ class SegmentedDecoder:
         begin: begins the work.
         to_planes: crops as an engine lays them out, as they are displayed.
         batch_samples: samples in a batch.
-        free: called when the work is over.
+        free: called when the work is over, more than once.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class SegmentedDecoder:
         except DependentError:
             # Key frames that are none, as with intra refresh: one decoder, from the start, past what is given already.
             yield from self._decode_spans([Span(spans[0].start_pts, None, 0, len(self._timeline))], cutter)
+        # While later stages are still at work: it takes a GPU's processes a while to end.
+        self._free()
 
     def _decode_spans(self, spans: list[Span], cutter: _BatchCutter) -> Iterator[CropBatch]:
         self._work = work = self._begin(spans)
