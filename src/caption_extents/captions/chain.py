@@ -1,8 +1,8 @@
 """The hidden chain behind the labels of pairs, and what is likeliest to have happened in it.
 
-Whether a caption is shown, and how old it is, is the hidden state; each label is a step between two states. The
-likeliest chain is found by Viterbi's algorithm, the probability of each step by the forward-backward algorithm (Viterbi,
-1967; Rabiner, 1989). Both go through the pairs one by one, and an hour has 36,000: so the pairs are cut into as many
+Whether a caption is shown, and how old it is, is the hidden state; each label is a step between two states. Viterbi's
+algorithm finds the likeliest chain, the forward-backward algorithm the probability of each step (Viterbi, 1967;
+Rabiner, 1989). Both go through the pairs one by one, and an hour has 36,000: so the pairs are cut into as many
 parts as each has pairs, all parts are gone through at once, and then joined (Blelloch, 1990).
 """
 
@@ -127,7 +127,8 @@ def _max_plus(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     joined: np.ndarray = first @ second
-    return joined / joined.max(axis=(-2, -1), keepdims=True)
+    joined /= joined.max(axis=(-2, -1), keepdims=True)
+    return joined
 
 
 def _starts(steps: np.ndarray, join: Join, nothing: float, unit: float) -> np.ndarray:

@@ -39,7 +39,7 @@ CHANGE_LOSS_WEIGHT = 1.0
 AROUND_WEIGHT = 0.5
 """Weight of pairs of the samples around a pair, on their own."""
 
-CHANGE_WEIGHT = 2.0
+CHANGE_WEIGHT = 3.0
 """Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
 
 _CONTEXT_TIME = 0.15
