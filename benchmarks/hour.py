@@ -10,8 +10,9 @@ import argparse
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,32 @@ from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.gpu_sessions import GpuSessions
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.source import VideoFacts, probe
+from caption_extents.video.timeline import Timeline, build_timeline
 
 _KEPT_BATCHES = 30
 """Batches that the stages after decoding are measured with, over and over: enough for all kinds of chunk."""
 
+_STARTING_SECONDS = 5.0
+
 _CROP = "0.1,0.861112,0.9,0.938888"
+
+
+@contextmanager
+def _opened(video: Path, device: torch.device) -> Iterator[tuple[VideoFacts, Timeline, dict[str, Any]]]:
+    """A video as a run opens it: on a GPU with a process that reads it and others that decode, which have started."""
+    if device.type != "cuda":
+        facts = probe(video)
+        yield facts, build_timeline(facts, Fraction(10)), {}
+        return
+    with (
+        IsolatedVideo(video, Fraction(10), DecoderLimits()) as reader,
+        closing(GpuSessions(device.index or 0)) as sessions,
+    ):
+        time.sleep(_STARTING_SECONDS)
+        yield reader.facts, reader.timeline, {"read_there": reader.segments, "started": sessions}
 
 
 class _Floors:
@@ -45,11 +65,10 @@ class _Floors:
 
     def __init__(self, video: Path, region: CropRegion, device: torch.device) -> None:
         self._device = device
-        facts = probe(video)
-        timeline = build_timeline(facts, Fraction(10))
-        self.samples = len(timeline)
         self._batches: list[CropBatch] = []
-        with closing(open_decoder(facts, timeline, resolve_crop(region, facts), device=device)) as decoder:
+        with _opened(video, device) as (facts, timeline, others):
+            self.samples = len(timeline)
+            decoder = open_decoder(facts, timeline, resolve_crop(region, facts), device=device, **others)
             start = time.perf_counter()
             for batch in decoder:
                 if len(self._batches) < _KEPT_BATCHES:
@@ -57,6 +76,7 @@ class _Floors:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             self.extraction = time.perf_counter() - start
+            decoder.close()
 
     def inference(self, threads: int) -> float:
         """Seconds for all samples, from batches on the device."""

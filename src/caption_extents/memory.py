@@ -16,11 +16,22 @@ def peak_memory_bytes() -> int:
 
 def peak_memory_of(process: int | str) -> int:
     """Largest resident set of a process so far; 0 where the system does not tell."""
+    return _kibibytes(process, "status", "VmHWM")
+
+
+def own_peak_memory_of(process: int) -> int:
+    """As :func:`peak_memory_of`, but of pages that several processes share now, like libraries, only its part."""
+    shared = _kibibytes(process, "smaps_rollup", "Rss") - _kibibytes(process, "smaps_rollup", "Pss")
+    return max(0, peak_memory_of(process) - shared)
+
+
+def _kibibytes(process: int | str, file: str, name: str) -> int:
+    """A size out of a file of ``/proc``, in bytes."""
     try:
-        status = Path(f"/proc/{process}/status").read_text()
+        text = Path(f"/proc/{process}/{file}").read_text()
     except OSError:
         return 0
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 

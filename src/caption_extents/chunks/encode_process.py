@@ -29,7 +29,7 @@ from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chun
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
-from caption_extents.memory import peak_memory_of
+from caption_extents.memory import own_peak_memory_of
 
 _COMMAND = [sys.executable, "-m", "caption_extents.chunks.encode_process"]
 _HEADER = struct.Struct("<Q")
@@ -78,12 +78,12 @@ class EncoderProcesses:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The children's largest resident sets together; libraries that they share are counted in each."""
+        """The children's largest resident sets together; pages that they share are counted once."""
         with self._lock:
             return self._peak_memory_bytes if self._closed else self._measured_peak()
 
     def _measured_peak(self) -> int:
-        return sum(peak_memory_of(child.process_id) for child in self._children)
+        return sum(own_peak_memory_of(child.process_id) for child in self._children)
 
     def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, float]:
         """Encode a chunk, from several threads at once; also the CPU seconds that a thread would have taken.

@@ -70,7 +70,7 @@ class GpuSessions:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The processes' largest resident sets together; libraries that they share are counted in each."""
+        """The processes' largest resident sets together; pages that they share are counted once."""
         return sum(process.peak_memory_bytes for process in self._all)
 
     @property

@@ -27,7 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
-from caption_extents.memory import cpu_seconds_of, peak_memory_of
+from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.orientation import Orientation
 from caption_extents.video.packed import PACKET_NUMBERS, PackedSegment, pack
@@ -128,7 +128,7 @@ class IsolatedVideo:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The child's largest resident set so far."""
+        """The child's largest resident set so far; of pages that it shares, its part."""
         return self._measure()[0]
 
     @property
@@ -138,7 +138,7 @@ class IsolatedVideo:
 
     def _measure(self) -> tuple[int, float]:
         if self._child.poll() is None:
-            self._measured = (peak_memory_of(self._child.pid), cpu_seconds_of(self._child.pid))
+            self._measured = (own_peak_memory_of(self._child.pid), cpu_seconds_of(self._child.pid))
         return self._measured
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from typing import Any, cast
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
-from caption_extents.memory import cpu_seconds_of, peak_memory_of
+from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.isolated import facts_from_json, facts_to_json
 from caption_extents.video.packed import NO_TIME, PACKET_NUMBERS, PackedSegment, pack
@@ -137,7 +137,7 @@ class SessionProcess:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The child's largest resident set so far."""
+        """The child's largest resident set so far; of pages that it shares, its part."""
         return self._measure()[0]
 
     @property
@@ -147,7 +147,7 @@ class SessionProcess:
 
     def _measure(self) -> tuple[int, float]:
         if not self._closed:
-            self._measured = (peak_memory_of(self._child.pid), cpu_seconds_of(self._child.pid))
+            self._measured = (own_peak_memory_of(self._child.pid), cpu_seconds_of(self._child.pid))
         return self._measured
 
     def end(self) -> str:
