@@ -84,10 +84,10 @@ _QUICK = {
 def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | None = None) -> Path:
     """The beginning of a video, encoded anew with an FFmpeg encoder, 8-bit 4:2:0, and scaled if a height is given."""
     CACHE.mkdir(exist_ok=True)
-    video = CACHE / f"{source.stem}-{codec}-{height or 'same'}-{float(seconds):g}.mkv"
+    video = CACHE / f"{source.stem}-{codec}-{height or 'same'}-{float(seconds):g}.mp4"
     if video.exists():
         return video
-    partial = video.with_suffix(".partial.mkv")
+    partial = video.with_suffix(".partial.mp4")
     with av.open(str(source)) as container, av.open(str(partial), "w") as out:
         original = container.streams.video[0]
         original.thread_type = "AUTO"

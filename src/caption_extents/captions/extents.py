@@ -34,10 +34,10 @@ class DecodingCosts:
         presence: weight, in 0..1, of the evidence whether an unchanged sample shows a caption.
     """
 
-    different: float = 0.0
-    appear: float = 1.0
-    disappear: float = 1.0
-    hasty: float = 6.0
+    different: float = 3.0
+    appear: float = 0.5
+    disappear: float = 0.5
+    hasty: float = 4.0
     presence: float = 0.1
 
 
