@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import ImageFont
+from safetensors.torch import load_file
 
 from caption_extents.model.labels import Label
-from caption_extents.model.weights import load_weights
+from caption_extents.model.network import CaptionNetwork, NetworkConfig
+from caption_extents.model.weights import load_weights, save_weights
 from caption_extents.training import captions, clips, fonts, text
+from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
 from caption_extents.training.labels import pair_labels
 from caption_extents.training.train import change_loss, train
@@ -129,3 +132,18 @@ def test_a_caption_shown_again_has_its_number_again() -> None:
         assert len({tuple(lines) for lines in by_number.values()}) == len(by_number)
         again += len(shown) - len(by_number)
     assert again > 10
+
+
+def test_weights_are_averaged(tmp_path: Path) -> None:
+    names = ["one", "two"]
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        save_weights(CaptionNetwork(), tmp_path / name, name=name)
+    average_weights([tmp_path / name for name in names], tmp_path / "mean")
+    one, two, mean = (load_file(tmp_path / name) for name in [*names, "mean"])
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, ((one[name].double() + two[name].double()) / 2).to(tensor.dtype))
+    assert load_weights(tmp_path / "mean")[1] == "one"
+    save_weights(CaptionNetwork(NetworkConfig(head_channels=32)), tmp_path / "other", name="other")
+    with pytest.raises(ValueError, match="different networks"):
+        average_weights([tmp_path / "one", tmp_path / "other"], tmp_path / "mean")
