@@ -63,8 +63,9 @@ def test_a_caption_that_moves_as_it_comes_is_one(at: int) -> None:
     """Captions that pop in or fade in look different on their first samples."""
     moving = probabilities([*[EMPTY] * 4, APPEARS, *[SAME] * 8, GOES], 0.99)
     moving[4 + at, :, SAME], moving[4 + at, :, DIFFERENT] = 0.05, 0.92
-    assert [(c.start_frame, c.end_frame) for c in find_captions(moving)] == [(5, 14)]
-    assert len(find_captions(moving, DecodingCosts(hasty=0.0))) == 2
+    for costs in (DecodingCosts(), DecodingCosts(different=0.0, hasty=6.0)):
+        assert [(c.start_frame, c.end_frame) for c in find_captions(moving, costs)] == [(5, 14)]
+    assert len(find_captions(moving, DecodingCosts(different=0.0, hasty=0.0))) == 2
 
 
 def test_confidence_is_lower_where_the_model_doubts() -> None:
