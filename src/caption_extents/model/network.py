@@ -71,7 +71,8 @@ class _Block(nn.Module):
         nn.init.zeros_(cast(nn.BatchNorm2d, self.second[1]).weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.relu(x + self.second(functional.relu(self.first(x))))
+        added: torch.Tensor = self.second(functional.relu_(self.first(x)))
+        return functional.relu_(added.add_(x))
 
 
 class Encoder(nn.Module):
@@ -79,16 +80,16 @@ class Encoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, config.stem_channels, 5, stride=2), nn.ReLU())
+        self.stem = nn.Sequential(_conv(3, config.stem_channels, 5, stride=2), nn.ReLU(inplace=True))
         self.middle = nn.Sequential(
             _conv(config.stem_channels, config.middle_channels, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *[_Block(config.middle_channels) for _ in range(config.middle_blocks)],
         )
         # Dilation widens what a cell sees to about a whole letter and its surroundings.
         self.deep = nn.Sequential(
             _conv(config.middle_channels, config.deep_channels, 3, stride=2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             *[_Block(config.deep_channels, dilation=1 + index % 2) for index in range(config.deep_blocks)],
         )
         self.features = nn.Conv2d(config.deep_channels, config.embedding_channels, 1)
@@ -119,10 +120,12 @@ class PairHead(nn.Module):
         super().__init__()
         width = config.head_channels
         compared = config.embedding_channels + 4 * config.fine_channels
-        self.mix = nn.Sequential(_conv(4 * compared + 4, width, 1), nn.ReLU())
-        self.look = nn.Sequential(_conv(width, width, 3), nn.ReLU(), _conv(width, width, 3), nn.ReLU())
+        self.mix = nn.Sequential(_conv(4 * compared + 4, width, 1), nn.ReLU(inplace=True))
+        self.look = nn.Sequential(
+            _conv(width, width, 3), nn.ReLU(inplace=True), _conv(width, width, 3), nn.ReLU(inplace=True)
+        )
         self.change = nn.Conv2d(width, 1, 1)
-        self.describe = nn.Sequential(nn.Linear(3 * width + 6, config.description_channels), nn.ReLU())
+        self.describe = nn.Sequential(nn.Linear(3 * width + 6, config.description_channels), nn.ReLU(inplace=True))
         self.classify = nn.Linear(config.description_channels, len(Label))
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -135,7 +138,7 @@ class PairHead(nn.Module):
         mask_a, mask_b = a[:, -1:].sigmoid(), b[:, -1:].sigmoid()
         a, b = a[:, :-1], b[:, :-1]
         both = mask_a * mask_b
-        x = self.mix(torch.cat([a, b, (a - b).abs(), a * b, mask_a, mask_b, both, (mask_a - mask_b).abs()], dim=1))
+        x = self.mix(torch.cat([a, b, (a - b).abs_(), a * b, mask_a, mask_b, both, (mask_a - mask_b).abs_()], dim=1))
         x = self.look(x)
         change = self.change(x)
         changed = change.sigmoid()
@@ -182,7 +185,7 @@ class ContextHead(nn.Module):
         channels = config.context_channels
         self.enter = nn.Conv1d(2 * 2 * config.description_channels, channels, 1)
         self.blocks = nn.Sequential(*[_ContextBlock(channels, 1 << index) for index in range(config.context_blocks)])
-        self.classify = nn.Sequential(nn.ReLU(), nn.Conv1d(channels, len(Label), 1))
+        self.classify = nn.Sequential(nn.ReLU(inplace=True), nn.Conv1d(channels, len(Label), 1))
 
     def forward(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Descriptions (B, P, 2, 2 D) of consecutive pairs, forward and backward, to logits (B, P, 2, 5)."""

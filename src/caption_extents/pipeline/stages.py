@@ -164,9 +164,8 @@ class _InContext:
         described = samples.end - (1 if over else 2)
         if described <= pairs.end:
             return
-        new = torch.arange(pairs.end, described, device=embeddings.device)
-        around = [(new + step).clamp(0, samples.end - 1) - samples.first for step in (-1, 0, 1, 2)]
-        pairs.add(model.describe(*(samples.held[numbers] for numbers in around)))
+        around = (samples.part(pairs.end + step, described + step) for step in (-1, 0, 1, 2))
+        pairs.add(model.describe(*around))
         samples.keep_from(described - 1)
         labelled = pairs.end - (0 if over else model.reach)
         if labelled > self._labelled:
@@ -191,6 +190,15 @@ class _Held:
         """Take the next ones."""
         self.held = torch.cat([self.held, following]) if len(self) else following
         self.end += len(following)
+
+    def part(self, start: int, end: int) -> torch.Tensor:
+        """Those from one number up to another; before the first of all that, and after the last the last."""
+        start, end = start - self.first, end - self.first
+        before, after = max(0, -start), max(0, end - len(self))
+        inside = self.held[start + before : end - after]
+        if not before and not after:
+            return inside
+        return torch.cat([*[self.held[:1]] * before, inside, *[self.held[-1:]] * after])
 
     def keep_from(self, number: int) -> None:
         """Forget those before a number."""
