@@ -95,6 +95,8 @@ def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | 
         stream = cast(av.VideoStream, out.add_stream(codec, rate=original.average_rate, options=_QUICK[codec]))
         stream.height, stream.width = new_height, original.width * new_height // original.height // 2 * 2
         stream.pix_fmt = "yuv420p"
+        # Not one tick a frame at the average rate: rounding would give two frames of a long video the same pts.
+        stream.codec_context.time_base = original.time_base
         for frame in container.decode(original):
             if frame.time is not None and frame.time >= seconds:
                 break

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 PICTURE_FOLDERS = (
     Path("/usr/share/wallpapers"),
@@ -26,6 +26,8 @@ PICTURE_FOLDERS = (
 FOOTAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples/data"),)
 _MAX_SIDE_PX = 1600
 _PART_SAMPLES = 8
+_GRAPHICS_SHARE = 0.3
+"""Of made-up backgrounds."""
 
 
 def find_pictures(folders: Sequence[Path] = PICTURE_FOLDERS) -> list[Path]:
@@ -198,8 +200,59 @@ def add_passers_by(rng: random.Random, frames: np.ndarray) -> np.ndarray:
     return np.clip(result, 0, 255).astype(np.uint8)
 
 
+def _draw_shape(rng: random.Random, draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], kind: str) -> None:
+    colour = tuple(rng.choice([0, 255, rng.randint(0, 255)]) for _ in range(3))
+    if kind == "bar":
+        draw.rectangle(box, fill=colour)
+    elif kind == "disc":
+        draw.ellipse(box, fill=colour)
+    elif kind == "line":
+        draw.line(box, fill=colour, width=rng.randint(1, 6))
+    else:
+        side = rng.randint(2, max(3, (box[3] - box[1]) // 2))
+        for row, top in enumerate(range(box[1], box[3], side)):
+            for left in range(box[0] + row % 2 * side, box[2], 2 * side):
+                draw.rectangle((left, top, left + side - 1, top + side - 1), fill=colour)
+
+
+_SHAPES = ("bar", "bar", "disc", "line", "checks")
+
+
+def graphics(rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
+    """Flat shapes with the sharpest edges there are, some of which move: test patterns, charts, games, interfaces."""
+
+    def random_box() -> tuple[int, int, int, int]:
+        left, top = rng.randint(-width // 8, width), rng.randint(-height // 2, height)
+        return left, top, left + rng.randint(3, max(4, width // 3)), top + rng.randint(3, max(4, height))
+
+    base = Image.new("RGB", (width, height), tuple(rng.choice([0, 255, rng.randint(0, 255)]) for _ in range(3)))
+    for _ in range(rng.choice([0, 3, 8, 20])):
+        _draw_shape(rng, ImageDraw.Draw(base), random_box(), rng.choice(_SHAPES))
+    movers = [
+        (
+            random_box(),
+            rng.choice(_SHAPES),
+            rng.uniform(-0.05, 0.05) * width,
+            rng.uniform(-0.2, 0.2) * height,
+            rng.random(),
+        )
+        for _ in range(rng.choice([0, 1, 1, 3]))
+    ]
+    frames = []
+    for index in range(count):
+        picture = base.copy()
+        for box, kind, dx, dy, looks in movers:
+            x, y = round(dx * index) % (2 * width) - width // 2, round(dy * index) % (2 * height) - height // 2
+            moved = (box[0] + x, box[1] + y, box[2] + x, box[3] + y)
+            _draw_shape(random.Random(looks), ImageDraw.Draw(picture), moved, kind)
+        frames.append(np.asarray(picture))
+    return np.stack(frames)
+
+
 def procedural(rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
     """A made-up background, still or moving."""
+    if rng.random() < _GRAPHICS_SHARE:
+        return graphics(rng, count, width, height)
     make = rng.choices([_noise_picture, _stripes_picture, _flat_picture], [3, 1, 3])[0]
     return pan(rng, make(rng, 1280), count, width, height)
 
@@ -237,7 +290,7 @@ class BackgroundSource:
         pictures = np.concatenate(shots)
         gain = np.full(count, rng.choice([1.0, 1.0, rng.uniform(0.3, 1.0), rng.uniform(1.0, 2.0)]), np.float32)
         lift = np.full(count, rng.choice([0.0, 0.0, rng.uniform(0, 120)]), np.float32)
-        if rng.random() < 0.12:
+        if rng.random() < 0.16:
             # Overexposed: white letters hardly stand out.
             gain[:] = rng.uniform(0.3, 0.8)
             lift[:] = 255 * (1 - gain) * rng.uniform(0.7, 1.0)

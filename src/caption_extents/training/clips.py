@@ -19,13 +19,17 @@ from PIL import Image
 from caption_extents.planes import plane_view
 from caption_extents.training import captions, text
 from caption_extents.training.backgrounds import BackgroundSource
+from caption_extents.training.distractors import add_distractors
 
 VISIBLE_ALPHA = 0.35
 """A fading caption counts as shown from this opacity on."""
 
+CAPTIONED_SHARE = 0.85
+"""Of clips; the others teach what is none."""
+
 _DECODERS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}
 
-UNSURE_ALPHAS = (0.12, 0.6)
+UNSURE_ALPHAS = (0.15, 0.55)
 """Between these opacities people disagree, so pairs with such a sample weigh little in training."""
 
 
@@ -61,16 +65,16 @@ class _Showing:
 
 
 def _random_lines(rng: random.Random, style: captions.CaptionStyle, width: int, max_lines: int) -> list[str]:
-    letter = max(1.0, style.font.getlength(style.script.letters[:20]) * style.stretch / 20)
+    letter = max(1.0, captions.line_width(style, style.script.letters[:20]) / 20)
     fit = max(2, int(width * 0.9 / letter))
-    longest = rng.randint(2, fit) if rng.random() < 0.7 else fit
+    longest = rng.choices([rng.randint(2, min(fit, 8)), rng.randint(2, fit), fit], [2, 5, 3])[0]
     count = rng.randint(1, max_lines)
     lines = [text.random_line(rng, style.script, longest) for _ in range(count)]
     return [_cut_to_width(line, style, width) for line in lines]
 
 
 def _cut_to_width(line: str, style: captions.CaptionStyle, width: int) -> str:
-    while len(line) > 1 and style.font.getlength(line) * style.stretch > width * 0.96:
+    while len(line) > 1 and captions.line_width(style, line) > width * 0.96:
         line = line[: max(1, len(line) * 9 // 10)]
     return line
 
@@ -202,103 +206,6 @@ def _shrunk(plane: np.ndarray, size: float, middle: tuple[float, float]) -> np.n
     return np.asarray(picture.transform(picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
-def _blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:
-    rows = np.flatnonzero(alpha.max(axis=1) > 0.004)
-    if len(rows):
-        part = slice(rows[0], rows[-1] + 1)
-        columns = np.flatnonzero(alpha[part].max(axis=0) > 0.004)
-        box = (part, slice(columns[0], columns[-1] + 1))
-        below, weight = picture[box].astype(np.float32), alpha[box][..., None]
-        picture[box] = np.clip(below + (colour[box] - below) * weight + 0.5, 0, 255).astype(np.uint8)
-
-
-def _sign(rng: random.Random, size_px: int, width: int, height: int, letters: int = 10) -> captions.Overlay:
-    style = captions.random_style(
-        rng, max(8, size_px), rng.choice(["latin", "latin", "han", "cyrillic", "hangul", None])
-    )
-    words = text.random_line(rng, style.script, letters)
-    return captions.draw_caption(style, [words], width, height, rng.randint(size_px, max(size_px, height)))
-
-
-def _add_mark(rng: random.Random, frames: np.ndarray) -> None:
-    """A channel mark at one side that stays through the clip, cuts included."""
-    height, width = frames.shape[1:3]
-    overlay = _sign(rng, int(height * rng.uniform(0.12, 0.45)), max(8, width // 5), height, 6)
-    alpha = overlay.alpha * rng.uniform(0.3, 0.95)
-    left = rng.choice([0, width - overlay.alpha.shape[1]])
-    for frame in frames:
-        _blend(frame[:, left : left + alpha.shape[1]], overlay.colour, alpha)
-
-
-def _add_scenery_text(rng: random.Random, frames: np.ndarray) -> None:
-    """A sign, a shirt or a page in the scene: turned, cut by the edge, moving with the camera."""
-    count, height, width = frames.shape[:3]
-    overlay = _sign(rng, int(height * rng.uniform(0.15, 0.9)), width, height)
-    turned = Image.fromarray((overlay.alpha * 255).astype(np.uint8)).rotate(rng.uniform(-14, 14))
-    alpha = np.asarray(turned, np.float32) / 255 * rng.uniform(0.4, 1.0)
-    x, y = rng.uniform(-0.4, 0.4) * width, rng.uniform(-0.5, 0.5) * height
-    dx, dy = rng.choice([0.0, rng.uniform(-0.03, 0.03)]) * width, rng.choice([0.0, rng.uniform(-0.08, 0.08)]) * height
-    for index in range(count):
-        move = (round(y + dy * index), round(x + dx * index))
-        _blend(frames[index], np.roll(overlay.colour, move, (0, 1)), np.roll(alpha, move, (0, 1)))
-
-
-def _add_ticker(rng: random.Random, frames: np.ndarray) -> None:
-    """News that run along, or credits that climb."""
-    count, height, width = frames.shape[:3]
-    credits = rng.random() < 0.4
-    size = max(8, int(height * (rng.uniform(0.2, 0.5) if credits else rng.uniform(0.3, 0.7))))
-    overlay = _sign(rng, size, width, height, 30)
-    speed = (
-        (0, -max(1, round(height * rng.uniform(0.05, 0.4))))
-        if credits
-        else (-round(width * rng.uniform(0.01, 0.06)), 0)
-    )
-    for index in range(count):
-        shift = (speed[1] * index, speed[0] * index)
-        _blend(frames[index], np.roll(overlay.colour, shift, (0, 1)), np.roll(overlay.alpha, shift, (0, 1)))
-
-
-def _add_clock(rng: random.Random, frames: np.ndarray) -> None:
-    """A score, a clock or a counter in a corner, whose digits change."""
-    height, width = frames.shape[1:3]
-    size = max(8, int(height * rng.uniform(0.15, 0.4)))
-    style = captions.random_style(rng, size, "latin")
-    every, box = rng.randint(1, 6), max(8, width // 5)
-    left, bottom = rng.choice([0, width - box]), rng.randint(size, max(size, height))
-    overlay = None
-    for index, frame in enumerate(frames):
-        if overlay is None or index % every == 0:
-            overlay = captions.draw_caption(
-                style, [f"{rng.randint(0, 59):02d}:{rng.randint(0, 59):02d}"], box, height, bottom
-            )
-        _blend(frame[:, left : left + box], overlay.colour, overlay.alpha)
-
-
-def _add_neighbour(rng: random.Random, frames: np.ndarray) -> None:
-    """Feet or heads of another line of text that stands outside the crop, and changes on its own."""
-    count, height, width = frames.shape[:3]
-    size = max(10, int(height * rng.uniform(0.4, 0.9)))
-    style = captions.random_style(rng, size)
-    shown = size * rng.uniform(0.1, 0.3)
-    bottom = round(shown) if rng.random() < 0.5 else round(height + size * 1.2 - shown)
-    at = 0
-    while at < count:
-        end = at + rng.randint(2, 12)
-        words = [text.random_line(rng, style.script, 16)]
-        overlay = captions.draw_caption(style, words, width, height, bottom)
-        for frame in frames[at:end] if rng.random() < 0.7 else []:
-            _blend(frame, overlay.colour, overlay.alpha)
-        at = end
-
-
-def _add_distractors(rng: random.Random, frames: np.ndarray) -> None:
-    """Writing that is no caption."""
-    kinds = [_add_mark, _add_scenery_text, _add_ticker, _add_clock, _add_neighbour]
-    if rng.random() < 0.35:
-        rng.choices(kinds, [3, 2.5, 1, 1, 1])[0](rng, frames)
-
-
 def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Encode RGB frames (T, H, W, 3) with a video codec and decode them again; the planes of the result."""
     count, height, width = frames.shape[:3]
@@ -363,7 +270,8 @@ def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
 def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, width: int, height: int) -> Clip:
     """A clip of ``count`` samples with crops of the given even size in pixels."""
     pictures = backgrounds.frames(rng, count, width, height)
-    _add_distractors(rng, pictures)
+    has_captions = rng.random() < CAPTIONED_SHARE
+    add_distractors(rng, pictures, 0.4 if has_captions else 0.7)
     max_lines = rng.choice([1, 2, 2]) if width / height < 12 else 1
     tightness = rng.uniform(0.5, 0.95) if rng.random() < 0.7 else rng.uniform(0.25, 0.6)
     size = max(9, int(height * tightness / (max_lines * 1.35)))
@@ -373,7 +281,7 @@ def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, w
     caption_ids, unsure = np.zeros(count, np.int64), np.zeros(count, bool)
     ink = np.zeros((count, height // 4, width // 4), np.float32)
     numbers: dict[bytes, int] = {}
-    for showing in _schedule(rng, style, count, width, max_lines) if rng.random() < 0.88 else []:
+    for showing in _schedule(rng, style, count, width, max_lines) if has_captions else []:
         samples = range(max(0, showing.start), min(count, showing.end))
         if not samples:
             continue
@@ -382,7 +290,7 @@ def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, w
         number = numbers.setdefault(layer.looks, showing.number)
         for sample in samples:
             colour, alpha, letters, opacity = layer.at(rng, sample)
-            _blend(pictures[sample], colour, alpha)
+            captions.blend(pictures[sample], colour, alpha)
             np.maximum(ink[sample], _coarse(letters), out=ink[sample])
             unsure[sample] |= UNSURE_ALPHAS[0] < opacity < UNSURE_ALPHAS[1] or letters.max() < 0.3
             if opacity >= VISIBLE_ALPHA:
