@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--crop", default=CROP)
     parser.add_argument("--minutes", type=float, default=5, help="length of the made video")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--sessions", type=int, nargs="*", help="by default 1 and one for each engine")
+    parser.add_argument(
+        "--sessions", type=int, nargs="*", help="by default 1 and what a run uses: one for each engine and one more"
+    )
     parser.add_argument("--compare", type=Path, nargs="*", default=[], help="videos to compare byte for byte as well")
     parser.add_argument("--codecs", nargs="*", default=[], help="encode the video with these and compare them too")
     parser.add_argument("--compare-seconds", type=Fraction, default=Fraction(45), help="how much of the video")
@@ -102,7 +104,7 @@ def main() -> None:
     video, device = arguments.video or captioned_video(arguments.minutes), choose_device(arguments.device)
     region = CropRegion.parse(arguments.crop)
     engines = decode_engines("h264", device.index or 0) if device.type == "cuda" else None
-    sessions = arguments.sessions or sorted({1, engines.count if engines else 2})
+    sessions = arguments.sessions or sorted({1, engines.count + 1 if engines else 2})
     result: dict[str, Any] = {"device": str(device), "engines": engines.count if engines else 0}
     result |= measure(video, region, device, sessions)
     encoded = [transcoded_video(video, codec, arguments.compare_seconds) for codec in arguments.codecs]

@@ -46,6 +46,8 @@ def _realtime(speed: int, **options: str) -> dict[str, str]:
 
 
 _SCREEN = {"tune-content": "screen"}
+_ONE_TILE = {"tile-columns": "0"}
+"""libvpx's default is as many as the width allows, four for 1024 pixels."""
 
 SETTINGS: Mapping[str, dict[str, str]] = MappingProxyType(
     {
@@ -57,6 +59,9 @@ SETTINGS: Mapping[str, dict[str, str]] = MappingProxyType(
         **{f"realtime {speed}": _realtime(speed) for speed in range(2, 9)},
         "realtime 5, aq 0": _realtime(5, **{"aq-mode": "0"}),
         **{f"realtime {speed}, screen": _realtime(speed, **_SCREEN) for speed in range(5, 9)},
+        **{f"good {speed}, one tile": _good(speed, **_ONE_TILE) for speed in (1, 2, 4)},
+        **{f"realtime {speed}, one tile": _realtime(speed, **_ONE_TILE) for speed in (3, 4, 7)},
+        **{f"realtime {speed}, screen, one tile": _realtime(speed, **_SCREEN, **_ONE_TILE) for speed in (4, 7, 8)},
     }
 )
 """What is compared; all but one without ``frame-parallel``, which gives up adapting to what was coded before."""

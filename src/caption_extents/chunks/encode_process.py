@@ -2,25 +2,28 @@
 
 An encoder in a thread takes Python's lock, and gives it up, some ten times for each frame. Where a GPU decodes
 thousands of frames a second, the threads that feed it then wait for the lock and not for the GPU. A process has a lock
-of its own, and one message for a chunk.
+of its own: a few encoders, in threads, leave it free nearly always. A chunk's planes go there through memory that both
+share, and beside them go two messages for a chunk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import mmap
 import os
 import pickle
 import queue
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,16 +34,19 @@ from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
 from caption_extents.memory import own_peak_memory_of
 
-_COMMAND = [sys.executable, "-m", "caption_extents.chunks.encode_process"]
+_MODULE = "caption_extents.chunks.encode_process"
+
+ENCODERS = 4
+"""In a process: few enough for one lock, many enough that Python and FFmpeg are not in memory once for each core."""
+
 _HEADER = struct.Struct("<Q")
 _REPLY = struct.Struct("<?Qdd")  # encoded or not, bytes that follow, CPU seconds of the thread and of the process
-_PIPE_BYTES = 1 << 20
 _NICENESS = 5
 """Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
 
 
 class EncoderProcesses:
-    """Encodes chunks in child processes, which are started as they are needed, one for each call that is under way.
+    """Encodes chunks in child processes, which are started as they are needed: one for :data:`ENCODERS` calls at once.
 
     A context manager that ends them.
     """
@@ -48,7 +54,7 @@ class EncoderProcesses:
     def __init__(self) -> None:
         self.cpu_seconds = 0.0
         """That the children took to encode."""
-        self._idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[_Line] = queue.SimpleQueue()
         self._children: list[_Child] = []
         self._lock = threading.Lock()
         self._closed = False
@@ -91,24 +97,28 @@ class EncoderProcesses:
         Raises:
             EncodeError: the encoder refused, or its process has died; names the chunk.
         """
-        child = self._take()
-        encoded, seconds = child.encode(frames, preset, form)
+        line = self._take()
+        encoded, seconds = line.encode(frames, preset, form)
         with self._lock:
             self.cpu_seconds += seconds.process
-        self._idle.put(child)
+        self._idle.put(line)
         return encoded, seconds.thread
 
-    def _take(self) -> _Child:
-        try:
+    def _take(self) -> _Line:
+        with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
-        except queue.Empty:
-            pass
         with self._lock:
             if self._closed:
                 raise EncodeError("the encoder processes have been ended")
+            # Others may have been waiting for the lock with this thread, and started a process.
+            with contextlib.suppress(queue.Empty):
+                return self._idle.get_nowait()
             child = _Child()
             self._children.append(child)
-        return child
+            first, *others = child.lines
+            for line in others:
+                self._idle.put(line)
+            return first
 
 
 @dataclass(frozen=True)
@@ -118,37 +128,29 @@ class _Seconds:
 
 
 class _Child:
-    """One process; one call at a time."""
+    """One process, and a line to each of its encoders."""
 
     def __init__(self) -> None:
-        # In a session of its own: Ctrl-C is for the parent, and the child ends with its pipe.
+        pairs = [socket.socketpair() for _ in range(ENCODERS)]
+        memories = [_new_memory() for _ in range(ENCODERS)]
+        inherited = [
+            number
+            for (_, there), memory in zip(pairs, memories, strict=True)
+            for number in (there.fileno(), memory.fileno())
+        ]
+        # In a session of its own: Ctrl-C is for the parent, and the child ends with its lines.
         self._process = subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", _MODULE, *map(str, inherited)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=inherited,
+            start_new_session=True,
         )
-
+        for _, there in pairs:
+            there.close()
         self.process_id = self._process.pid
-        # A chunk in a few turns at Python's lock, not in one for each 64 KiB.
-        with contextlib.suppress(OSError):  # refused where the system keeps pipes short
-            fcntl.fcntl(cast(IO[bytes], self._process.stdin), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        self.lines = [_Line(self, here, memory) for (here, _), memory in zip(pairs, memories, strict=True)]
 
-    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, _Seconds]:
-        requests, replies = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
-        task = _Task(frames.plan, [plane.shape for plane in frames.planes], preset_to_plain(preset), form)
-        try:
-            message = pickle.dumps(task)
-            requests.write(_HEADER.pack(len(message)) + message)
-            for plane in frames.planes:
-                requests.write(cast(Any, np.ascontiguousarray(plane).reshape(-1).data))
-            requests.flush()
-            done, size, thread, process = _REPLY.unpack(_read(replies, _REPLY.size))
-            data = _read(replies, size)
-        except (OSError, EOFError, ValueError) as error:
-            raise EncodeError(f"{_name(frames.plan)} could not be encoded: {self._end()}") from error
-        if not done:
-            raise EncodeError(data.decode())
-        return EncodedChunk(frames.plan, data), _Seconds(thread, process)
-
-    def _end(self) -> str:
+    def how_it_ended(self) -> str:
         try:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -164,24 +166,75 @@ class _Child:
 
     def close(self) -> None:
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            # Something unsent may be left in it.
-            with contextlib.suppress(BrokenPipeError, ValueError):
-                cast(IO[bytes], pipe).close()
+        for line in self.lines:
+            line.close()
 
 
-def _name(plan: ChunkPlan) -> str:
-    return f"chunk {plan.first_sample} of level {plan.level}"
+def _new_memory() -> IO[bytes]:
+    """A file in memory, or one on disk that nobody else sees."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("caption-extents-chunk"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+class _Line:
+    """To one encoder of a child; one call at a time."""
+
+    def __init__(self, child: _Child, end: socket.socket, memory: IO[bytes]) -> None:
+        self._child, self._end, self._memory = child, end, memory
+        self._shared = np.empty(0, np.uint8)
+
+    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, _Seconds]:
+        task = _Task(frames.plan, [plane.shape for plane in frames.planes], preset_to_plain(preset), form)
+        try:
+            for shared, plane in zip(task.planes(self._room(task.size)), frames.planes, strict=True):
+                np.copyto(shared, plane)
+            message = pickle.dumps(task)
+            self._end.sendall(_HEADER.pack(len(message)) + message)
+            done, length, thread, process = _REPLY.unpack(_receive(self._end, _REPLY.size))
+            data = bytes(_receive(self._end, length))
+        except (OSError, EOFError, ValueError) as error:
+            name = f"chunk {frames.plan.first_sample} of level {frames.plan.level}"
+            raise EncodeError(f"{name} could not be encoded: {self._child.how_it_ended()}") from error
+        if not done:
+            raise EncodeError(data.decode())
+        return EncodedChunk(frames.plan, data), _Seconds(thread, process)
+
+    def _room(self, size: int) -> np.ndarray:
+        if len(self._shared) < size:
+            self._memory.truncate(size)
+            self._shared = _mapped(self._memory.fileno(), size)
+        return self._shared
+
+    def close(self) -> None:
+        self._end.close()
+        self._memory.close()
+
+
+def _mapped(memory: int, size: int) -> np.ndarray:
+    return np.frombuffer(mmap.mmap(memory, size), np.uint8)
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What goes before the planes' bytes."""
+    """A chunk whose planes stand in the shared memory, one after the other."""
 
     plan: ChunkPlan
     shapes: list[tuple[int, ...]]
     preset: dict[str, Any]
     form: ChunkFormat
+
+    @property
+    def size(self) -> int:
+        return sum(int(np.prod(shape)) for shape in self.shapes)
+
+    def planes(self, shared: np.ndarray) -> list[np.ndarray]:
+        planes, at = [], 0
+        for shape in self.shapes:
+            size = int(np.prod(shape))
+            planes.append(shared[at : at + size].reshape(shape))
+            at += size
+        return planes
 
 
 def preset_to_plain(preset: EncoderPreset) -> dict[str, Any]:
@@ -189,50 +242,70 @@ def preset_to_plain(preset: EncoderPreset) -> dict[str, Any]:
     return {"name": preset.name, "threads": preset.threads, "options": dict(preset.options)}
 
 
-def _read(pipe: IO[bytes], size: int) -> bytes:
-    data = pipe.read(size)
-    if len(data) != size:
-        raise EOFError("the other end has closed")
+def _receive(end: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = end.recv_into(view)
+        if got == 0:
+            raise EOFError("the other end has closed")
+        view = view[got:]
     return data
 
 
 # From here on: the child.
 
 
-def _serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    while header := requests.read(_HEADER.size):
-        task: _Task = pickle.loads(_read(requests, _HEADER.unpack(header)[0]))  # noqa: S301 from the parent
-        y, u, v = (_read_plane(requests, shape) for shape in task.shapes)
-        started, started_thread = time.process_time(), time.thread_time()
+class _Spent:
+    """The CPU seconds of the process, told in parts by several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told = time.process_time()
+
+    def since_last(self) -> float:
+        with self._lock:
+            now = time.process_time()
+            spent, self._told = now - self._told, now
+        return spent
+
+
+def _serve(end: socket.socket, memory: int, spent: _Spent) -> None:
+    shared = np.empty(0, np.uint8)
+    while True:
+        (length,) = _HEADER.unpack(_receive(end, _HEADER.size))
+        task: _Task = pickle.loads(_receive(end, length))  # noqa: S301 from the parent
+        if len(shared) < task.size:
+            shared = _mapped(memory, task.size)
+        started = time.thread_time()
         try:
+            y, u, v = task.planes(shared)
             frames = ChunkFrames(task.plan, (y, u, v))
             done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form).data
         except EncodeError as error:
             done, data = False, str(error).encode()
-        spent = time.thread_time() - started_thread, time.process_time() - started
-        replies.write(_REPLY.pack(done, len(data), *spent) + data)
-        replies.flush()
+        end.sendall(_REPLY.pack(done, len(data), time.thread_time() - started, spent.since_last()) + data)
 
 
-def _read_plane(requests: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
-    plane = np.empty(shape, np.uint8)
-    view = memoryview(cast(Any, plane.reshape(-1)))
-    while view:
-        got = cast(Any, requests).readinto(view)
-        if not got:
-            raise EOFError("the parent has closed")
-        view = view[got:]
-    return plane
+def _serve_until_closed(end: socket.socket, memory: int, spent: _Spent) -> None:
+    with contextlib.suppress(OSError, EOFError):  # then the parent is gone
+        _serve(end, memory, spent)
 
 
 def main() -> None:
-    """The child: answers its parent over stdin and stdout until that closes."""
+    """The child: its encoders answer the parent until that closes their lines."""
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get between the messages
-    with contextlib.suppress(EOFError, BrokenPipeError):  # then the parent is gone
-        _serve(sys.stdin.buffer, replies)
+    os.dup2(2, 1)  # the parent's output is for its results
+    numbers = [int(number) for number in sys.argv[1:]]
+    spent = _Spent()
+    threads = []
+    for end, memory in zip(numbers[::2], numbers[1::2], strict=True):
+        line = socket.socket(fileno=end), memory, spent
+        threads.append(threading.Thread(target=_serve_until_closed, args=line))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
 
 
 if __name__ == "__main__":

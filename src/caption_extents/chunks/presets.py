@@ -62,6 +62,7 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 cpu_used="7",
                 tune_content="screen",
                 frame_parallel="0",
+                tile_columns="0",
                 lag_in_frames="0",
             ),
             _preset(
@@ -73,6 +74,7 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 deadline="realtime",
                 cpu_used="4",
                 frame_parallel="0",
+                tile_columns="0",
                 lag_in_frames="0",
             ),
             _preset(
@@ -84,6 +86,7 @@ PRESETS: Mapping[str, EncoderPreset] = MappingProxyType(
                 deadline="good",
                 cpu_used="1",
                 frame_parallel="0",
+                tile_columns="0",
                 auto_alt_ref="1",
                 lag_in_frames="25",
             ),
