@@ -91,6 +91,7 @@ def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | 
     with av.open(str(source)) as container, av.open(str(partial), "w") as out:
         original = container.streams.video[0]
         original.thread_type = "AUTO"
+        assert original.time_base is not None
         new_height = height or original.height
         stream = cast(av.VideoStream, out.add_stream(codec, rate=original.average_rate, options=_QUICK[codec]))
         stream.height, stream.width = new_height, original.width * new_height // original.height // 2 * 2

@@ -43,7 +43,7 @@ _KEPT_BATCHES = 30
 
 _STARTING_SECONDS = 5.0
 
-_CROP = "0.1,0.861112,0.9,0.938888"
+CROP_OF_A_VIDEO = "0.1,0.861112,0.9,0.938888"
 
 
 @contextmanager
@@ -245,7 +245,7 @@ def main() -> None:
     base = arguments.video or captioned_video(1)
     video = repeated_video(base, arguments.minutes)
     device = choose_device(arguments.device)
-    crop = arguments.crop or (_CROP if arguments.video else CROP)
+    crop = arguments.crop or (CROP_OF_A_VIDEO if arguments.video else CROP)
     result = measure(video, crop, device, arguments.presets, arguments.encoder_workers)
     if arguments.save:
         print("written to", write_result(arguments.name, result))

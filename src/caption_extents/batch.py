@@ -185,7 +185,13 @@ class Journal:
             return file.read(1) != b"\n"
 
 
-def run_entry(entry: Entry, options: JobOptions) -> Outcome:
+class BatchOptions(JobOptions, total=False):
+    """What all videos of a list share."""
+
+    encoder_workers: int
+
+
+def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
     """Do one entry; never raises what the job raises."""
     from caption_extents import crop_and_infer_caption_frame_extents
 
@@ -208,7 +214,7 @@ def _take_number(numbers: SimpleQueue[int]) -> None:
     _number = numbers.get()
 
 
-def _run_on_own_gpu(entry: Entry, options: JobOptions) -> Outcome:
+def _run_on_own_gpu(entry: Entry, options: BatchOptions) -> Outcome:
     if options.get("device", DEFAULT_DEVICE) in {"auto", "cuda"}:
         from caption_extents.video.cuda import gpu_in_turn
 
@@ -220,7 +226,7 @@ def _run_on_own_gpu(entry: Entry, options: JobOptions) -> Outcome:
 class Executor(Protocol):
     """Where entries are done. Outcomes come as they end, in any order."""
 
-    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
         """Do all entries."""
         ...
 
@@ -237,7 +243,7 @@ class LocalExecutor:
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
 
-    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
         """See the protocol. A process that dies fails the entries it held; each is tried once more, alone."""
         left: list[Entry] = []
         yield from self._in_one_pool(entries, options, left)
@@ -247,7 +253,7 @@ class LocalExecutor:
             if again:
                 yield Outcome(entry.digest, entry.video_id, error="the process that did it died, twice")
 
-    def _in_one_pool(self, entries: list[Entry], options: JobOptions, left: list[Entry]) -> Iterator[Outcome]:
+    def _in_one_pool(self, entries: list[Entry], options: BatchOptions, left: list[Entry]) -> Iterator[Outcome]:
         """Outcomes of entries; those that were left when a process died are added to ``left``."""
         context = get_context("spawn")
         numbers = context.SimpleQueue()
@@ -312,7 +318,7 @@ def run_batch(
     entries: list[Entry],
     journal: Journal,
     executor: Executor,
-    options: JobOptions,
+    options: BatchOptions,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
     """Do what is missing of a list.

@@ -425,6 +425,9 @@ def batch(
     tenant: _TenantOption = "local",
     device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
     preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
+    encoder_workers: Annotated[
+        int, typer.Option(min=1, help="Chunks of each video encoded at once.")
+    ] = jobs.DEFAULT_ENCODER_WORKERS,
     isolate: Annotated[bool, typer.Option("--isolate", help="Decode in other processes, within limits.")] = False,
     journal: Annotated[
         Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
@@ -439,10 +442,11 @@ def batch(
         noted = batches.Journal(journal or videos.with_name(f"{videos.name}.journal"))
         # Not left to the environment: other machines have others.
         store = store or jobs.DEFAULT_STORE
-        options: jobs.JobOptions = {
+        options: batches.BatchOptions = {
             "store": store if "://" in store else str(Path(store).absolute()),
             "device": device,
             "preset": preset,
+            "encoder_workers": encoder_workers,
             "isolate": isolate,
         }
 

@@ -8,10 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from importlib.util import find_spec
 from typing import Any
 
-from caption_extents.batch import Entry, Outcome
+from caption_extents.batch import BatchOptions, Entry, Outcome
 from caption_extents.deploy.modal_settings import ENCODE_FUNCTION, JOB_FUNCTION, ModalSettings
 from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
-from caption_extents.job import JobOptions
 from caption_extents.pipeline.offload import MAX_IN_FLIGHT, EncodeReport, EncodeTask
 
 
@@ -74,7 +73,7 @@ class ModalExecutor:
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
 
-    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
         """See the protocol."""
         if "://" not in str(options.get("store")):
             raise InputError(f"Modal cannot reach the store {options.get('store')!r}; give the URL of one")

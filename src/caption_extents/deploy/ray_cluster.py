@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from caption_extents import errors
-from caption_extents.batch import Entry, Outcome, run_entry
+from caption_extents.batch import BatchOptions, Entry, Outcome, run_entry
 from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
-from caption_extents.job import JobOptions
 from caption_extents.pipeline.offload import EncodeReport, EncodeTask, run_encode_task
 
 T = TypeVar("T")
@@ -179,7 +178,7 @@ class RayExecutor:
     def __init__(self, cpus: float) -> None:
         self._cpus = cpus
 
-    def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
         """See the protocol."""
         cluster = RayCluster()
         try:

@@ -110,7 +110,7 @@ class CaptionModel:
     def describe(
         self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        """What there is to say of pairs of embeddings (N, C, h, w); float32 (N, 2, 2 D) on the model's device.
+        """What there is to say of pairs of embeddings (N, C, h, w); float32 (N, 3, D) on the model's device.
 
         Args:
             before, earlier, later, after: of samples k-1, k, k+1 and k+2, for pairs (k, k+1).
@@ -121,7 +121,7 @@ class CaptionModel:
         """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
 
         Args:
-            descriptions: (P, 2, 2 D), as :meth:`describe` gives them. Nothing is taken to come before and after them:
+            descriptions: (P, 3, D), as :meth:`describe` gives them. Nothing is taken to come before and after them:
                 in the middle of a video the first and the last ``reach`` results mean nothing.
 
         Returns:
@@ -147,7 +147,7 @@ def _embed(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.T
 
 
 def _compare(network: CaptionNetwork, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
-    return _probabilities(torch.stack([network.head(earlier, later), network.head(later, earlier)], dim=1))
+    return _probabilities(network.head(earlier, later))
 
 
 def _describe(network: CaptionNetwork, *embeddings: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,14 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1, dil
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
 
 
+def _pointwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """A 1x1 convolution of (N, C, H, W), as a product of matrices.
+
+    With channels last nothing is moved for it; PyTorch's own 1x1 convolution on a CPU goes through a copy of its input.
+    """
+    return functional.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+
+
 class _Block(nn.Module):
     """Two 3x3 convolutions with a skip connection (He et al., 2015)."""
 
@@ -104,8 +112,9 @@ class Encoder(nn.Module):
         """
         middle = self.middle(self.stem(picture))
         deep = self.deep(middle)
-        fine = functional.pixel_unshuffle(self.fine(middle), 2)
-        return torch.cat([torch.tanh(self.features(deep)), torch.tanh(fine), self.mask(deep)], dim=1)
+        fine = functional.pixel_unshuffle(_pointwise(self.fine, middle), 2)
+        features, mask = _pointwise(self.features, deep), _pointwise(self.mask, deep)
+        return torch.cat([torch.tanh(features), torch.tanh(fine), mask], dim=1)
 
 
 class PairHead(nn.Module):
@@ -129,19 +138,56 @@ class PairHead(nn.Module):
         self.classify = nn.Linear(config.description_channels, len(Label))
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Embeddings (N, C, h, w) of the earlier and the later sample to logits (N, 5) of the pair on its own."""
-        logits: torch.Tensor = self.classify(self.compare(a, b)[0])
+        """Embeddings (N, C, h, w) of the earlier and the later sample to logits (N, 2, 5), forward and backward."""
+        logits: torch.Tensor = self.classify(self.compare_both_ways(a, b)[0]).transpose(0, 1)
         return logits
 
     def compare(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Descriptions (N, D) of pairs, and the logits (N, h, w) that a caption's letters gave way to others."""
-        mask_a, mask_b = a[:, -1:].sigmoid(), b[:, -1:].sigmoid()
-        a, b = a[:, :-1], b[:, :-1]
-        both = mask_a * mask_b
-        x = self.mix(torch.cat([a, b, (a - b).abs_(), a * b, mask_a, mask_b, both, (mask_a - mask_b).abs_()], dim=1))
+        a, b = _with_mask(a), _with_mask(b)
+        first, second, *alike = self._mix_weights()
+        mixed = functional.linear(a, first) + functional.linear(b, second) + self._mixed_alike(a, b, alike)
+        return self._look(mixed, a[..., -1:], b[..., -1:])
+
+    def compare_both_ways(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`compare` for (a, b) and for (b, a), with less work: (2, N, D) and (2, N, h, w)."""
+        count = len(a)
+        a, b = _with_mask(a), _with_mask(b)
+        first, second, *alike = self._mix_weights()
+        of_a, of_b = functional.linear(torch.cat([a, b]), torch.cat([first, second])).chunk(2)
+        width, both = len(first), self._mixed_alike(a, b, alike)
+        there, back = of_a[..., :width] + of_b[..., width:], of_b[..., :width] + of_a[..., width:]
+        masks = torch.cat([a[..., -1:], b[..., -1:]])
+        described, change = self._look(torch.cat([there + both, back + both]), masks, masks.roll(count, 0))
+        return described.reshape(2, count, -1), change.reshape(2, count, *change.shape[1:])
+
+    def _first_layer(self) -> nn.Conv2d:
+        inner = self.mix[0]  # with batch normalisation folded in, or before that
+        return cast(nn.Conv2d, inner[0] if isinstance(inner, nn.Sequential) else inner)
+
+    def _mix_weights(self) -> list[torch.Tensor]:
+        """The first layer is linear in a, b, |a - b| and a * b: the weights of each, (width, C)."""
+        weight = self._first_layer().weight.flatten(1)
+        # As they are stored: features of a, b, |a - b| and a * b, then their masks: a, b, a * b and |a - b|.
+        features, masks = weight[:, :-4].chunk(4, dim=1), weight[:, -4:].chunk(4, dim=1)
+        return [torch.cat([features[part], masks[mask]], dim=1) for part, mask in enumerate((0, 1, 3, 2))]
+
+    def _mixed_alike(self, a: torch.Tensor, b: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+        """What the first layer makes of |a - b| and a * b, which are the same in both directions."""
+        apart, product = weights
+        return functional.linear((a - b).abs_(), apart, self._first_layer().bias) + functional.linear(a * b, product)
+
+    def _look(
+        self, mixed: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Descriptions (N, D) and change logits (N, h, w) of what was mixed (N, h, w, width)."""
+        x, mask_a, mask_b = (tensor.movedim(-1, 1) for tensor in (mixed, mask_a, mask_b))
+        inner = self.mix[0]
+        x = functional.relu_(inner[1](x) if isinstance(inner, nn.Sequential) else x)
         x = self.look(x)
-        change = self.change(x)
+        change = _pointwise(self.change, x)
         changed = change.sigmoid()
+        both = mask_a * mask_b
         either = torch.maximum(mask_a, mask_b)
         weight = either.sum((2, 3)) + 1e-3
         pooled = [
@@ -157,6 +203,11 @@ class PairHead(nn.Module):
         ]
         described: torch.Tensor = self.describe(torch.cat(pooled, dim=1))
         return described, change[:, 0]
+
+
+def _with_mask(embeddings: torch.Tensor) -> torch.Tensor:
+    """Embeddings (N, C, h, w) as (N, h, w, C), with the mask itself in place of its logit."""
+    return torch.cat([embeddings[:, :-1], embeddings[:, -1:].sigmoid()], dim=1).movedim(1, -1)
 
 
 class _ContextBlock(nn.Module):
@@ -183,14 +234,14 @@ class ContextHead(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         channels = config.context_channels
-        self.enter = nn.Conv1d(2 * 2 * config.description_channels, channels, 1)
+        self.enter = nn.Conv1d(3 * config.description_channels, channels, 1)
         self.blocks = nn.Sequential(*[_ContextBlock(channels, 1 << index) for index in range(config.context_blocks)])
         self.classify = nn.Sequential(nn.ReLU(inplace=True), nn.Conv1d(channels, len(Label), 1))
 
     def forward(self, descriptions: torch.Tensor) -> torch.Tensor:
-        """Descriptions (B, P, 2, 2 D) of consecutive pairs, forward and backward, to logits (B, P, 2, 5)."""
+        """Descriptions (B, P, 3, D) of consecutive pairs to logits (B, P, 2, 5), forward and backward."""
         there = descriptions.flatten(2)
-        back = descriptions.flip(1, 2).flatten(2)
+        back = descriptions[:, :, [1, 0, 2]].flip(1).flatten(2)
         both = torch.cat([there, back]).transpose(1, 2)
         logits: torch.Tensor = self.classify(self.blocks(self.enter(both))).transpose(1, 2)
         forward, backward = logits.chunk(2)
@@ -208,22 +259,22 @@ class CaptionNetwork(nn.Module):
         self.context = ContextHead(self.config)
 
     def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """Pictures (N, 3, H, W) of the earlier and the later sample to logits (N, 5) of the pair on its own."""
+        """Pictures (N, 3, H, W) of the earlier and the later sample to logits (N, 2, 5) of the pair on its own."""
         logits: torch.Tensor = self.head(self.encoder(a), self.encoder(b))
         return logits
 
     def describe(
         self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        """Descriptions (N, 2, 2 D), forward and backward, of pairs (earlier, later).
+        """Descriptions (N, 3, D) of pairs (earlier, later): forward, backward, and of (before, after).
 
         Args:
             before, earlier, later, after: embeddings (N, C, h, w) of samples k-1, k, k+1 and k+2; k for k-1 and k+1
                 for k+2 where there are none.
         """
-        there = [self.head.compare(*pair)[0] for pair in ((earlier, later), (before, after))]
-        back = [self.head.compare(*pair)[0] for pair in ((later, earlier), (after, before))]
-        return torch.stack([torch.cat(there, dim=1), torch.cat(back, dim=1)], dim=1)
+        (forward, backward), _ = self.head.compare_both_ways(earlier, later)
+        around, _ = self.head.compare(before, after)
+        return torch.stack([forward, backward, around], dim=1)
 
 
 def fold_batch_norms(network: nn.Module) -> nn.Module:

@@ -14,12 +14,16 @@ import json
 import random
 import shutil
 import subprocess
+from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from typing import cast
 
+import av
 import numpy as np
 
 from caption_extents.training import backgrounds, fonts
@@ -146,18 +150,36 @@ class Film:
             return "white on bright"
         return "over a static mark" if self.marks else ""
 
-    def truth(self) -> list[dict[str, object]]:
-        """Samples of each caption; a fading one is on screen from the same opacity on as in training."""
+    def truth(self, frames: Sequence[int]) -> list[dict[str, object]]:
+        """Samples of each caption; a fading one is on screen from the same opacity on as in training.
+
+        Args:
+            frames: number of the frame that each sample shows.
+        """
         rate = Fraction(self.rate)
         fade = 30 * VISIBLE_ALPHA if self.style == "fade" else 0.0
-        # Milliseconds at which the renderer drew the frame that is sample k.
-        times = [1000 * ((k * rate) // SAMPLE_RATE) / rate for k in range(SECONDS * SAMPLE_RATE)]
+        # Milliseconds at which the renderer drew the frame.
+        times = [1000 * frame / rate for frame in frames]
         found = []
         for event in self.events:
             shown = [k for k, t in enumerate(times) if (event.start + fade) * 10 <= t < (event.end - fade) * 10]
             if shown:
                 found.append({"start_frame": shown[0], "end_frame": shown[-1] + 1, "text": event.text})
         return found
+
+
+def frames_of_samples(video: Path) -> list[int]:
+    """Number of the frame that a player shows at each tenth of a second.
+
+    By the times that stand in the file: where those are milliseconds, the fourth frame of 29.97 a second stands at
+    0.100 s, and not after it.
+    """
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        base = cast(Fraction, stream.time_base)
+        stored = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+    pts = [(value - stored[0]) * base for value in stored]
+    return [bisect_right(pts, Fraction(k, SAMPLE_RATE)) - 1 for k in range(SECONDS * SAMPLE_RATE)]
 
 
 @cache
@@ -385,7 +407,7 @@ def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) 
     shots = "".join(f"[s{number}]" for number in range(len(filters)))
     small = (film.width * 5 // 8 // 2 * 2, film.height * 5 // 8 // 2 * 2)
     resized = f",scale={small[0]}:{small[1]},scale={film.width}:{film.height}" if film.rescaled else ""
-    graph = ";".join([*filters, f"{shots}concat=n={len(filters)}:v=1,fps={film.rate},ass={script}{resized}[out]"])
+    graph = ";".join([*filters, f"{shots}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0,ass={script}{resized}[out]"])
     command = [
         "ffmpeg",
         "-y",
@@ -408,7 +430,7 @@ def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) 
         "rate": SAMPLE_RATE,
         "hard": film.hard,
     }
-    description |= {"captions": film.truth(), "events": len(film.events)}
+    description |= {"captions": film.truth(frames_of_samples(video)), "events": len(film.events)}
     (folder / f"{film.name}.json").write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
 

@@ -86,19 +86,25 @@ def change_loss(
     """Cross entropy of where a caption's letters gave way to others.
 
     Args:
-        change: logits (B, P, h, w).
+        change: logits (B, ..., h, w).
         ink: coverage of letters (B, T, 2h, 2w) in 0..1.
-        first, second: sample numbers of the pairs, int64 (P,).
-        different: whether the captions of a pair differ (or there is one on one side only); bool (B, P).
+        first, second: sample numbers of the pairs, int64 (...).
+        different: whether the captions of a pair differ (or there is one on one side only); bool (B, ...).
     """
     one, other = ink[:, first], ink[:, second]
-    apart = functional.max_pool2d((one - other).abs(), 2) * different[..., None, None]
-    letters = functional.max_pool2d(torch.maximum(one, other), 2)
+    apart = _halved((one - other).abs()) * different[..., None, None]
+    letters = _halved(torch.maximum(one, other))
     weight = torch.where(letters > _NO_CHANGE, 1.0, _OUTSIDE_WEIGHT)
     weight = weight * ((apart > _SURE_CHANGE) | (apart < _NO_CHANGE))
     target = (apart > _SURE_CHANGE).float()
     loss = functional.binary_cross_entropy_with_logits(change, target, weight, reduction="sum")
     return loss / weight.sum()
+
+
+def _halved(pictures: torch.Tensor) -> torch.Tensor:
+    """The largest of each two by two; (..., 2h, 2w) to (..., h, w)."""
+    halved = functional.max_pool2d(pictures.flatten(0, -3), 2)
+    return halved.reshape(*pictures.shape[:-2], *halved.shape[-2:])
 
 
 def losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
@@ -110,25 +116,34 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator) ->
         embeddings = network.encoder(pictures)
         mask = functional.avg_pool2d(ink, 2)
         mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), mask)
-        embeddings = embeddings.reshape(count, samples, *embeddings.shape[1:])
-        # As CaptionNetwork.describe does: pairs by their own samples and by those around, forward and backward.
+        # As CaptionNetwork.describe does: pairs by their own samples, in both directions, and by those around them.
         k = torch.arange(samples - 1, device=device)
-        earlier, later = torch.cat([k, (k - 1).clamp(min=0)]), torch.cat([k + 1, (k + 2).clamp(max=samples - 1)])
-        first, second = torch.cat([earlier, later]), torch.cat([later, earlier])
-        described, change = network.head.compare(
-            embeddings[:, first].flatten(0, 1), embeddings[:, second].flatten(0, 1)
-        )
+        before, after = (k - 1).clamp(min=0), (k + 2).clamp(max=samples - 1)
+        near, near_change = network.head.compare_both_ways(*_chosen(embeddings, samples, k, k + 1))
+        around, around_change = network.head.compare(*_chosen(embeddings, samples, before, after))
+        described = torch.cat([near, around[None]])
+        change = torch.cat([near_change, around_change[None]])
         logits = network.head.classify(described)
-    logits, change = logits.float(), change.float().reshape(count, len(first), *change.shape[1:])
+    first, second = torch.stack([k, k + 1, before]), torch.stack([k + 1, k, after])
+    logits, described, change = (
+        tensor.float().reshape(3, count, samples - 1, *tensor.shape[2:]).transpose(0, 1)
+        for tensor in (logits, described, change)
+    )
     different = ids[:, first] != ids[:, second]
     changed = change_loss(change, ink.reshape(count, samples, *ink.shape[1:]), first, second, different)
     unsure = group.unsure[:, first] | group.unsure[:, second]
-    importance = torch.tensor([1.0, AROUND_WEIGHT], device=device).repeat_interleave(samples - 1).repeat(2)
-    labels = pair_labels(ids[:, first], ids[:, second])
-    pair_loss, _ = _label_loss(logits.reshape(*labels.shape, -1), labels, unsure, importance)
-    directions = described.float().reshape(count, 2, 2, samples - 1, -1).permute(0, 3, 1, 2, 4).flatten(3)
-    context_loss, accuracy = _context_loss(network.context(directions), group)
+    importance = torch.tensor([1.0, 1.0, AROUND_WEIGHT], device=device)[:, None]
+    pair_loss, _ = _label_loss(logits, pair_labels(ids[:, first], ids[:, second]), unsure, importance)
+    context_loss, accuracy = _context_loss(network.context(described.transpose(1, 2)), group)
     return Losses(context_loss, pair_loss, mask_loss, changed, accuracy)
+
+
+def _chosen(embeddings: torch.Tensor, samples: int, *numbers: torch.Tensor) -> list[torch.Tensor]:
+    """Embeddings (B * T, C, h, w) of some samples of every clip, (B * P, C, h, w) for each list of P sample numbers."""
+    # With channels last in memory, as the layers that follow want them.
+    clips = embeddings.movedim(1, -1)
+    clips = clips.reshape(-1, samples, *clips.shape[1:])
+    return [clips[:, chosen].flatten(0, 1).movedim(-1, 1) for chosen in numbers]
 
 
 def context_losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
@@ -137,10 +152,9 @@ def context_losses(network: CaptionNetwork, group: Group, generator: torch.Gener
     pictures, _ = augment(group, generator)
     with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
         embeddings = network.encoder(pictures)
-        embeddings = embeddings.reshape(count, samples, *embeddings.shape[1:])
         pairs = torch.arange(samples - 1, device=pictures.device)
-        around = [embeddings[:, (pairs + step).clamp(0, samples - 1)].flatten(0, 1) for step in (-1, 0, 1, 2)]
-        described = network.describe(*around).float()
+        around = [(pairs + step).clamp(0, samples - 1) for step in (-1, 0, 1, 2)]
+        described = network.describe(*_chosen(embeddings, samples, *around)).float()
         described = described.reshape(count, samples - 1, *described.shape[1:])
     loss, accuracy = _context_loss(network.context(described), group)
     nothing = torch.zeros((), device=loss.device)
