@@ -33,7 +33,7 @@ from caption_extents.training.augment import augment
 from caption_extents.training.data import ClipPool, Group, load_groups
 from caption_extents.training.labels import pair_labels
 
-UNSURE_WEIGHT = 0.15
+UNSURE_WEIGHT = 0.35
 MASK_LOSS_WEIGHT = 1.0
 CHANGE_LOSS_WEIGHT = 1.0
 AROUND_WEIGHT = 0.5
