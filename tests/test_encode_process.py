@@ -19,7 +19,7 @@ import pytest
 
 from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
-from caption_extents.chunks.encode_process import EncoderProcesses
+from caption_extents.chunks.encode_process import ENCODERS, EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.errors import EncodeError
@@ -49,6 +49,14 @@ def test_the_bytes_are_those_of_an_encoder_in_this_process(preset: str, processe
         assert chunk.data == encode_chunk(frames, PRESETS[preset], FORM).data
         assert thread_seconds > 0
     assert processes.cpu_seconds >= sum(seconds for _, seconds in done) * 0.99
+
+
+def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
+    works = [frames_of(32, 512 * number, height=64, width=640) for number in range(40)]
+    with ThreadPoolExecutor(ENCODERS + 1) as pool:
+        list(pool.map(lambda frames: processes.encode(frames, PRESETS["fast"], FORM), works))
+    assert len(children(os.getpid())) == 2
+    assert processes.peak_memory_bytes > 0
 
 
 def test_planes_that_are_parts_of_others(processes: EncoderProcesses) -> None:

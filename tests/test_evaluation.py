@@ -6,7 +6,9 @@ import json
 import random
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ from caption_extents.training.evaluate import (
     summarise,
     true_labels,
 )
-from caption_extents.training.evaluation_set import SECONDS, Event, Film, which_are_seen
+from caption_extents.training.evaluation_set import SECONDS, Event, Film, frames_of_samples, which_are_seen
 from tests.films import make_film
 
 SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
@@ -97,7 +99,24 @@ def test_truth_of_the_evaluation_set(rate: str) -> None:
         for number in range(1, 4)
         if len(samples := np.flatnonzero(shown == number))
     ]
-    assert [(c["start_frame"], c["end_frame"]) for c in film.truth()] == expected
+    frames = [(k * Fraction(rate)) // 10 for k in range(SECONDS * 10)]
+    assert [(c["start_frame"], c["end_frame"]) for c in film.truth(frames)] == expected
+
+
+@pytest.mark.parametrize(("name", "fourth_at_a_tenth"), [("film.mp4", False), ("film.mkv", True)])
+def test_samples_go_by_the_times_in_the_file(name: str, fourth_at_a_tenth: bool, tmp_path: Path) -> None:
+    """The fourth frame of 29.97 a second stands at 0.1001 s, which Matroska keeps as 0.100 s."""
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = cast(av.VideoStream, container.add_stream("mpeg4", rate=Fraction(30000, 1001)))
+        stream.width, stream.height = 64, 48
+        for index in range(12):
+            frame = av.VideoFrame(64, 48, "yuv420p")
+            frame.pts, frame.time_base = index * 1001, Fraction(1, 30000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = frames_of_samples(tmp_path / name)
+    assert frames[:3] == [0, 3 if fourth_at_a_tenth else 2, 6 if fourth_at_a_tenth else 5]
+    assert frames[-1] == 11, "the last frame stays"
 
 
 def test_captions_that_nobody_can_see_are_no_truth() -> None:

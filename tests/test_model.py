@@ -55,6 +55,26 @@ def test_folding_changes_nothing() -> None:
     torch.testing.assert_close(network(pictures[:3], pictures[3:]), before, rtol=1e-4, atol=1e-4)
 
 
+def test_both_ways_at_once_are_one_way_twice() -> None:
+    torch.manual_seed(0)
+    network = CaptionNetwork(SMALL).eval()
+    a, b = (network.encoder(torch.randn(3, 3, 32, 64)) for _ in range(2))
+    described, change = network.head.compare_both_ways(a, b)
+    for way, pair in enumerate(((a, b), (b, a))):
+        alone, alone_change = network.head.compare(*pair)
+        torch.testing.assert_close(described[way], alone)
+        torch.testing.assert_close(change[way], alone_change)
+
+
+def test_a_film_that_runs_backwards_is_labelled_backwards() -> None:
+    torch.manual_seed(0)
+    network = CaptionNetwork(SMALL).eval()
+    described = torch.randn(1, 40, 3, SMALL.description_channels)
+    logits = network.context(described)
+    reversed_film = network.context(described[:, :, [1, 0, 2]].flip(1))
+    torch.testing.assert_close(reversed_film[:, :, [1, 0]].flip(1), logits)
+
+
 def test_embeddings_do_not_depend_on_the_batch() -> None:
     y, u, v = planes(20)
     with CaptionModel(threads=2) as model:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import load_weights, save_weights
-from caption_extents.training import captions, clips, fonts, text
+from caption_extents.training import backgrounds, captions, clips, distractors, fonts, text
 from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
 from caption_extents.training.labels import pair_labels
@@ -39,6 +40,37 @@ def test_a_seed_repeats_a_clip() -> None:
     first, second = (clips.random_clip(random.Random(5), BackgroundSource(), 4, 256, 48) for _ in range(2))
     for name in ("y", "u", "v", "caption_ids", "ink"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_what_is_no_caption_comes_and_goes_with_the_shots() -> None:
+    frames = np.full((12, 40, 320, 3), 60, np.uint8)
+    frames[5:] = 160
+    assert distractors.shots(frames) == [(0, 5), (5, 12)]
+    before = frames.copy()
+    for seed in range(40):
+        distractors.add_distractors(random.Random(seed), frames, 1.0)
+    assert (frames != before).any(axis=(1, 2, 3)).all()
+    distractors.add_distractors(random.Random(1), before, 0.0)
+    assert (before[:5] == 60).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_graphics_fill_the_picture(seed: int) -> None:
+    frames = backgrounds.graphics(random.Random(seed), 5, 200, 30)
+    assert frames.shape == (5, 30, 200, 3)
+    assert frames.dtype == np.uint8
+
+
+def test_letters_that_stand_apart_are_as_wide_as_they_say() -> None:
+    style = captions.random_style(random.Random(3), 24, "latin")
+    plain = replace(style, tracking_px=0, stretch=1.0, slant=0.0, soft_px=0.0, outline_px=0, box=None, align="left")
+    apart = replace(plain, tracking_px=8)
+    widths = []
+    for chosen in (plain, apart):
+        columns = np.flatnonzero(captions.draw_caption(chosen, ["mnmnm"], 600, 60, 50).ink.max(axis=0) > 0.3)
+        widths.append(columns[-1] - columns[0])
+    assert widths[1] - widths[0] == pytest.approx(4 * 8, abs=3)
+    assert captions.line_width(apart, "mnmnm") - captions.line_width(plain, "mnmnm") == pytest.approx(5 * 8, abs=3)
 
 
 @pytest.mark.parametrize("script", sorted(text.scripts()))

@@ -97,8 +97,8 @@ _CUT_LEVELS = 12.0
 """Mean difference of two frames, in levels, from which on there is a cut between them."""
 
 
-def _shots(frames: np.ndarray) -> list[tuple[int, int]]:
-    """First and end frame of each shot."""
+def shots(frames: np.ndarray) -> list[tuple[int, int]]:
+    """First and end frame of each shot of frames, uint8 (T, H, W, 3)."""
     small = frames[:, ::4, ::4].astype(np.int16)
     apart = np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
     return list(itertools.pairwise([0, *(np.flatnonzero(apart > _CUT_LEVELS) + 1).tolist(), len(frames)]))
@@ -142,7 +142,7 @@ def _put_at(frame: np.ndarray, colour: np.ndarray, alpha: np.ndarray, left: int,
 def _add_things(rng: random.Random, frames: np.ndarray) -> None:
     """Stones, flowers, lamps, windows, paint on a road: from cut to cut they stay, or move with the camera."""
     height, width = frames.shape[1:3]
-    for start, end in _shots(frames):
+    for start, end in shots(frames):
         if rng.random() < 0.25:
             continue
         dx, dy = rng.choice([(0.0, 0.0), (0.0, 0.0), (rng.uniform(-0.02, 0.02) * width, rng.uniform(-2, 2))])

@@ -407,7 +407,9 @@ def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) 
     shots = "".join(f"[s{number}]" for number in range(len(filters)))
     small = (film.width * 5 // 8 // 2 * 2, film.height * 5 // 8 // 2 * 2)
     resized = f",scale={small[0]}:{small[1]},scale={film.width}:{film.height}" if film.rescaled else ""
-    graph = ";".join([*filters, f"{shots}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0,ass={script}{resized}[out]"])
+    graph = ";".join(
+        [*filters, f"{shots}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0,ass={script}{resized}[out]"]
+    )
     command = [
         "ffmpeg",
         "-y",
