@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from caption_extents.errors import ModelError
 from caption_extents.model.captioner import CaptionModel
@@ -73,6 +75,27 @@ def test_a_film_that_runs_backwards_is_labelled_backwards() -> None:
     logits = network.context(described)
     reversed_film = network.context(described[:, :, [1, 0, 2]].flip(1))
     torch.testing.assert_close(reversed_film[:, :, [1, 0]].flip(1), logits)
+
+
+class _NoConstants(TorchDispatchMode):
+    """Fails where a tensor is made out of Python's numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket is not torch.ops.aten.lift_fresh, "a GPU would have to wait for it to be copied"
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_copied_to_the_device_on_the_way() -> None:
+    """On a GPU the network's operations are recorded and replayed, which a copy from the host makes impossible."""
+    with pytest.raises(AssertionError, match="copied"), _NoConstants():
+        torch.zeros(3)[[1, 0]]
+    network = CaptionNetwork(SMALL).eval()
+    fold_batch_norms(network)
+    with torch.inference_mode(), _NoConstants():
+        e = network.encoder(to_input(*planes(4)))
+        described = network.describe(e, e, e, e)
+        network.context(described[None])
+        network.head(e, e)
 
 
 def test_embeddings_do_not_depend_on_the_batch() -> None:

@@ -240,12 +240,13 @@ class ContextHead(nn.Module):
 
     def forward(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Descriptions (B, P, 3, D) of consecutive pairs to logits (B, P, 2, 5), forward and backward."""
-        there = descriptions.flatten(2)
-        back = descriptions[:, :, [1, 0, 2]].flip(1).flatten(2)
+        forward, backward, around = descriptions.unbind(2)
+        there = torch.cat([forward, backward, around], dim=2)
+        back = torch.cat([backward, forward, around], dim=2).flip(1)
         both = torch.cat([there, back]).transpose(1, 2)
         logits: torch.Tensor = self.classify(self.blocks(self.enter(both))).transpose(1, 2)
-        forward, backward = logits.chunk(2)
-        return torch.stack([forward, backward.flip(1)], dim=2)
+        of_there, of_back = logits.chunk(2)
+        return torch.stack([of_there, of_back.flip(1)], dim=2)
 
 
 class CaptionNetwork(nn.Module):
