@@ -34,7 +34,7 @@ class DecodingCosts:
         presence: weight, in 0..1, of the evidence whether an unchanged sample shows a caption.
     """
 
-    different: float = 3.0
+    different: float = 2.0
     appear: float = 0.5
     disappear: float = 0.5
     hasty: float = 4.0
