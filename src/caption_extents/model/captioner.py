@@ -24,7 +24,7 @@ from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
 
 Compute = Callable[..., torch.Tensor]
 
-_CPU_SLICE_SAMPLES = 4
+_CPU_SLICE_SAMPLES = 2
 """On a CPU a batch goes through the network in slices: their activations stay in the cache, and several run at once."""
 
 
