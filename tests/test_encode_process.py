@@ -59,6 +59,15 @@ def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
     assert processes.peak_memory_bytes > 0
 
 
+def test_processes_are_there_before_the_first_chunk(processes: EncoderProcesses) -> None:
+    processes.start(ENCODERS + 1)
+    before = children(os.getpid())
+    assert len(before) == 2
+    with ThreadPoolExecutor(ENCODERS + 1) as pool:
+        list(pool.map(lambda number: processes.encode(frames_of(9, number * 512), PRESETS["fast"], FORM), range(20)))
+    assert children(os.getpid()) == before
+
+
 def test_planes_that_are_parts_of_others(processes: EncoderProcesses) -> None:
     whole = frames_of(9)
     y, u, v = (np.flip(plane, 0)[::2] for plane in whole.planes)

@@ -68,6 +68,12 @@ class EncoderProcesses:
     ) -> None:
         self.close()
 
+    def start(self, count: int) -> None:
+        """Start children for so many calls at once, before there are any: they take half a second to be ready."""
+        with self._lock:
+            while len(self._children) * ENCODERS < count and not self._closed:
+                self._start_child()
+
     def end(self) -> None:
         """Have the children end, without waiting for them; calls that are under way fail."""
         with self._lock:
@@ -105,20 +111,21 @@ class EncoderProcesses:
         return encoded, seconds.thread
 
     def _take(self) -> _Line:
-        with contextlib.suppress(queue.Empty):
-            return self._idle.get_nowait()
-        with self._lock:
-            if self._closed:
-                raise EncodeError("the encoder processes have been ended")
-            # Others may have been waiting for the lock with this thread, and started a process.
+        while True:
             with contextlib.suppress(queue.Empty):
                 return self._idle.get_nowait()
-            child = _Child()
-            self._children.append(child)
-            first, *others = child.lines
-            for line in others:
-                self._idle.put(line)
-            return first
+            with self._lock:
+                if self._closed:
+                    raise EncodeError("the encoder processes have been ended")
+                # Others may have waited for the lock with this thread, and started a process.
+                if self._idle.empty():
+                    self._start_child()
+
+    def _start_child(self) -> None:
+        child = _Child()
+        self._children.append(child)
+        for line in child.lines:
+            self._idle.put(line)
 
 
 @dataclass(frozen=True)

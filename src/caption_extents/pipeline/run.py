@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 import caption_extents
 from caption_extents.captions.extents import find_captions
@@ -109,18 +110,15 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
     watch, started_at = _Stopwatch(), datetime.now(UTC)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _loading_model(job) as model, _open_video(job, store, started) as (path, video):
+    with _encoder_processes(job) as processes, _loading_model(job) as model, _open_video(job, store, started) as opened:
+        path, video = opened
         plan = _make_plan(job, path, video, model)
-        with (
-            _acquire(job, plan, store, keys) as lease,
-            EncoderProcesses() as processes,
-            closing(DatabaseWriter()) as rows,
-        ):
+        with _acquire(job, plan, store, keys) as lease, closing(DatabaseWriter()) as rows:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 gpu = GpuWatch(plan.model.device, watch.started)
                 stages = _make_stages(job, plan, lease, done, encoders, rows, watch)
-                if _in_processes(job, plan):
+                if _in_processes(job, plan.model.device):
                     stages.encoding.processes = processes
                 watch.set_up()
                 with closing(stages.extraction), _as_processing_error(), gpu:
@@ -259,11 +257,20 @@ def _inputs_digest(plan: _Plan) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def _in_processes(job: Job, plan: _Plan) -> bool:
+def _in_processes(job: Job, device: torch.device) -> bool:
     """Whether chunks are encoded beside this process."""
     if job.encoder == "auto":
-        return job.implementation == "pipelined" and plan.model.device.type == "cuda"
+        return job.implementation == "pipelined" and device.type == "cuda"
     return job.encoder == "processes"
+
+
+@contextmanager
+def _encoder_processes(job: Job) -> Iterator[EncoderProcesses]:
+    """Where chunks are encoded beside this process; they get ready while the video is opened."""
+    with EncoderProcesses() as processes:
+        if _in_processes(job, choose_device(job.device)):
+            processes.start(job.encoder_workers)
+        yield processes
 
 
 @contextmanager
