@@ -24,8 +24,9 @@ from caption_extents.model.labels import REVERSED_ORDER, Label
 class DecodingCosts:
     """What a boundary costs, in nats, against the model's evidence for it.
 
-    With too low a cost, doubtful pairs split captions; with too high a cost, neighbours merge. The values are those
-    that suit the package's weights best on a validation set (``python -m benchmarks.accuracy --tune``).
+    With too low a cost, doubtful pairs split captions; with too high a cost, neighbours merge. The values are among
+    those that suit the package's weights best on a validation set (``python -m benchmarks.accuracy --tune``); training
+    weighs changes three times, and ``different`` gives that back: log 3 is 1.1.
 
     Attributes:
         different: of a caption that follows another.
@@ -34,10 +35,10 @@ class DecodingCosts:
         presence: weight, in 0..1, of the evidence whether an unchanged sample shows a caption.
     """
 
-    different: float = 2.0
+    different: float = 1.1
     appear: float = 0.5
     disappear: float = 0.5
-    hasty: float = 4.0
+    hasty: float = 6.0
     presence: float = 0.1
 
 

@@ -306,14 +306,19 @@ def _worst(examined: list[Examined]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -len(row["missed"]) - len(row["false"]))
 
 
-_COSTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+_PRESENCES, _CHANGES, _EDGES, _HASTES = (
+    (0.05, 0.1, 0.3, 1.0),
+    (0.0, 0.5, 1.1, 1.5, 2.0, 3.0),
+    (0.0, 0.5, 1.0),
+    (2.0, 4.0, 6.0),
+)
 
 
 def tune_costs(examined: list[Examined], tolerance: int) -> tuple[DecodingCosts, float]:
     """The boundary costs with the highest F1 over these videos, which must not be those that are reported."""
     best = (DecodingCosts(), -1.0)
-    for presence, different, edge in itertools.product((0.02, 0.05, 0.1, 0.2, 0.4, 1.0), _COSTS, _COSTS):
-        costs = DecodingCosts(different, edge, edge, presence=presence)
+    for presence, different, edge, hasty in itertools.product(_PRESENCES, _CHANGES, _EDGES, _HASTES):
+        costs = DecodingCosts(different, edge, edge, hasty, presence)
         f1 = _pooled(examine(e.labelled, e.probabilities, tolerance, costs) for e in examined).f1
         if f1 > best[1]:
             best = (costs, f1)
