@@ -82,6 +82,14 @@ def test_an_encoder_that_refuses_names_the_chunk_and_goes_on(processes: EncoderP
     assert processes.encode(frames_of(2), PRESETS["fast"], FORM)[0].data
 
 
+def test_what_nobody_foresaw_is_told_and_ends_nothing(processes: EncoderProcesses) -> None:
+    short = ChunkFrames(ChunkPlan(16, (0, 16, 32)), frames_of(2).planes)
+    with pytest.raises(EncodeError, match=r"chunk 0 of level 16 could not be encoded: IndexError"):
+        processes.encode(short, PRESETS["fast"], FORM)
+    for number in range(ENCODERS):
+        assert processes.encode(frames_of(2, number * 512), PRESETS["fast"], FORM)[0].data
+
+
 def test_one_that_is_killed_is_an_error(processes: EncoderProcesses) -> None:
     processes.encode(frames_of(2), PRESETS["fast"], FORM)
     (child,) = children(os.getpid())

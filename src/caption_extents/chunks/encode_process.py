@@ -201,8 +201,7 @@ class _Line:
             done, length, thread, process = _REPLY.unpack(_receive(self._end, _REPLY.size))
             data = bytes(_receive(self._end, length))
         except (OSError, EOFError, ValueError) as error:
-            name = f"chunk {frames.plan.first_sample} of level {frames.plan.level}"
-            raise EncodeError(f"{name} could not be encoded: {self._child.how_it_ended()}") from error
+            raise EncodeError(f"{_name(frames.plan)} could not be encoded: {self._child.how_it_ended()}") from error
         if not done:
             raise EncodeError(data.decode())
         return EncodedChunk(frames.plan, data), _Seconds(thread, process)
@@ -216,6 +215,10 @@ class _Line:
     def close(self) -> None:
         self._end.close()
         self._memory.close()
+
+
+def _name(plan: ChunkPlan) -> str:
+    return f"chunk {plan.first_sample} of level {plan.level}"
 
 
 def _mapped(memory: int, size: int) -> np.ndarray:
@@ -282,20 +285,22 @@ def _serve(end: socket.socket, memory: int, spent: _Spent) -> None:
     while True:
         (length,) = _HEADER.unpack(_receive(end, _HEADER.size))
         task: _Task = pickle.loads(_receive(end, length))  # noqa: S301 from the parent
-        if len(shared) < task.size:
-            shared = _mapped(memory, task.size)
         started = time.thread_time()
         try:
+            if len(shared) < task.size:
+                shared = _mapped(memory, task.size)
             y, u, v = task.planes(shared)
             frames = ChunkFrames(task.plan, (y, u, v))
             done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form).data
         except EncodeError as error:
             done, data = False, str(error).encode()
+        except Exception as error:
+            done, data = False, f"{_name(task.plan)} could not be encoded: {error!r}".encode()
         end.sendall(_REPLY.pack(done, len(data), time.thread_time() - started, spent.since_last()) + data)
 
 
 def _serve_until_closed(end: socket.socket, memory: int, spent: _Spent) -> None:
-    with contextlib.suppress(OSError, EOFError):  # then the parent is gone
+    with end, contextlib.suppress(OSError, EOFError):  # then the parent is gone
         _serve(end, memory, spent)
 
 
