@@ -118,8 +118,10 @@ def labels(model: CaptionModel, planes: Planes) -> np.ndarray:
     return forward
 
 
-def measure(chunks: list[ChunkFrames], crops: Planes, preset: EncoderPreset, model: CaptionModel) -> dict[str, Any]:
-    """Encode everything with one setting, decode it again, and judge it."""
+def measure(
+    chunks: list[ChunkFrames], crops: Planes, known: np.ndarray, preset: EncoderPreset, model: CaptionModel
+) -> dict[str, Any]:
+    """Encode everything with one setting, decode it again, and judge it; ``known`` are the labels of the crops."""
     form = ChunkFormat(frame_rate=Fraction(10))
     cpu, wall = time.process_time(), time.perf_counter()
     encoded = [encode_chunk(frames, preset, form) for frames in chunks]
@@ -136,7 +138,7 @@ def measure(chunks: list[ChunkFrames], crops: Planes, preset: EncoderPreset, mod
         "bytes_per_sample": sum(len(chunk.data) for chunk in encoded) / count,
         "psnr_db": psnr(crops[0], decoded[0]),
         "ssim": ssim(crops[0], decoded[0]),
-        "same_labels": float((labels(model, decoded) == labels(model, crops)).mean()),
+        "same_labels": float((labels(model, decoded) == known).mean()),
     }
 
 
@@ -158,14 +160,17 @@ def compare(video: Path, region: CropRegion, names: list[str], threads: int) -> 
     """All settings on one video."""
     chunks, crops = read_crops(video, region)
     model = CaptionModel(threads=2)
-    reference = measure(chunks, crops, PRESETS["reference"], model)
+    known = labels(model, crops)
+    reference = measure(chunks, crops, known, PRESETS["reference"], model)
     print(f"{video.name}: {crops[0].shape[2]}x{crops[0].shape[1]}, {len(crops[0])} samples")
     print(f"{'reference':24} {_line(reference)}")
     rows: dict[str, Any] = {}
     for name in names:
         curve = []
         for crf in QUALITIES:
-            curve.append({"crf": crf, **measure(chunks, crops, setting(name, SETTINGS[name], crf, threads), model)})
+            curve.append(
+                {"crf": crf, **measure(chunks, crops, known, setting(name, SETTINGS[name], crf, threads), model)}
+            )
         nearest = min(curve, key=lambda point: abs(point["ssim"] - reference["ssim"]))
         sizes = {metric: bytes_at(curve, metric, reference[metric]) for metric in ("psnr_db", "ssim")}
         rows[name] = {
@@ -203,6 +208,7 @@ def main() -> None:
     parser.add_argument("--crop", action="append", default=[], help="one for each --video")
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS))
     parser.add_argument("--threads", type=int, default=1, help="of one encoder")
+    parser.add_argument("--name", default="encode", help="name of the result")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
     videos = list(zip(arguments.video, arguments.crop, strict=True)) or [(captioned_video(1), CROP)]
@@ -211,7 +217,7 @@ def main() -> None:
         for video, crop in videos
     }
     if arguments.save:
-        print(write_result("encode", {"videos": results}))
+        print(write_result(arguments.name, {"videos": results}))
 
 
 if __name__ == "__main__":
