@@ -26,8 +26,6 @@ PICTURE_FOLDERS = (
 FOOTAGE_FOLDERS = (Path("/usr/share/doc/opencv-doc/examples/data"),)
 _MAX_SIDE_PX = 1600
 _PART_SAMPLES = 8
-_GRAPHICS_SHARE = 0.3
-"""Of made-up backgrounds."""
 
 
 def find_pictures(folders: Sequence[Path] = PICTURE_FOLDERS) -> list[Path]:
@@ -251,16 +249,20 @@ def graphics(rng: random.Random, count: int, width: int, height: int) -> np.ndar
 
 def procedural(rng: random.Random, count: int, width: int, height: int) -> np.ndarray:
     """A made-up background, still or moving."""
-    if rng.random() < _GRAPHICS_SHARE:
-        return graphics(rng, count, width, height)
     make = rng.choices([_noise_picture, _stripes_picture, _flat_picture], [3, 1, 3])[0]
     return pan(rng, make(rng, 1280), count, width, height)
 
 
 class BackgroundSource:
-    """Random backgrounds out of what the machine has."""
+    """Random backgrounds out of what the machine has.
 
-    def __init__(self, pictures: Sequence[Path] = (), videos: Sequence[Path] = ()) -> None:
+    Args:
+        pictures, videos: to choose from.
+        graphics_share: of the made-up backgrounds, how many are :func:`graphics`.
+    """
+
+    def __init__(self, pictures: Sequence[Path] = (), videos: Sequence[Path] = (), graphics_share: float = 0.0) -> None:
+        self._graphics_share = graphics_share
         self._pictures = list(pictures)
         self._videos = list(videos)
 
@@ -272,6 +274,8 @@ class BackgroundSource:
             return footage(rng, load_footage(rng.choice(self._videos)), count, width, height)
         if kind == "picture":
             frames = pan(rng, load_picture(rng.choice(self._pictures)), count, width, height)
+        elif self._graphics_share and rng.random() < self._graphics_share:
+            frames = graphics(rng, count, width, height)
         else:
             frames = procedural(rng, count, width, height)
         if rng.random() < 0.3:

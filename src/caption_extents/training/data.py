@@ -28,6 +28,10 @@ INK_STRIDE = 4
 """Pixels of a picture for one of its ink: fine enough that one other letter shows."""
 
 
+_GRAPHICS_SHARE = 0.3
+"""Of made-up backgrounds."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Clips of one input shape.
@@ -101,12 +105,12 @@ def open_backgrounds(assets: Path | None) -> backgrounds.BackgroundSource:
     """Backgrounds of a pack (and its fonts from now on), or else of this machine without what is held out."""
     if assets is not None:
         fonts.use_packed_fonts(assets)
-        return backgrounds.BackgroundSource(sorted(assets.glob("*.jpg")), sorted(assets.glob("*.mp4")))
+        return backgrounds.BackgroundSource(sorted(assets.glob("*.jpg")), sorted(assets.glob("*.mp4")), _GRAPHICS_SHARE)
     pictures, films = (
         [path for path in found if not fonts.is_held_out(path.name)]
         for found in (backgrounds.find_pictures(), backgrounds.find_footage())
     )
-    return backgrounds.BackgroundSource(pictures, films)
+    return backgrounds.BackgroundSource(pictures, films, _GRAPHICS_SHARE)
 
 
 def load_groups(
