@@ -9,7 +9,6 @@ share, and beside them go two messages for a chunk.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import pickle
 import queue
@@ -32,6 +31,7 @@ from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chun
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
+from caption_extents.interprocess import arrays_in, mapped, receive
 from caption_extents.memory import own_peak_memory_of
 
 _MODULE = "caption_extents.chunks.encode_process"
@@ -194,12 +194,12 @@ class _Line:
     def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, _Seconds]:
         task = _Task(frames.plan, [plane.shape for plane in frames.planes], preset_to_plain(preset), form)
         try:
-            for shared, plane in zip(task.planes(self._room(task.size)), frames.planes, strict=True):
+            for shared, plane in zip(arrays_in(self._room(task.size), task.shapes), frames.planes, strict=True):
                 np.copyto(shared, plane)
             message = pickle.dumps(task)
             self._end.sendall(_HEADER.pack(len(message)) + message)
-            done, length, thread, process = _REPLY.unpack(_receive(self._end, _REPLY.size))
-            data = bytes(_receive(self._end, length))
+            done, length, thread, process = _REPLY.unpack(receive(self._end, _REPLY.size))
+            data = bytes(receive(self._end, length))
         except (OSError, EOFError, ValueError) as error:
             raise EncodeError(f"{_name(frames.plan)} could not be encoded: {self._child.how_it_ended()}") from error
         if not done:
@@ -209,7 +209,7 @@ class _Line:
     def _room(self, size: int) -> np.ndarray:
         if len(self._shared) < size:
             self._memory.truncate(size)
-            self._shared = _mapped(self._memory.fileno(), size)
+            self._shared = mapped(self._memory.fileno(), size)
         return self._shared
 
     def close(self) -> None:
@@ -219,10 +219,6 @@ class _Line:
 
 def _name(plan: ChunkPlan) -> str:
     return f"chunk {plan.first_sample} of level {plan.level}"
-
-
-def _mapped(memory: int, size: int) -> np.ndarray:
-    return np.frombuffer(mmap.mmap(memory, size), np.uint8)
 
 
 @dataclass(frozen=True)
@@ -238,29 +234,10 @@ class _Task:
     def size(self) -> int:
         return sum(int(np.prod(shape)) for shape in self.shapes)
 
-    def planes(self, shared: np.ndarray) -> list[np.ndarray]:
-        planes, at = [], 0
-        for shape in self.shapes:
-            size = int(np.prod(shape))
-            planes.append(shared[at : at + size].reshape(shape))
-            at += size
-        return planes
-
 
 def preset_to_plain(preset: EncoderPreset) -> dict[str, Any]:
     """A preset's arguments as data that can be sent: its options are a view, which cannot."""
     return {"name": preset.name, "threads": preset.threads, "options": dict(preset.options)}
-
-
-def _receive(end: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        got = end.recv_into(view)
-        if got == 0:
-            raise EOFError("the other end has closed")
-        view = view[got:]
-    return data
 
 
 # From here on: the child.
@@ -283,13 +260,13 @@ class _Spent:
 def _serve(end: socket.socket, memory: int, spent: _Spent) -> None:
     shared = np.empty(0, np.uint8)
     while True:
-        (length,) = _HEADER.unpack(_receive(end, _HEADER.size))
-        task: _Task = pickle.loads(_receive(end, length))  # noqa: S301 from the parent
+        (length,) = _HEADER.unpack(receive(end, _HEADER.size))
+        task: _Task = pickle.loads(receive(end, length))  # noqa: S301 from the parent
         started = time.thread_time()
         try:
             if len(shared) < task.size:
-                shared = _mapped(memory, task.size)
-            y, u, v = task.planes(shared)
+                shared = mapped(memory, task.size)
+            y, u, v = arrays_in(shared, task.shapes)
             frames = ChunkFrames(task.plan, (y, u, v))
             done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form).data
         except EncodeError as error:

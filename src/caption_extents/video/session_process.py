@@ -28,6 +28,7 @@ from typing import Any, cast
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
+from caption_extents.interprocess import arrays_in, mapped, receive
 from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.isolated import facts_from_json, facts_to_json
@@ -79,19 +80,14 @@ class _Layout:
     """Where a session's slots are in the shared memory: a part's samples, and one more for the last good frame."""
 
     def __init__(self, engine: Engine, samples: int) -> None:
-        self._shapes, self._count = engine.shapes, samples + 1
-        self._sizes = [self._count * int(np.prod(shape)) for shape in self._shapes]
-        self.slot_bytes = -(-sum(self._sizes) // _PAGE) * _PAGE
+        self._shapes = [(samples + 1, *shape) for shape in engine.shapes]
+        self.slot_bytes = -(-sum(int(np.prod(shape)) for shape in self._shapes) // _PAGE) * _PAGE
         self.session_bytes = _SLOTS * self.slot_bytes
 
     def slot(self, memory: np.ndarray, session: int, slot: int) -> Crops:
         """The arrays of a slot, with room for all its samples."""
         at = session * self.session_bytes + slot * self.slot_bytes
-        arrays = []
-        for shape, size in zip(self._shapes, self._sizes, strict=True):
-            arrays.append(memory[at : at + size].reshape(self._count, *shape))
-            at += size
-        return tuple(arrays)
+        return tuple(arrays_in(memory[at:], self._shapes))
 
 
 class SessionProcess:
@@ -127,7 +123,7 @@ class SessionProcess:
         if self._memory is None:
             size = SESSIONS * layout.session_bytes
             os.ftruncate(self._shared, size)
-            self._memory = np.frombuffer(mmap.mmap(self._shared, size), np.uint8)
+            self._memory = mapped(self._shared, size)
             self._send({"path": str(facts.path), "facts": facts_to_json(facts), "crop": asdict(crop)})
         memory = self._memory
         return [
@@ -246,10 +242,10 @@ class RemoteSession:
         self._end.sendall(segment.data)
 
     def _part(self) -> Part:
-        (size,) = _LENGTH.unpack(_receive(self._end, _LENGTH.size))
+        (size,) = _LENGTH.unpack(receive(self._end, _LENGTH.size))
         if size > _MAX_MESSAGE_BYTES:
             raise EOFError(f"a message of {size} bytes")
-        reply = json.loads(_receive(self._end, size))
+        reply = json.loads(receive(self._end, size))
         if "error" in reply:
             raise _ERRORS[reply["kind"]](reply["error"])
         crops = last = None
@@ -273,17 +269,6 @@ class RemoteSession:
 _ERRORS: dict[str, type[Exception]] = {"dependent": DependentError, "video": VideoError, "decode": DecodeError}
 
 
-def _receive(end: socket.socket, size: int) -> bytearray:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        got = end.recv_into(view)
-        if got == 0:
-            raise EOFError("the other end has closed")
-        view = view[got:]
-    return data
-
-
 # From here on: the child.
 
 
@@ -299,7 +284,7 @@ class _Slots:
     def room(self, count: int) -> Crops:
         """The next slot, once the parent has taken what was in it."""
         if self._used == len(self._slots):
-            _receive(self._end, len(_TAKEN))
+            receive(self._end, len(_TAKEN))
             self._used -= 1
         self.latest = self._next
         self._next = (self._next + 1) % len(self._slots)
@@ -308,18 +293,18 @@ class _Slots:
 
     def all_taken(self) -> None:
         """Return when the parent has taken everything."""
-        _receive(self._end, self._used * len(_TAKEN))
+        receive(self._end, self._used * len(_TAKEN))
         self._used = 0
 
 
 def _serve(end: socket.socket, session: Session, slots: _Slots) -> None:
     while True:
-        header = _REQUEST.unpack(_receive(end, _REQUEST.size))
+        header = _REQUEST.unpack(receive(end, _REQUEST.size))
         number, start_pts, end_pts, first, last, packets, size = header
-        sample_pts = np.frombuffer(_receive(end, 8 * (last - first)), np.int64)
-        table = np.frombuffer(_receive(end, 8 * PACKET_NUMBERS * packets), np.int64).reshape(packets, PACKET_NUMBERS)
+        sample_pts = np.frombuffer(receive(end, 8 * (last - first)), np.int64)
+        table = np.frombuffer(receive(end, 8 * PACKET_NUMBERS * packets), np.int64).reshape(packets, PACKET_NUMBERS)
         span = Span(start_pts, None if end_pts == NO_TIME else end_pts, first, last)
-        segment = PackedSegment(number, span, table, _receive(end, size)).unpack()
+        segment = PackedSegment(number, span, table, receive(end, size)).unpack()
         try:
             for part in session.decode(segment, sample_pts):
                 slot = None if part.crops is None else slots.latest
@@ -366,7 +351,7 @@ def main() -> None:
         crop = CropPixels(**{**opening["crop"], "decoded": tuple(opening["crop"]["decoded"])})
         engines = [kind.make(facts, crop) for _ in ends]
         layout = _Layout(engines[0], part_samples(crop))
-        memory = np.frombuffer(mmap.mmap(shared, len(ends) * layout.session_bytes), np.uint8)
+        memory = mapped(shared, len(ends) * layout.session_bytes)
         engines[0].pin(memory)
         for number, (end, engine) in enumerate(zip(ends, engines, strict=True)):
             slots = _Slots(end, [layout.slot(memory, number, slot) for slot in range(_SLOTS)])

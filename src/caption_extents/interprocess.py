@@ -1,0 +1,40 @@
+"""What processes that share memory and sockets need on both sides."""
+
+from __future__ import annotations
+
+import mmap
+import socket
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def receive(end: socket.socket, size: int) -> bytearray:
+    """So many bytes of a stream.
+
+    Raises:
+        EOFError: the other end has closed.
+    """
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = end.recv_into(view)
+        if got == 0:
+            raise EOFError("the other end has closed")
+        view = view[got:]
+    return data
+
+
+def mapped(file: int, size: int) -> np.ndarray:
+    """The first bytes of a file, by its number, as memory that all who map it share; uint8 (size,)."""
+    return np.frombuffer(mmap.mmap(file, size), np.uint8)
+
+
+def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
+    """Arrays of bytes that stand one after the other in memory, uint8 (size,)."""
+    arrays, at = [], 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        arrays.append(memory[at : at + size].reshape(shape))
+        at += size
+    return arrays
