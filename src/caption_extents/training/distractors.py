@@ -170,5 +170,6 @@ def add_distractors(rng: random.Random, frames: np.ndarray, share: float) -> Non
     """Put what is no caption into frames, uint8 (T, H, W, 3), in so large a share of calls; now and then two kinds."""
     if rng.random() < share:
         kinds, weights = zip(*_KINDS, strict=True)
-        for add in set(rng.choices(kinds, weights, k=rng.choice([1, 1, 2]))):
+        # Each once, in the order drawn: a set's order differs from process to process.
+        for add in dict.fromkeys(rng.choices(kinds, weights, k=rng.choice([1, 1, 2]))):
             add(rng, frames)
