@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -23,6 +24,24 @@ from caption_extents.training import sample_video
 CACHE = Path(tempfile.gettempdir()) / "caption-extents-benchmarks"
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 CROP = ",".join(map(str, sample_video.CROP))
+_CROP_OF_A_VIDEO = "0.1,0.861112,0.9,0.938888"
+
+
+def add_video_arguments(parser: argparse.ArgumentParser) -> None:
+    """The video that a benchmark repeats, and the crop; :func:`chosen_video` reads them."""
+    parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
+    parser.add_argument("--crop", help="by default 1024x56 of 1280x720 in a VIDEO, the captions of the made one")
+
+
+def chosen_video(arguments: argparse.Namespace) -> tuple[Path, str]:
+    """The video, repeated for as many minutes as the arguments say, and the crop."""
+    video = repeated_video(arguments.video or captioned_video(1), arguments.minutes)
+    return video, arguments.crop or (_CROP_OF_A_VIDEO if arguments.video else CROP)
+
+
+def encoder_count() -> int:
+    """A quarter more than there are cores: while one waits for its next chunk, another has the core."""
+    return len(os.sched_getaffinity(0)) * 5 // 4
 
 
 def captioned_video(minutes: float, *, height: int = 720, seed: int = 1) -> Path:

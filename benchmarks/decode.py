@@ -24,6 +24,7 @@ from caption_extents.video.batch import Planes
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device, decode_engines, why_not_nvdec
 from caption_extents.video.decoder import SampleDecoder, open_decoder
+from caption_extents.video.gpu_sessions import SPARE_SESSIONS
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
@@ -104,7 +105,7 @@ def main() -> None:
     video, device = arguments.video or captioned_video(arguments.minutes), choose_device(arguments.device)
     region = CropRegion.parse(arguments.crop)
     engines = decode_engines("h264", device.index or 0) if device.type == "cuda" else None
-    sessions = arguments.sessions or sorted({1, engines.count + 1 if engines else 2})
+    sessions = arguments.sessions or sorted({1, engines.count + SPARE_SESSIONS if engines else 2})
     result: dict[str, Any] = {"device": str(device), "engines": engines.count if engines else 0}
     result |= measure(video, region, device, sessions)
     encoded = [transcoded_video(video, codec, arguments.compare_seconds) for codec in arguments.codecs]

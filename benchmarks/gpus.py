@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,19 +16,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import CROP, captioned_video, repeated_video, write_result
-from benchmarks.hour import CROP_OF_A_VIDEO
+from benchmarks.common import add_video_arguments, chosen_video, encoder_count, write_result
 
 
 def run_batch(video: Path, crop: str, videos: int, jobs: int) -> dict[str, Any]:
     """Seconds that a list of copies of a video takes, so many at once, each on its own GPU if there are enough."""
-    cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         entries = [{"video": str(video.absolute()), "video_id": f"v{number}", "crop": crop} for number in range(videos)]
         listed = Path(folder, "videos.jsonl")
         listed.write_text("\n".join(map(json.dumps, entries)))
         command = [sys.executable, "-m", "caption_extents", "batch", str(listed), "--store", f"{folder}/store"]
-        command += ["--jobs", str(jobs), "--encoder-workers", str(cores * 5 // 4 // jobs), "--json"]
+        command += ["--jobs", str(jobs), "--encoder-workers", str(encoder_count() // jobs), "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     summary: dict[str, Any] = json.loads(done.stdout)
     speed = summary["video_seconds"] / summary["seconds"]
@@ -40,15 +37,13 @@ def run_batch(video: Path, crop: str, videos: int, jobs: int) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
-    parser.add_argument("--crop", help="by default 1024x56 of 1280x720 in a VIDEO, the captions of the made one")
+    add_video_arguments(parser)
     parser.add_argument("--videos", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=30, help="length of each")
     parser.add_argument("--jobs", type=int, nargs="*", default=[1, max(1, torch.cuda.device_count())])
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
-    video = repeated_video(arguments.video or captioned_video(1), arguments.minutes)
-    crop = arguments.crop or (CROP_OF_A_VIDEO if arguments.video else CROP)
+    video, crop = chosen_video(arguments)
     runs = {str(jobs): run_batch(video, crop, arguments.videos, jobs) for jobs in sorted(set(arguments.jobs))}
     result = {"video": video.name, "minutes": arguments.minutes, "videos": arguments.videos, "runs": runs}
     if arguments.save:

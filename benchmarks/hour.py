@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import CROP, captioned_video, repeated_video, run_cli, write_result
+from benchmarks.common import add_video_arguments, chosen_video, encoder_count, run_cli, write_result
 from caption_extents import CropRegion
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
@@ -42,8 +41,6 @@ _KEPT_BATCHES = 30
 """Batches that the stages after decoding are measured with, over and over: enough for all kinds of chunk."""
 
 _STARTING_SECONDS = 5.0
-
-CROP_OF_A_VIDEO = "0.1,0.861112,0.9,0.938888"
 
 
 @contextmanager
@@ -232,20 +229,16 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("video", nargs="?", type=Path, help="by default a made 720p video")
-    parser.add_argument("--crop", help="by default 1024x56 of 1280x720 in a VIDEO, the captions of the made one")
+    add_video_arguments(parser)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--presets", nargs="*", default=list(PRESETS))
-    # A quarter more than cores: while one waits for its next chunk, another has the core.
-    parser.add_argument("--encoder-workers", type=int, default=len(os.sched_getaffinity(0)) * 5 // 4)
+    parser.add_argument("--encoder-workers", type=int, default=encoder_count())
     parser.add_argument("--name", default="hour", help="name of the result")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
-    base = arguments.video or captioned_video(1)
-    video = repeated_video(base, arguments.minutes)
+    video, crop = chosen_video(arguments)
     device = choose_device(arguments.device)
-    crop = arguments.crop or (CROP_OF_A_VIDEO if arguments.video else CROP)
     result = measure(video, crop, device, arguments.presets, arguments.encoder_workers)
     if arguments.save:
         print("written to", write_result(arguments.name, result))

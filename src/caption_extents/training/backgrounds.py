@@ -226,16 +226,10 @@ def graphics(rng: random.Random, count: int, width: int, height: int) -> np.ndar
     base = Image.new("RGB", (width, height), tuple(rng.choice([0, 255, rng.randint(0, 255)]) for _ in range(3)))
     for _ in range(rng.choice([0, 3, 8, 20])):
         _draw_shape(rng, ImageDraw.Draw(base), random_box(), rng.choice(_SHAPES))
-    movers = [
-        (
-            random_box(),
-            rng.choice(_SHAPES),
-            rng.uniform(-0.05, 0.05) * width,
-            rng.uniform(-0.2, 0.2) * height,
-            rng.random(),
-        )
-        for _ in range(rng.choice([0, 1, 1, 3]))
-    ]
+    movers = []
+    for _ in range(rng.choice([0, 1, 1, 3])):
+        box, kind = random_box(), rng.choice(_SHAPES)
+        movers.append((box, kind, rng.uniform(-0.05, 0.05) * width, rng.uniform(-0.2, 0.2) * height, rng.random()))
     frames = []
     for index in range(count):
         picture = base.copy()
@@ -274,6 +268,7 @@ class BackgroundSource:
             return footage(rng, load_footage(rng.choice(self._videos)), count, width, height)
         if kind == "picture":
             frames = pan(rng, load_picture(rng.choice(self._pictures)), count, width, height)
+        # Where there are none, nothing is drawn for them, and made films stay what they are.
         elif self._graphics_share and rng.random() < self._graphics_share:
             frames = graphics(rng, count, width, height)
         else:

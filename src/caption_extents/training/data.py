@@ -27,7 +27,6 @@ ASPECTS = (3.0, 42.0)
 INK_STRIDE = 4
 """Pixels of a picture for one of its ink: fine enough that one other letter shows."""
 
-
 _GRAPHICS_SHARE = 0.3
 """Of made-up backgrounds."""
 

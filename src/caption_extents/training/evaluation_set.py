@@ -172,7 +172,7 @@ def frames_of_samples(video: Path) -> list[int]:
     """Number of the frame that a player shows at each tenth of a second.
 
     By the times that stand in the file: where those are milliseconds, the fourth frame of 29.97 a second stands at
-    0.100 s, and not after it.
+    0.100 s, and not after it. Not by ``video/timeline.py``, which is part of what the set measures.
     """
     with av.open(str(video)) as container:
         stream = container.streams.video[0]

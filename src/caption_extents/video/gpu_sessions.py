@@ -24,7 +24,7 @@ from caption_extents.video.side_by_side import LocalSession, SegmentReader, Segm
 from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
 
-_SPARE_SESSIONS = 1
+SPARE_SESSIONS = 1
 """Beyond one for each engine: work for the engine whose session is between two segments."""
 
 _PROCESSES = 2
@@ -115,7 +115,7 @@ class GpuSessions:
 
     def _session_count(self, facts: VideoFacts) -> int:
         engines = decode_engines(facts.codec, self._ordinal)
-        return engines.count + _SPARE_SESSIONS if engines else 1
+        return engines.count + SPARE_SESSIONS if engines else 1
 
     def _remote(self, work: Work, count: int) -> list[SegmentSession]:
         needed = max(-(-count // SESSIONS), min(_PROCESSES, count))
