@@ -21,7 +21,8 @@ from caption_extents.training import backgrounds, captions, clips, distractors, 
 from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
 from caption_extents.training.labels import pair_labels
-from caption_extents.training.train import change_loss, train
+from caption_extents.training.losses import change_loss
+from caption_extents.training.train import train
 
 
 @pytest.mark.parametrize("seed", range(8))

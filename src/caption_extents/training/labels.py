@@ -10,8 +10,7 @@ from caption_extents.model.labels import Label
 def pair_labels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Labels of pairs from caption numbers (0 for none) of both samples; int64 of the same shape."""
     labels = torch.full_like(first, Label.DIFFERENT.value)
-    labels[first == second] = Label.SAME.value
-    labels[(first == 0) & (second == 0)] = Label.EMPTY_EMPTY.value
-    labels[(first == 0) & (second != 0)] = Label.EMPTY_VALID.value
-    labels[(first != 0) & (second == 0)] = Label.VALID_EMPTY.value
-    return labels
+    labels.masked_fill_(first == second, Label.SAME.value)
+    labels.masked_fill_((first == 0) & (second == 0), Label.EMPTY_EMPTY.value)
+    labels.masked_fill_((first == 0) & (second != 0), Label.EMPTY_VALID.value)
+    return labels.masked_fill_((first != 0) & (second == 0), Label.VALID_EMPTY.value)

@@ -18,175 +18,24 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
-from torch.nn import functional
 
-from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import save_weights
-from caption_extents.training.augment import augment
 from caption_extents.training.data import ClipPool, Group, load_groups
-from caption_extents.training.labels import pair_labels
-
-UNSURE_WEIGHT = 0.35
-MASK_LOSS_WEIGHT = 1.0
-CHANGE_LOSS_WEIGHT = 1.0
-AROUND_WEIGHT = 0.5
-"""Weight of pairs of the samples around a pair, on their own."""
-
-CHANGE_WEIGHT = 3.0
-"""Weight of pairs between which something changes: few of all pairs, and all that captions are cut by."""
+from caption_extents.training.losses import Losses, context_losses, losses
+from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
 
 _CONTEXT_TIME = 0.15
 """Share of the time that the second part gets, where time is what limits the training."""
 
 _CONTEXT_BATCH = 2
 """Samples in a batch of the second part, for each of the first: nothing is kept for a backward pass."""
-
-
-@dataclass(frozen=True)
-class Losses:
-    """What a step minimises, and how well it did.
-
-    Attributes:
-        context: cross entropy of the labels of consecutive pairs.
-        pair: the same of pairs on their own.
-        mask: cross entropy of the text mask.
-        change: cross entropy of where letters gave way to others.
-        accuracy: share of consecutive pairs, those in the middle of a fade left out, whose label is right.
-    """
-
-    context: torch.Tensor
-    pair: torch.Tensor
-    mask: torch.Tensor
-    change: torch.Tensor
-    accuracy: torch.Tensor
-
-    @property
-    def total(self) -> torch.Tensor:
-        """Their weighted sum."""
-        return self.context + self.pair + MASK_LOSS_WEIGHT * self.mask + CHANGE_LOSS_WEIGHT * self.change
-
-
-_SURE_CHANGE, _NO_CHANGE = 0.12, 0.04
-"""From this much other coverage on, letters changed; below this much, none did; between, who knows."""
-
-_OUTSIDE_WEIGHT = 0.1
-"""Weight of places without letters, which are most and easy."""
-
-
-def change_loss(
-    change: torch.Tensor, ink: torch.Tensor, first: torch.Tensor, second: torch.Tensor, different: torch.Tensor
-) -> torch.Tensor:
-    """Cross entropy of where a caption's letters gave way to others.
-
-    Args:
-        change: logits (B, ..., h, w).
-        ink: coverage of letters (B, T, 2h, 2w) in 0..1.
-        first, second: sample numbers of the pairs, int64 (...).
-        different: whether the captions of a pair differ (or there is one on one side only); bool (B, ...).
-    """
-    one, other = ink[:, first], ink[:, second]
-    apart = _halved((one - other).abs()) * different[..., None, None]
-    letters = _halved(torch.maximum(one, other))
-    weight = torch.where(letters > _NO_CHANGE, 1.0, _OUTSIDE_WEIGHT)
-    weight = weight * ((apart > _SURE_CHANGE) | (apart < _NO_CHANGE))
-    target = (apart > _SURE_CHANGE).float()
-    loss = functional.binary_cross_entropy_with_logits(change, target, weight, reduction="sum")
-    return loss / weight.sum()
-
-
-def _halved(pictures: torch.Tensor) -> torch.Tensor:
-    """The largest of each two by two; (..., 2h, 2w) to (..., h, w)."""
-    halved = functional.max_pool2d(pictures.flatten(0, -3), 2)
-    return halved.reshape(*pictures.shape[:-2], *halved.shape[-2:])
-
-
-def losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
-    """Losses of a group, augmented at random."""
-    count, samples = group.caption_ids.shape
-    device, ids = group.caption_ids.device, group.caption_ids
-    pictures, ink = augment(group, generator)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        embeddings = network.encoder(pictures)
-        mask = functional.avg_pool2d(ink, 2)
-        mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), mask)
-        # As CaptionNetwork.describe does: pairs by their own samples, in both directions, and by those around them.
-        k = torch.arange(samples - 1, device=device)
-        before, after = (k - 1).clamp(min=0), (k + 2).clamp(max=samples - 1)
-        near, near_change = network.head.compare_both_ways(*_chosen(embeddings, samples, k, k + 1))
-        around, around_change = network.head.compare(*_chosen(embeddings, samples, before, after))
-        described = torch.cat([near, around[None]])
-        change = torch.cat([near_change, around_change[None]])
-        logits = network.head.classify(described)
-    first, second = torch.stack([k, k + 1, before]), torch.stack([k + 1, k, after])
-    logits, described, change = (
-        tensor.float().reshape(3, count, samples - 1, *tensor.shape[2:]).transpose(0, 1)
-        for tensor in (logits, described, change)
-    )
-    different = ids[:, first] != ids[:, second]
-    changed = change_loss(change, ink.reshape(count, samples, *ink.shape[1:]), first, second, different)
-    unsure = group.unsure[:, first] | group.unsure[:, second]
-    importance = torch.tensor([1.0, 1.0, AROUND_WEIGHT], device=device)[:, None]
-    pair_loss, _ = _label_loss(logits, pair_labels(ids[:, first], ids[:, second]), unsure, importance)
-    context_loss, accuracy = _context_loss(network.context(described.transpose(1, 2)), group)
-    return Losses(context_loss, pair_loss, mask_loss, changed, accuracy)
-
-
-def _chosen(embeddings: torch.Tensor, samples: int, *numbers: torch.Tensor) -> list[torch.Tensor]:
-    """Embeddings (B * T, C, h, w) of some samples of every clip, (B * P, C, h, w) for each list of P sample numbers."""
-    # With channels last in memory, as the layers that follow want them.
-    clips = embeddings.movedim(1, -1)
-    clips = clips.reshape(-1, samples, *clips.shape[1:])
-    return [clips[:, chosen].flatten(0, 1).movedim(-1, 1) for chosen in numbers]
-
-
-def context_losses(network: CaptionNetwork, group: Group, generator: torch.Generator) -> Losses:
-    """Losses of the context head alone, over whole clips; the network is in evaluation mode."""
-    count, samples = group.caption_ids.shape
-    pictures, _ = augment(group, generator)
-    with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
-        embeddings = network.encoder(pictures)
-        pairs = torch.arange(samples - 1, device=pictures.device)
-        around = [(pairs + step).clamp(0, samples - 1) for step in (-1, 0, 1, 2)]
-        described = network.describe(*_chosen(embeddings, samples, *around)).float()
-        described = described.reshape(count, samples - 1, *described.shape[1:])
-    loss, accuracy = _context_loss(network.context(described), group)
-    nothing = torch.zeros((), device=loss.device)
-    return Losses(loss, nothing, nothing, nothing, accuracy)
-
-
-def _context_loss(logits: torch.Tensor, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy and accuracy of logits (B, T-1, 2, 5) of consecutive pairs."""
-    ids = group.caption_ids
-    labels = torch.stack([pair_labels(ids[:, :-1], ids[:, 1:]), pair_labels(ids[:, 1:], ids[:, :-1])], dim=2)
-    unsure = (group.unsure[:, :-1] | group.unsure[:, 1:])[..., None].expand_as(labels)
-    return _label_loss(logits, labels, unsure, torch.ones((), device=labels.device))
-
-
-def _label_loss(
-    logits: torch.Tensor, labels: torch.Tensor, unsure: torch.Tensor, importance: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted cross entropy of logits (..., 5), and the share of sure labels (...) that are right."""
-    unchanged = (labels == Label.SAME.value) | (labels == Label.EMPTY_EMPTY.value)
-    weights = torch.where(unsure, UNSURE_WEIGHT, 1.0) * torch.where(unchanged, 1.0, CHANGE_WEIGHT) * importance
-    entropy = functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none")
-    loss = (entropy * weights.flatten()).sum() / weights.sum()
-    accuracy = ((logits.argmax(-1) == labels) & ~unsure).sum() / (~unsure).sum().clamp(min=1)
-    return loss, accuracy
-
-
-def _average_into(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Exponential moving average of weights and statistics (Polyak averaging)."""
-    kept, new = list(average.state_dict().values()), list(network.state_dict().values())
-    real = [index for index, value in enumerate(kept) if value.is_floating_point()]
-    with torch.no_grad():
-        torch._foreach_lerp_([kept[i] for i in real], [new[i] for i in real], 1 - decay)
 
 
 @dataclass
@@ -210,10 +59,10 @@ class _State:
         average.load_state_dict(network.state_dict())
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         average.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=0.02)
+        optimizer = make_optimizer(list(network.parameters()), arguments.rate)
         # In the second part the context head learns in the averaged network, from what that says.
-        context = torch.optim.AdamW(average.context.parameters(), lr=arguments.rate, weight_decay=0.02)
-        return cls(network, average, optimizer, context)
+        context = make_optimizer(list(average.context.parameters()), arguments.rate)
+        return cls(network.train(), average.eval(), optimizer, context)
 
     def save(self, path: Path) -> None:
         state = {
@@ -260,41 +109,39 @@ def learning_rate(peak: float, step: int, over: float) -> float:
     return peak * min(1.0, (step + 1) / 200) * (0.5 * (1 + math.cos(math.pi * over)) + 0.01)
 
 
-def _descend(optimizer: torch.optim.Optimizer, rate: float, loss: torch.Tensor) -> None:
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(parameters, 2.0)
-    optimizer.step()
+class _Learning:
+    """Both parts of the training, a step at a time."""
+
+    def __init__(self, state: _State, pool: ClipPool, arguments: argparse.Namespace) -> None:
+        self._state, self._pool, self._arguments = state, pool, arguments
+        self._average = Average(state.network, state.average)
+        self._joint = Step(partial(losses, state.network), state.optimizer, self._average)
+        self._context = Step(partial(context_losses, state.average), state.context_optimizer)
+
+    def all(self, over: float) -> tuple[Losses, int]:
+        """The whole network, from windows; what was found, and of how many samples."""
+        state, arguments = self._state, self._arguments
+        seed, rng = _dice(arguments.seed, state.step)
+        self._average.set_decay(min(0.9995, (state.step + 1) / (state.step + 20)))
+        group = self._pool.draw(rng, arguments.clips, arguments.window)
+        found = self._joint(group, seed=seed, rate=learning_rate(arguments.rate, state.step, over))
+        state.step += 1
+        return found, arguments.clips * arguments.window
+
+    def context(self, over: float) -> tuple[Losses, int]:
+        """The context head, from whole clips."""
+        state, arguments = self._state, self._arguments
+        seed, rng = _dice(arguments.seed + 1, state.context_step)
+        clips = max(1, arguments.clips * arguments.window * _CONTEXT_BATCH // arguments.samples)
+        group = self._pool.draw(rng, clips)
+        found = self._context(group, seed=seed, rate=learning_rate(arguments.rate, state.context_step, over))
+        state.context_step += 1
+        return found, clips * arguments.samples
 
 
-def _learn_all(state: _State, pool: ClipPool, arguments: argparse.Namespace, over: float) -> tuple[Losses, int]:
-    generator, rng = _dice(pool.device, arguments.seed, state.step)
-    group = pool.draw(rng, arguments.clips, arguments.window)
-    state.network.train()
-    found = losses(state.network, group, generator)
-    _descend(state.optimizer, learning_rate(arguments.rate, state.step, over), found.total)
-    decay = min(0.9995, (state.step + 1) / (state.step + 20))
-    _average_into(state.average, state.network, decay)
-    state.step += 1
-    return found, arguments.clips * arguments.window
-
-
-def _learn_context(state: _State, pool: ClipPool, arguments: argparse.Namespace, over: float) -> tuple[Losses, int]:
-    generator, rng = _dice(pool.device, arguments.seed + 1, state.context_step)
-    state.average.eval()
-    clips = max(1, arguments.clips * arguments.window * _CONTEXT_BATCH // arguments.samples)
-    found = context_losses(state.average, pool.draw(rng, clips), generator)
-    _descend(state.context_optimizer, learning_rate(arguments.rate, state.context_step, over), found.context)
-    state.context_step += 1
-    return found, clips * arguments.samples
-
-
-def _dice(device: torch.device, seed: int, step: int) -> tuple[torch.Generator, random.Random]:
-    generator = torch.Generator(device).manual_seed(seed * 1_000_003 + step)
-    return generator, random.Random(seed * 7_777_777 + step)
+def _dice(seed: int, step: int) -> tuple[int, random.Random]:
+    """A seed for what is random on the device, and what draws the clips."""
+    return seed * 1_000_003 + step, random.Random(seed * 7_777_777 + step)
 
 
 class _Log:
@@ -342,6 +189,11 @@ def train(arguments: argparse.Namespace) -> CaptionNetwork:
     device = torch.device(arguments.device)
     # A dozen input shapes come again and again.
     torch.backends.cudnn.benchmark = True
+    with own_stream(device):
+        return _train(arguments, out, device)
+
+
+def _train(arguments: argparse.Namespace, out: Path, device: torch.device) -> CaptionNetwork:
     state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
@@ -381,6 +233,7 @@ def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
 
 def _steps(state: _State, supply: _Supply, arguments: argparse.Namespace, log: _Log) -> Iterator[tuple[Losses, int]]:
     """What each step of both parts found, and of how many samples."""
+    learning = _Learning(state, supply.pool, arguments)
     while (over := _over(state, arguments))[1] < 1:
         start = time.perf_counter()
         if arguments.reuse and (state.step + state.context_step) % arguments.reuse == 0:
@@ -389,10 +242,10 @@ def _steps(state: _State, supply: _Supply, arguments: argparse.Namespace, log: _
         elif not arguments.reuse:
             supply.take()
         if over[0] < 1:
-            yield _learn_all(state, supply.pool, arguments, over[0])
+            yield learning.all(over[0])
             state.joint_seconds += time.perf_counter() - start
         else:
-            yield _learn_context(state, supply.pool, arguments, over[1])
+            yield learning.context(over[1])
             state.context_seconds += time.perf_counter() - start
 
 
