@@ -84,12 +84,12 @@ def _next_lines(
 ) -> list[str]:
     """Lines of the caption that follows another: new, or different by one letter or one line."""
     kind = rng.random()
-    if kind < 0.5:
+    if kind < 0.6:
         at = rng.randrange(len(lines))
         edited = _cut_to_width(text.small_edit(rng, style.script, lines[at]), style, width)
         if edited != lines[at]:
             return [*lines[:at], edited, *lines[at + 1 :]]
-    if kind < 0.6 and len(lines) > 1:
+    if kind < 0.7 and len(lines) > 1:
         return [*lines[1:], *_random_lines(rng, style, width, 1)]
     return _random_lines(rng, style, width, max_lines)
 
