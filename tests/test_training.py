@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from safetensors.torch import load_file
 from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import load_weights, save_weights
-from caption_extents.training import backgrounds, captions, clips, distractors, fonts, text
+from caption_extents.training import backgrounds, captions, clips, distractors, fonts, steps, text
 from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
+from caption_extents.training.data import Group
 from caption_extents.training.labels import pair_labels
-from caption_extents.training.losses import change_loss
+from caption_extents.training.losses import around_pairs, change_loss, losses
+from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
 from caption_extents.training.train import train
 
 
@@ -117,6 +120,55 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     train(argparse.Namespace(**{**vars(arguments), "context_steps": 3}))
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
     assert load_weights(tmp_path / "caption-network.safetensors")[1] == "tiny"
+
+
+def test_samples_around_each_pair() -> None:
+    embeddings = torch.arange(2 * 5 * 3, dtype=torch.float32).reshape(10, 3, 1, 1)
+    clips, k = embeddings.reshape(2, 5, 3), torch.arange(4)
+    for found, step in zip(around_pairs(embeddings, 5), (-1, 0, 1, 2), strict=True):
+        assert torch.equal(found.reshape(2, 4, 3), clips[:, (k + step).clamp(0, 4)])
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_a_recorded_step_is_like_any_other(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the first steps of a shape are computed, those after them replayed."""
+
+    def losses_of_steps(unrecorded: int) -> list[float]:
+        monkeypatch.setattr(steps, "_UNRECORDED", unrecorded)
+        torch.manual_seed(5)
+        network, average = CaptionNetwork().to(device), CaptionNetwork().to(device)
+        step = Step(
+            partial(losses, network), make_optimizer(list(network.parameters()), 1e-3), Average(network, average)
+        )
+        return [float(step(group, seed=number // 2, rate=1e-3).total) for number in range(8) for group in groups]
+
+    rng = torch.Generator().manual_seed(3)
+    groups = [
+        Group(
+            torch.randint(0, 256, (2, 4, 3, height, width), dtype=torch.uint8, generator=rng).to(device),
+            torch.randint(0, 2, (2, 4), generator=rng).to(device),
+            torch.zeros((2, 4), dtype=torch.bool, device=device),
+            torch.randint(0, 256, (2, 4, height // 4, width // 4), dtype=torch.uint8, generator=rng).to(device),
+        )
+        for height, width in ((16, 64), (24, 48))
+    ]
+    with own_stream(torch.device(device)):
+        computed, recorded = losses_of_steps(1000), losses_of_steps(2)
+    assert recorded == pytest.approx(computed, rel=2e-3)
+    assert recorded[-1] < recorded[0]
+
+
+def test_an_average_follows_its_network() -> None:
+    network, into = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    average = Average(network, into)
+    network.weight.data.fill_(3.0)
+    average.set_decay(0.75)
+    average.update()
+    assert into.weight.tolist() == [1.5, 1.5]
+    assert network.weight.tolist() == [3.0, 3.0]
 
 
 def test_a_font_that_cannot_draw_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:

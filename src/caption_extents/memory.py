@@ -16,23 +16,23 @@ def peak_memory_bytes() -> int:
 
 def peak_memory_of(process: int | str) -> int:
     """Largest resident set of a process so far; 0 where the system does not tell."""
-    return _kibibytes(process, "status", "VmHWM")
+    return _sizes(process, "status", "VmHWM")[0]
 
 
 def own_peak_memory_of(process: int) -> int:
     """As :func:`peak_memory_of`, but of pages that several processes share now, like libraries, only its part."""
-    shared = _kibibytes(process, "smaps_rollup", "Rss") - _kibibytes(process, "smaps_rollup", "Pss")
-    return max(0, peak_memory_of(process) - shared)
+    resident, in_part = _sizes(process, "smaps_rollup", "Rss", "Pss")
+    return max(0, peak_memory_of(process) - (resident - in_part))
 
 
-def _kibibytes(process: int | str, file: str, name: str) -> int:
-    """A size out of a file of ``/proc``, in bytes."""
+def _sizes(process: int | str, file: str, *names: str) -> list[int]:
+    """Sizes out of a file of ``/proc``, in bytes; 0 for what it does not tell."""
     try:
         text = Path(f"/proc/{process}/{file}").read_text()
     except OSError:
-        return 0
-    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+        text = ""
+    found = [re.search(rf"^{name}:\s*(\d+) kB", text, re.MULTILINE) for name in names]
+    return [int(size[1]) * 1024 if size else 0 for size in found]
 
 
 def _peak_by_usage() -> int:

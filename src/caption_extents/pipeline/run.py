@@ -113,11 +113,12 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
     with _encoder_processes(job) as processes, _loading_model(job) as model, _open_video(job, store, started) as opened:
         path, video = opened
         plan = _make_plan(job, path, video, model)
-        with _acquire(job, plan, store, keys) as lease, closing(DatabaseWriter()) as rows:
+        found = _Captions(plan.timeline.frame_rate)
+        with _acquire(job, plan, store, keys) as lease, closing(DatabaseWriter()) as rows, closing(found):
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 gpu = GpuWatch(plan.model.device, watch.started)
-                stages = _make_stages(job, plan, lease, done, encoders, rows, watch)
+                stages = _make_stages(job, plan, lease, done, encoders, rows, found, watch)
                 if _in_processes(job, plan.model.device):
                     stages.encoding.processes = processes
                 watch.set_up()
@@ -126,7 +127,7 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
                 processes.end()
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
-            captions = _caption_rows(probabilities, plan.timeline.frame_rate)
+            captions = found.rows(probabilities)
             if job.refine:
                 with _as_processing_error():
                     captions = refine_captions(captions, plan.facts, plan.timeline, plan.crop, plan.model)
@@ -295,6 +296,7 @@ def _make_stages(
     done: dict[ChunkPlan, ChunkRecord],
     encoders: EncoderWorkers | None,
     rows: DatabaseWriter,
+    found: _Captions,
     watch: _Stopwatch,
 ) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
@@ -317,7 +319,7 @@ def _make_stages(
         offload = Offload(encoders, lease, plan.preset, form, count, done, clocks[ENCODING], clocks[UPLOAD])
     return Stages(
         extraction=Extraction(decoder, count, job.max_undecodable_share, job.stall_seconds, clocks[EXTRACTION]),
-        inference=Inference(plan.model, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs)),
+        inference=Inference(plan.model, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs), found.begin),
         encoding=Encoding(plan.preset, form, clocks[ENCODING], count, done),
         upload=Upload(lease, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
@@ -352,6 +354,27 @@ def _checked(probabilities: np.ndarray) -> np.ndarray:
     if np.isnan(probabilities).any():
         raise ProcessingError("the model gave no probability for some pair; its weights are damaged")
     return probabilities
+
+
+class _Captions:
+    """The captions, found while the last chunks are still encoded."""
+
+    def __init__(self, rate: Fraction) -> None:
+        self._rate = rate
+        self._thread = ThreadPoolExecutor(1, "captions")
+        self._found: Future[list[CaptionRow]] | None = None
+
+    def begin(self, probabilities: np.ndarray) -> None:
+        """Begin to find them, when all probabilities are there."""
+        self._found = self._thread.submit(_caption_rows, probabilities, self._rate)
+
+    def rows(self, probabilities: np.ndarray) -> list[CaptionRow]:
+        """All of them."""
+        return self._found.result() if self._found else _caption_rows(probabilities, self._rate)
+
+    def close(self) -> None:
+        """Give up."""
+        self._thread.shutdown()
 
 
 def _caption_rows(probabilities: np.ndarray, rate: Fraction) -> list[CaptionRow]:

@@ -92,6 +92,7 @@ class Inference:
         sample_count: of the whole video.
         clock: to count with.
         on_pairs: called with the first of some pairs, in order, and the probabilities of these.
+        on_end: called with the probabilities of all pairs when the last of them are there.
     """
 
     def __init__(
@@ -100,8 +101,9 @@ class Inference:
         sample_count: int,
         clock: StageClock,
         on_pairs: Callable[[int, np.ndarray], None] = lambda first, probabilities: None,
+        on_end: Callable[[np.ndarray], None] = lambda probabilities: None,
     ) -> None:
-        self._model, self._clock, self._on_pairs = model, clock, on_pairs
+        self._model, self._clock, self._on_pairs, self._on_end = model, clock, on_pairs, on_end
         self._label: _InContext | _OnItsOwn
         if isinstance(model, ContextModel):
             self._label = _InContext(model, sample_count)
@@ -125,6 +127,8 @@ class Inference:
                 found = probabilities.numpy()
                 self.probabilities[first : first + len(found)] = found
                 self._on_pairs(first, found)
+                if first + len(found) == len(self.probabilities):
+                    self._on_end(self.probabilities)
             self._begun = True
             if embeddings.is_cuda:
                 # The copy of the batch was queued before: it has come when this stream is done.

@@ -91,7 +91,7 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator) ->
         mask = functional.avg_pool2d(ink, 2)
         mask_loss = functional.binary_cross_entropy_with_logits(embeddings[:, -1].float(), mask)
         # As CaptionNetwork.describe does: pairs by their own samples, in both directions, and by those around them.
-        before, earlier, later, after = _around_pairs(embeddings, samples)
+        before, earlier, later, after = around_pairs(embeddings, samples)
         near, near_change = network.head.compare_both_ways(earlier, later)
         around, around_change = network.head.compare(before, after)
         described = torch.cat([near, around[None]])
@@ -114,7 +114,7 @@ def losses(network: CaptionNetwork, group: Group, generator: torch.Generator) ->
     return Losses(context_loss, pair_loss, mask_loss, changed, accuracy)
 
 
-def _around_pairs(embeddings: torch.Tensor, samples: int) -> list[torch.Tensor]:
+def around_pairs(embeddings: torch.Tensor, samples: int) -> list[torch.Tensor]:
     """Embeddings (B * T, C, h, w) of all samples of clips to those before, at and after each pair.
 
     Returns:
@@ -135,7 +135,7 @@ def context_losses(network: CaptionNetwork, group: Group, generator: torch.Gener
     pictures, _ = augment(group, generator)
     with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
         embeddings = network.encoder(pictures)
-        described = network.describe(*_around_pairs(embeddings, samples)).float()
+        described = network.describe(*around_pairs(embeddings, samples)).float()
         described = described.reshape(count, samples - 1, *described.shape[1:])
     loss, accuracy = _context_loss(network.context(described), group)
     nothing = torch.zeros((), device=loss.device)
