@@ -9,6 +9,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +23,18 @@ import torch
 
 import caption_extents
 from caption_extents.training import sample_video
+from caption_extents.video.gpu_sessions import GpuSessions
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.source import VideoFacts, probe
+from caption_extents.video.timeline import Timeline, build_timeline
 
 CACHE = Path(tempfile.gettempdir()) / "caption-extents-benchmarks"
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 CROP = ",".join(map(str, sample_video.CROP))
 _CROP_OF_A_VIDEO = "0.1,0.861112,0.9,0.938888"
+
+_STARTING_SECONDS = 5.0
+"""In which a GPU's sessions have surely started."""
 
 
 def add_video_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +135,21 @@ def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | 
         out.mux(stream.encode(None))
     partial.rename(video)
     return video
+
+
+@contextmanager
+def opened_video(video: Path, device: torch.device) -> Iterator[tuple[VideoFacts, Timeline, dict[str, Any]]]:
+    """A video as a run opens it: on a GPU with a process that reads it and others that decode, which have started."""
+    if device.type != "cuda":
+        facts = probe(video)
+        yield facts, build_timeline(facts, Fraction(10)), {}
+        return
+    with (
+        IsolatedVideo(video, Fraction(10), DecoderLimits()) as reader,
+        closing(GpuSessions(device.index or 0)) as sessions,
+    ):
+        time.sleep(_STARTING_SECONDS)
+        yield reader.facts, reader.timeline, {"read_there": reader.segments, "started": sessions}
 
 
 def run_cli(video: Path, *options: str, crop: str = CROP) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import CROP, captioned_video, transcoded_video, write_result
+from benchmarks.common import CROP, captioned_video, opened_video, transcoded_video, write_result
 from caption_extents import CropRegion
 from caption_extents.video.batch import Planes
 from caption_extents.video.crop import resolve_crop
@@ -28,9 +28,11 @@ from caption_extents.video.gpu_sessions import SPARE_SESSIONS
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
+_ALL, _NEEDED = "all packets", "needed packets"
+
 
 def measure(video: Path, region: CropRegion, device: torch.device, sessions: list[int]) -> dict[str, Any]:
-    """Frames a second for each number of sessions."""
+    """Frames a second for each number of sessions, from when the sessions of a GPU have started."""
     started = time.perf_counter()
     facts = probe(video)
     timeline = build_timeline(facts, Fraction(10))
@@ -41,13 +43,14 @@ def measure(video: Path, region: CropRegion, device: torch.device, sessions: lis
     frames = round(seconds * float(facts.average_rate or 0))
     rows = []
     for count in sessions:
-        for name, used in (("all packets", every), ("needed packets", timeline)):
-            with closing(open_decoder(facts, used, crop, device=device, threads=count)) as decoder:
-                start = time.perf_counter()
-                samples = sum(map(len, decoder))
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                took = time.perf_counter() - start
+        for name, used in ((_ALL, every), (_NEEDED, timeline)):
+            with opened_video(video, device) as (_, _, others):
+                if name == _ALL:
+                    others.pop("read_there", None)  # it reads needed packets only
+                with closing(open_decoder(facts, used, crop, device=device, threads=count, **others)) as decoder:
+                    start = time.perf_counter()
+                    samples = sum(map(len, decoder))
+                    took = time.perf_counter() - start
             rows.append({"sessions": count, "packets": name, "seconds": took, "source_fps": frames / took})
             print(
                 f"{count} sessions, {name}: {frames / took:.0f} source fps, {samples / took:.0f} samples/s", flush=True

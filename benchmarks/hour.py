@@ -10,16 +10,14 @@ import argparse
 import itertools
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import add_video_arguments, chosen_video, encoder_count, run_cli, write_result
+from benchmarks.common import add_video_arguments, chosen_video, encoder_count, opened_video, run_cli, write_result
 from caption_extents import CropRegion
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
@@ -32,30 +30,9 @@ from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.decoder import open_decoder
-from caption_extents.video.gpu_sessions import GpuSessions
-from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
-from caption_extents.video.source import VideoFacts, probe
-from caption_extents.video.timeline import Timeline, build_timeline
 
 _KEPT_BATCHES = 30
 """Batches that the stages after decoding are measured with, over and over: enough for all kinds of chunk."""
-
-_STARTING_SECONDS = 5.0
-
-
-@contextmanager
-def _opened(video: Path, device: torch.device) -> Iterator[tuple[VideoFacts, Timeline, dict[str, Any]]]:
-    """A video as a run opens it: on a GPU with a process that reads it and others that decode, which have started."""
-    if device.type != "cuda":
-        facts = probe(video)
-        yield facts, build_timeline(facts, Fraction(10)), {}
-        return
-    with (
-        IsolatedVideo(video, Fraction(10), DecoderLimits()) as reader,
-        closing(GpuSessions(device.index or 0)) as sessions,
-    ):
-        time.sleep(_STARTING_SECONDS)
-        yield reader.facts, reader.timeline, {"read_there": reader.segments, "started": sessions}
 
 
 class _Floors:
@@ -64,7 +41,7 @@ class _Floors:
     def __init__(self, video: Path, region: CropRegion, device: torch.device) -> None:
         self._device = device
         self._batches: list[CropBatch] = []
-        with _opened(video, device) as (facts, timeline, others):
+        with opened_video(video, device) as (facts, timeline, others):
             self.samples = len(timeline)
             decoder = open_decoder(facts, timeline, resolve_crop(region, facts), device=device, **others)
             start = time.perf_counter()
