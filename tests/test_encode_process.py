@@ -61,7 +61,9 @@ def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
 
 def test_processes_are_there_before_the_first_chunk(processes: EncoderProcesses) -> None:
     processes.start(ENCODERS + 1)
-    before = children(os.getpid())
+    deadline = time.monotonic() + 10
+    while len(before := children(os.getpid())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert len(before) == 2
     with ThreadPoolExecutor(ENCODERS + 1) as pool:
         list(pool.map(lambda number: processes.encode(frames_of(9, number * 512), PRESETS["fast"], FORM), range(20)))

@@ -56,6 +56,7 @@ class EncoderProcesses:
         """That the children took to encode."""
         self._idle: queue.SimpleQueue[_Line] = queue.SimpleQueue()
         self._children: list[_Child] = []
+        self._starting: threading.Thread | None = None
         self._lock = threading.Lock()
         self._closed = False
         self._peak_memory_bytes = 0
@@ -69,10 +70,19 @@ class EncoderProcesses:
         self.close()
 
     def start(self, count: int) -> None:
-        """Start children for so many calls at once, before there are any: they take half a second to be ready."""
-        with self._lock:
-            while len(self._children) * ENCODERS < count and not self._closed:
-                self._start_child()
+        """Begin to start children for so many calls at once: they take half a second to be ready."""
+        self._starting = threading.Thread(target=self._start, args=(count,), name="start-encoders", daemon=True)
+        self._starting.start()
+
+    def _start(self, count: int) -> None:
+        for _ in range(-(-count // ENCODERS)):
+            with self._lock:
+                if self._closed:
+                    return
+                if len(self._children) * ENCODERS < count:
+                    # Whoever needs one that could not be started tries again, and is told.
+                    with contextlib.suppress(OSError):
+                        self._start_child()
 
     def end(self) -> None:
         """Have the children end, without waiting for them; calls that are under way fail."""
@@ -85,6 +95,8 @@ class EncoderProcesses:
     def close(self) -> None:
         """End the children."""
         self.end()
+        if self._starting is not None:
+            self._starting.join()
         for child in self._children:
             child.close()
 
@@ -151,6 +163,8 @@ class _Child:
             stdin=subprocess.DEVNULL,
             pass_fds=inherited,
             start_new_session=True,
+            # NumPy's threads for matrices, one for each core, would spin before they find that there are none.
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         for _, there in pairs:
             there.close()

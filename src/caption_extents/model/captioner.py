@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ import torch
 from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import to_input
 from caption_extents.model.replay import Replayed
+from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
 
 Compute = Callable[..., torch.Tensor]
@@ -58,7 +58,7 @@ class CaptionModel:
         self._embed_slice, self._describe_slice, self._label = computed
         self._compare_slice: Compute = partial(_compare, self._network)
         self.reach = self._network.config.reach
-        self._threads = _single_threaded_pool(threads) if on_cpu else None
+        self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
         self._warming: threading.Thread | None = None
         if not on_cpu:
             self._warming = threading.Thread(target=self._warm_up, name="warm-up", daemon=True)
@@ -81,7 +81,9 @@ class CaptionModel:
 
     def _warm_up(self) -> None:
         """Have a GPU's libraries loaded, which takes half a second, while the first samples are decoded."""
-        luma, chroma = torch.zeros((2, 64, 512), dtype=torch.uint8), torch.zeros((2, 32, 256), dtype=torch.uint8)
+        luma, chroma = (
+            torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in ((2, 64, 512), (2, 32, 256))
+        )
         embeddings = self.embed(luma, chroma, chroma)
         self.label(self.describe(*[embeddings[:1], embeddings[1:]] * 2))
 
@@ -160,21 +162,3 @@ def _label(network: CaptionNetwork, descriptions: torch.Tensor) -> torch.Tensor:
 
 def _probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().softmax(dim=-1)
-
-
-def _single_threaded_pool(count: int) -> ThreadPoolExecutor:
-    """Threads in each of which PyTorch computes with that thread alone; other threads keep their setting."""
-    before = torch.get_num_threads()
-    ready = threading.Barrier(count)
-
-    def prepare() -> None:
-        # The first call in a thread takes over the process-wide setting, and would undo an earlier set_num_threads.
-        torch.get_num_threads()
-        torch.set_num_threads(1)
-        ready.wait()
-
-    pool = ThreadPoolExecutor(count, "caption-model")
-    for started in [pool.submit(prepare) for _ in range(count)]:
-        started.result()
-    torch.set_num_threads(before)
-    return pool

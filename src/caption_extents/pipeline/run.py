@@ -31,6 +31,7 @@ from caption_extents.memory import peak_memory_bytes
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labels import Label
 from caption_extents.model.opening import open_model
+from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.weights import DEFAULT_WEIGHTS
 from caption_extents.pipeline.activity import RunTimeline
 from caption_extents.pipeline.analysis import Prices, analyse_overlap, cost_of_run, measured_work, offload_metrics
@@ -170,7 +171,7 @@ def _loading_model(job: Job) -> Iterator[Future[PairModel]]:
         device = choose_device(job.device)
         return opened.enter_context(open_model(job.model, job.crop_region, device, job.inference_threads))
 
-    with ExitStack() as opened, ThreadPoolExecutor(1, "load-model") as thread:
+    with ExitStack() as opened, single_threaded_pool(1, "load-model") as thread:
         yield thread.submit(load)
 
 
