@@ -25,7 +25,7 @@ from caption_extents.training.data import Group
 from caption_extents.training.labels import pair_labels
 from caption_extents.training.losses import around_pairs, change_loss, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
-from caption_extents.training.train import train
+from caption_extents.training.train import WEIGHTS_NAME, train
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -112,14 +112,19 @@ def test_labels_of_pairs() -> None:
 
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, steps=2, context_steps=1, clips=1,
-        window=4, samples=6, group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0,
+        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, rounds=1, steps=2, context_steps=1,
+        clips=1, window=4, samples=6, group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0,
         max_seconds=600.0, log_every=1, save_every=1, fresh=False,
     )  # fmt: skip
-    train(arguments)
+    first = train(arguments).read_bytes()
     train(argparse.Namespace(**{**vars(arguments), "context_steps": 3}))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
-    assert load_weights(tmp_path / "caption-network.safetensors")[1] == "tiny"
+    assert len((tmp_path / "round-1" / "log.jsonl").read_text().splitlines()) == 5
+    resumed = tmp_path / "round-1" / WEIGHTS_NAME
+    before = resumed.stat().st_mtime_ns
+    weights = train(argparse.Namespace(**{**vars(arguments), "context_steps": 3, "rounds": 2}))
+    assert resumed.stat().st_mtime_ns == before
+    assert len({first, resumed.read_bytes(), weights.read_bytes()}) == 3
+    assert load_weights(weights)[1] == "tiny"
 
 
 def test_samples_around_each_pair() -> None:

@@ -1,8 +1,8 @@
 """Training of the caption network on rendered clips: ``python -m caption_extents.training.train --out weights``.
 
-First the whole network learns from windows of clips, then the context head alone from whole clips, with what the
-averaged rest of the network says of them. Everything that is random comes from the seed and the step, so a run can be
-repeated, and resumed from its checkpoint.
+In each round the whole network learns from windows of clips first, then the context head alone from whole clips, with
+what the averaged rest of the network says of them. Everything that is random comes from the seed and the step, so a run
+can be repeated, and resumed from its checkpoint.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -30,6 +31,10 @@ from caption_extents.model.weights import save_weights
 from caption_extents.training.data import ClipPool, Group, load_groups
 from caption_extents.training.losses import Losses, context_losses, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
+
+WEIGHTS_NAME = "caption-network.safetensors"
+
+_SEEDS_BETWEEN_ROUNDS = 1000
 
 _CONTEXT_TIME = 0.15
 """Share of the time that the second part gets, where time is what limits the training."""
@@ -182,21 +187,37 @@ class _Log:
         self._sums, self._count, self._since, self._waited = {}, 0, now, 0.0
 
 
-def train(arguments: argparse.Namespace) -> CaptionNetwork:
-    """Run the training that the arguments describe; returns the averaged network."""
-    out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(arguments.device)
+def train(arguments: argparse.Namespace) -> Path:
+    """Run the training that the arguments describe; returns the file of the weights.
+
+    Each round begins with the weights of the round before, at half its rate and with clips of its own (warm restarts,
+    Loshchilov and Hutter, 2016). What a run before this one has done, in the same folder, is not done again.
+    """
+    out, device = Path(arguments.out), torch.device(arguments.device)
     # A dozen input shapes come again and again.
     torch.backends.cudnn.benchmark = True
-    with own_stream(device):
-        return _train(arguments, out, device)
+    weights: Path | None = arguments.init
+    for number in range(arguments.rounds):
+        folder = out / f"round-{number + 1}"
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {
+            "init": weights,
+            "rate": arguments.rate / 2**number,
+            "seed": arguments.seed + _SEEDS_BETWEEN_ROUNDS * number,
+        }
+        with own_stream(device):
+            _train_round(argparse.Namespace(**{**vars(arguments), **own}), folder, device)
+        weights = folder / WEIGHTS_NAME
+    shutil.copyfile(cast(Path, weights), out / WEIGHTS_NAME)
+    return out / WEIGHTS_NAME
 
 
-def _train(arguments: argparse.Namespace, out: Path, device: torch.device) -> CaptionNetwork:
+def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device) -> None:
     state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
+        if _over(state, arguments)[1] >= 1:
+            return
     elif arguments.init is not None:
         state.start_from(arguments.init)
     groups = load_groups(
@@ -217,8 +238,7 @@ def _train(arguments: argparse.Namespace, out: Path, device: torch.device) -> Ca
             log.add(state, found, samples, last=last)
             if (state.step + state.context_step) % arguments.save_every == 0 or last:
                 state.save(checkpoint)
-                save_weights(state.average, out / "caption-network.safetensors", name=arguments.name)
-    return state.average
+                save_weights(state.average, out / WEIGHTS_NAME, name=arguments.name)
 
 
 def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
@@ -307,20 +327,21 @@ def main() -> None:
     parser.add_argument("--name", default="caption-network", help="model version written into the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
-    parser.add_argument("--steps", type=int, default=24_000, help="of the first part")
-    parser.add_argument("--context-steps", type=int, default=2_500, help="of the second part")
+    parser.add_argument("--rounds", type=int, default=2, help="trainings, each from the weights of the one before")
+    parser.add_argument("--steps", type=int, default=24_000, help="of a round's first part")
+    parser.add_argument("--context-steps", type=int, default=2_500, help="of a round's second part")
     parser.add_argument("--clips", type=int, default=16, help="windows in a batch of the first part")
     parser.add_argument("--window", type=int, default=24, help="samples in a window")
     parser.add_argument("--samples", type=int, default=48, help="samples in a clip")
     parser.add_argument("--group-clips", type=int, default=4, help="clips that a process renders at a time")
     parser.add_argument("--reuse", type=int, default=0, help="steps for each group of clips; 0 for groups as they come")
     parser.add_argument("--pool", type=int, default=600, help="clips of each input shape kept on the device")
-    parser.add_argument("--warm-groups", type=int, default=64, help="groups rendered before the first step")
+    parser.add_argument("--warm-groups", type=int, default=150, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that render")
     parser.add_argument(
-        "--max-seconds", type=float, default=math.inf, help="what the steps may take; the learning rate falls in time"
+        "--max-seconds", type=float, default=math.inf, help="what a round may take; the learning rate falls in time"
     )
     parser.add_argument("--init", type=Path, help="weights to start from, as far as they fit")
     parser.add_argument("--log-every", type=int, default=200)
