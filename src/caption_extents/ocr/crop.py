@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from caption_extents.errors import InputError, VideoError
+from caption_extents.errors import VideoError
+from caption_extents.ocr.engine import rapid_engine
 from caption_extents.region import CropRegion
 from caption_extents.video.glimpses import pick_times, pictures_at
 from caption_extents.video.source import probe
@@ -20,6 +19,9 @@ from caption_extents.video.timeline import build_timeline
 
 FRAMES = 40
 """Pictures looked at: a caption that is on screen a third of the time is in a dozen of them."""
+
+_LONGEST_SIDE_PX = 960
+"""Of a picture in which text is looked for; captions are a thirtieth of its height or more."""
 
 _BAND_HEIGHT = 0.16
 """Height of the tallest band, as a share of the picture: two lines, or three small ones."""
@@ -75,15 +77,10 @@ def rapid_detector() -> Detector:
     Raises:
         InputError: rapidocr is not installed.
     """
-    if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
-        raise InputError(
-            "suggesting a crop needs the extra 'ocr': pip install 'caption-extents[ocr]'; or give the crop"
-        )
-    from rapidocr import RapidOCR
-
-    engine = RapidOCR(params={"Global.log_level": "error"})
-    # It warns of every picture without text.
-    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+    engine = rapid_engine(
+        _LONGEST_SIDE_PX,
+        "suggesting a crop needs the extra 'ocr': pip install 'caption-extents[ocr]'; or give the crop",
+    )
 
     def detect(picture: np.ndarray) -> list[tuple[float, float, float, float]]:
         result: Any = engine(np.ascontiguousarray(picture[..., ::-1]), use_det=True, use_cls=False, use_rec=False)

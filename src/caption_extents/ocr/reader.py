@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from caption_extents.errors import InputError
+from caption_extents.ocr.engine import rapid_engine
 
 _BORDER_PX = 24
 """Added around a picture: detectors miss text that touches the edge."""
+
+_LONGEST_SIDE_PX = 1280
+"""Of a picture whose text is read."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +33,16 @@ class TextReader(Protocol):
 
 
 class RapidReader:
-    """PP-OCR through rapidocr and onnxruntime; its models come with the package, nothing is downloaded.
+    """PP-OCR; see :func:`~caption_extents.ocr.engine.rapid_engine`.
 
     Raises:
         InputError: rapidocr is not installed.
     """
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
-            raise InputError("reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'")
-        from rapidocr import RapidOCR
-
-        # Captions stand upright: no classifier of rotation.
-        self._engine = RapidOCR(params={"Global.use_cls": False, "Global.log_level": "error"})
-        # It warns of every picture without text.
-        logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+        self._engine = rapid_engine(
+            _LONGEST_SIDE_PX, "reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'"
+        )
 
     def read(self, picture: np.ndarray) -> ReadText | None:
         """See the protocol."""
