@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from caption_extents.errors import ModelError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
 from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, to_input
+from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, save_weights
 
 SMALL = NetworkConfig(8, 8, 16, 1, 8, 16)
@@ -118,6 +120,26 @@ def test_results_do_not_depend_on_threads() -> None:
     for embeddings, probabilities in results[1:]:
         assert embeddings.equal(results[0][0])
         assert probabilities.equal(results[0][1])
+
+
+def test_threads_that_compute_alone_leave_others_as_they_were() -> None:
+    """Also where a pool is made in a thread of another, as when a job loads its model."""
+
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with single_threaded_pool(2, "outer") as outer:
+            assert outer.submit(torch.get_num_threads).result() == 1
+            with outer.submit(single_threaded_pool, 2, "inner").result() as inner:
+                assert inner.submit(torch.get_num_threads).result() == 1
+            assert outer.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == of_a_new_thread() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_directions_are_what_they_say() -> None:

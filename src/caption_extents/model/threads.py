@@ -11,20 +11,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+_SETTING = threading.Lock()
+"""Held while the process-wide setting is not what it was."""
+
 
 def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads whose operations stay in them; other threads keep their setting."""
-    before = torch.get_num_threads()
+    """Threads whose operations stay in them; other threads keep their setting, and new ones get the process's."""
     ready = threading.Barrier(count)
 
-    def prepare() -> None:
+    def prepare() -> int:
         # The first call in a thread takes over the process-wide setting, and would undo an earlier set_num_threads.
-        torch.get_num_threads()
-        torch.set_num_threads(1)
+        process_wide = torch.get_num_threads()
         ready.wait()
+        torch.set_num_threads(1)
+        return process_wide
 
     pool = ThreadPoolExecutor(count, name)
-    for started in [pool.submit(prepare) for _ in range(count)]:
-        started.result()
-    torch.set_num_threads(before)
+    with _SETTING:
+        process_wide, *_ = [started.result() for started in [pool.submit(prepare) for _ in range(count)]]
+        # To set it for a thread sets it for the process. In a thread of its own: this one may compute alone itself.
+        with ThreadPoolExecutor(1) as other:
+            other.submit(torch.set_num_threads, process_wide).result()
     return pool
