@@ -1,12 +1,21 @@
-"""What processes that share memory and sockets need on both sides."""
+"""What this package's processes need that work beside each other."""
 
 from __future__ import annotations
 
 import mmap
+import os
 import socket
 from collections.abc import Iterable
 
 import numpy as np
+
+
+def child_environment() -> dict[str, str]:
+    """The environment for a child that multiplies no matrices.
+
+    NumPy's threads for that, one for each core, would spin before they find that there are none.
+    """
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def receive(end: socket.socket, size: int) -> bytearray:

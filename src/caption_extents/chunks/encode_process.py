@@ -31,7 +31,7 @@ from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chun
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
-from caption_extents.interprocess import arrays_in, mapped, receive
+from caption_extents.interprocess import arrays_in, child_environment, mapped, receive
 from caption_extents.memory import own_peak_memory_of
 
 _MODULE = "caption_extents.chunks.encode_process"
@@ -77,12 +77,11 @@ class EncoderProcesses:
     def _start(self, count: int) -> None:
         for _ in range(-(-count // ENCODERS)):
             with self._lock:
-                if self._closed:
+                if self._closed or len(self._children) * ENCODERS >= count:
                     return
-                if len(self._children) * ENCODERS < count:
-                    # Whoever needs one that could not be started tries again, and is told.
-                    with contextlib.suppress(OSError):
-                        self._start_child()
+                # Whoever needs one that could not be started tries again, and is told.
+                with contextlib.suppress(OSError):
+                    self._start_child()
 
     def end(self) -> None:
         """Have the children end, without waiting for them; calls that are under way fail."""
@@ -163,8 +162,7 @@ class _Child:
             stdin=subprocess.DEVNULL,
             pass_fds=inherited,
             start_new_session=True,
-            # NumPy's threads for matrices, one for each core, would spin before they find that there are none.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=child_environment(),
         )
         for _, there in pairs:
             there.close()

@@ -32,7 +32,6 @@ class Average:
     """
 
     def __init__(self, network: nn.Module, into: nn.Module) -> None:
-        self.network = into
         pairs = zip(into.state_dict().values(), network.state_dict().values(), strict=True)
         self._kept, self._new = map(list, zip(*[pair for pair in pairs if pair[0].is_floating_point()], strict=True))
         self._decay = torch.zeros((), device=self._kept[0].device)

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -164,10 +164,8 @@ class _Log:
 
     def add(self, state: _State, found: Losses, samples: int, *, last: bool) -> None:
         # Sums stay on the device: reading a loss at every step would make the device wait for this thread.
-        for name in ("context", "pair", "mask", "change", "accuracy"):
-            self._sums[name] = (
-                self._sums.get(name, torch.zeros(())).to(found.context.device) + getattr(found, name).detach()
-            )
+        for name in (field.name for field in fields(Losses)):
+            self._sums[name] = self._sums.get(name, torch.zeros(())).to(found.context.device) + getattr(found, name)
         self._count += 1
         if (state.step + state.context_step) % self._every and not last:
             return

@@ -27,6 +27,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
+from caption_extents.interprocess import child_environment
 from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.orientation import Orientation
@@ -75,10 +76,9 @@ class IsolatedVideo:
         self._indexed = False
         self._index_error: BaseException | None = None
         self._measured = (0, 0.0)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # What goes wrong in the child comes as a message; what its libraries print is lost.
         self._child = subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment()
         )
         with suppress(OSError):  # refused where the system keeps pipes short
             fcntl.fcntl(cast(IO[bytes], self._child.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)

@@ -28,7 +28,7 @@ from typing import Any, cast
 import numpy as np
 
 from caption_extents.errors import DecodeError, VideoError
-from caption_extents.interprocess import arrays_in, mapped, receive
+from caption_extents.interprocess import arrays_in, child_environment, mapped, receive
 from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.isolated import facts_from_json, facts_to_json
@@ -104,10 +104,9 @@ class SessionProcess:
         self._shared = os.memfd_create("caption-extents-crops")
         inherited = [self._shared, *(end.fileno() for end in there)]
         command = [sys.executable, "-m", "caption_extents.video.session_process", *map(str, inherited)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         # In a session of its own: Ctrl-C is for the parent, and the child ends with its pipe.
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, pass_fds=inherited, start_new_session=True, env=environment
+            command, stdin=subprocess.PIPE, pass_fds=inherited, start_new_session=True, env=child_environment()
         )
         for end in there:
             end.close()
