@@ -50,8 +50,8 @@ def chosen_video(arguments: argparse.Namespace) -> tuple[Path, str]:
 
 
 def encoder_count() -> int:
-    """A quarter more than there are cores: while one waits for its next chunk, another has the core."""
-    return len(os.sched_getaffinity(0)) * 5 // 4
+    """As many as there are cores."""
+    return len(os.sched_getaffinity(0))
 
 
 def captioned_video(minutes: float, *, height: int = 720, seed: int = 1) -> Path:

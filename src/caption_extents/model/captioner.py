@@ -20,6 +20,7 @@ from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import to_input
 from caption_extents.model.replay import Replayed
 from caption_extents.model.threads import single_threaded_pool
+from caption_extents.model.waiting import to_cpu
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
 
 Compute = Callable[..., torch.Tensor]
@@ -50,6 +51,10 @@ class CaptionModel:
         self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
+        if not on_cpu:
+            # It takes half the time, which decoding has the GPU for; labels stay the same (docs/gpu.md).
+            network.encoder.half()
+            network.head.half()
         self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
         # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
         computed: list[Compute] = [partial(function, self._network) for function in (_embed, _describe, _label)]
@@ -96,7 +101,7 @@ class CaptionModel:
             v: chroma, uint8 (N, H/2, W/2).
 
         Returns:
-            float32 (N, C, h, w) on the model's device.
+            (N, C, h, w) on the model's device; float32 on a CPU, float16 on a GPU.
         """
         planes = [plane.to(self.device) for plane in (y, u, v)]
         return self._for_each_slice(self._embed_slice, planes)
@@ -107,7 +112,7 @@ class CaptionModel:
         Returns:
             float32 (N, 2, 5) on the CPU: forward (earlier, later) and backward (later, earlier).
         """
-        return self._for_each_slice(self._compare_slice, [earlier, later]).cpu()
+        return to_cpu(self._for_each_slice(self._compare_slice, [earlier, later]))
 
     def describe(
         self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
@@ -131,7 +136,7 @@ class CaptionModel:
         """
         compute = torch.inference_mode()(self._label)
         found = self._threads.submit(compute, descriptions).result() if self._threads else compute(descriptions)
-        return found.cpu()
+        return to_cpu(found)
 
     def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
         @torch.inference_mode()
@@ -144,7 +149,7 @@ class CaptionModel:
 
 
 def _embed(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    embeddings: torch.Tensor = network.encoder(to_input(y, u, v))
+    embeddings: torch.Tensor = network.encoder(to_input(y, u, v).to(network.encoder.mask.weight.dtype))
     return embeddings
 
 

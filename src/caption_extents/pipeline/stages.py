@@ -17,6 +17,7 @@ from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
 from caption_extents.model.interface import ContextModel, PairModel
 from caption_extents.model.labels import Label
+from caption_extents.model.waiting import finish
 from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.pipeline.offload import CONTENT_WEBM, Offload, chunk_record
@@ -132,7 +133,7 @@ class Inference:
             self._begun = True
             if embeddings.is_cuda:
                 # The copy of the batch was queued before: it has come when this stream is done.
-                torch.cuda.current_stream(embeddings.device).synchronize()
+                finish(embeddings.device)
         return host
 
 

@@ -2,7 +2,9 @@
 
 Frames never leave the GPU: the crop is copied out of a frame before the frame returns to the decoder's pool. All is
 queued on the device's default stream, the one on which FFmpeg maps decoded frames, so that a crop is taken after its
-frame is decoded and before the frame's memory is used again, without waiting for either. Nothing here needs PyTorch.
+frame is decoded and before the frame's memory is used again, without waiting for either. So frames are taken as the
+decoder has them; FFmpeg would copy each whole frame first, for those who use it on other streams. Nothing here needs
+PyTorch.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from caption_extents.video.source import VideoFacts, open_video
 
 _DECODERS = {"libdav1d": "av1"}
 """FFmpeg's own decoder, which drives NVDEC, where the usual one is another library."""
+
+_HELD_FRAMES = 4
+"""That a session keeps while its decoder goes on: those that have just come out, what is shown, and the latest."""
 
 
 def warm_up(ordinal: int) -> None:
@@ -62,6 +67,8 @@ class NvdecEngine:
         )
         name = _DECODERS.get(self._facts.codec, self._facts.codec)
         context = cast(VideoCodecContext, av.CodecContext.create(name, "r", hwaccel=accelerator))
+        context.options = {"hwaccel_flags": "unsafe_output", "extra_hw_frames": str(_HELD_FRAMES)}
+        context.thread_count = 1  # others would have nothing to do
         with open_video(self._facts.path) as (_, stream):
             context.extradata = stream.codec_context.extradata
         return context
