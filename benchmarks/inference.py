@@ -61,7 +61,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch", type=int, default=128, help="samples in a batch on a GPU; 32 on a CPU")
-    parser.add_argument("--precision", choices=("tf32", "fp32"), default="fp32", help="of a GPU's matrix products")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
@@ -80,11 +79,10 @@ def main() -> None:
         f"cpu, {cores} threads: {cpu['samples_per_second']:.0f} samples/s, {cpu['cpu_ms_per_sample']:.2f} ms CPU each"
     )
     if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = arguments.precision == "tf32"
         batches = read_batches(video, region, arguments.batch)
         with CaptionModel(device=device) as model:
             found, gpu = infer(model, batches, arguments.repeats)
-        gpu |= {"batch": arguments.batch, "precision": arguments.precision}
+        gpu |= {"batch": arguments.batch}
         same = float((found.argmax(-1) == reference.argmax(-1)).mean())
         result |= {"gpu": gpu, "same_labels": same, "largest_difference": float(np.abs(found - reference).max())}
         print(f"{device}: {gpu['samples_per_second']:.0f} samples/s; {same:.5f} of all labels as on the CPU")
