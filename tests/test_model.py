@@ -190,3 +190,15 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, path, metadata={"kind": "caption-network", "config": "{}"})
     with pytest.raises(ModelError, match="do not fit"):
         load_weights(path)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_each_gpu_records_for_itself() -> None:
+    crops = planes(8)
+    found = []
+    for device in ("cuda:0", "cuda:1"):
+        with CaptionModel(device=device) as model:
+            # The first time it is computed, the second time recorded, the third time replayed.
+            found += [model.embed(*crops).cpu() for _ in range(3)]
+    for embeddings in found[1:]:
+        torch.testing.assert_close(embeddings, found[0], rtol=1e-2, atol=1e-2)

@@ -47,8 +47,11 @@ class _Recording:
         self.shapes = tuple(argument.shape for argument in arguments)
         self._arguments = [argument.clone(memory_format=torch.contiguous_format) for argument in arguments]
         self._graph = torch.cuda.CUDAGraph()
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        device = self._arguments[0].device
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream(device)
         stream.wait_stream(current)
+        # The stream's device becomes the current one of this thread: of several GPUs, others are not recorded.
         with torch.cuda.stream(stream):
             # Decoder sessions go on calling CUDA from threads of their own meanwhile.
             self._graph.capture_begin(capture_error_mode="thread_local")
