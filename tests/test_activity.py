@@ -66,8 +66,9 @@ def test_the_trace_of_a_run(tmp_path: Path) -> None:
         "inference",
         "encoding",
         "upload",
-        "queue behind extraction",
-        "queue behind encoding",
+        "queue before inference",
+        "queue before encoding",
+        "queue before upload",
     } <= names
     stages = json.loads(result.stdout)["metrics"]["stages"]
     for name, stage in stages.items():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import caption_extents
 from caption_extents import CropInferResult, CropRegion, InputError, ProcessingError
@@ -163,9 +165,28 @@ def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.Monke
         metrics.stages[n] for n in ("extraction", "inference", "encoding", "upload")
     )
     assert extraction.wait_room_seconds > 0.3
-    assert inference.wait_room_seconds > 0.3
+    assert inference.wait_room_seconds == 0
+    assert inference.wait_input_seconds > 0.3
     assert encoding.wait_room_seconds < 0.3
     assert upload.wait_input_seconds > 1
+
+
+def test_encoders_do_not_wait_for_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = make_video(Recipe("many", pts=tuple(range(200))), tmp_path)
+    encoded, quick = threading.Event(), stages.encode_chunk
+
+    def encode(*arguments: Any) -> Any:
+        encoded.set()
+        return quick(*arguments)
+
+    class Waiting(QuickModel):
+        def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            assert encoded.wait(30)
+            return super().embed(y, u, v)
+
+    monkeypatch.setattr(stages, "encode_chunk", encode)
+    result = run(video, tmp_path / "store", CropRegion(0, 0, 1, 1), frame_rate=30.0, queue_size=1, model=Waiting())
+    assert result.frame_count == 200
 
 
 def test_progress_reaches_the_end(captioned_video: Path, tmp_path: Path) -> None:

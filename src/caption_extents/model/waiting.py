@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 
-def finish(device: torch.device) -> None:
+def _finish(device: torch.device) -> None:
     """Return when everything is done that was queued on a GPU's current stream."""
     done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     done.record(torch.cuda.current_stream(device))
@@ -18,5 +18,5 @@ def finish(device: torch.device) -> None:
 def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor in the host's memory, when it has been computed."""
     if tensor.is_cuda:
-        finish(tensor.device)
+        _finish(tensor.device)
     return tensor.cpu()

@@ -63,7 +63,7 @@ class RunTimeline:
     Attributes:
         bucket_seconds: length of a bucket; the first begins with the run.
         busy: for each stage, how many of its workers were at work, on average, in each bucket.
-        queued: for each queue, named after what fills it, how many items it held.
+        queued: how many items the queue before a stage held.
         gpu: what its driver says of the GPU, by name: shares in 0..1, bytes, bytes a second; empty without one.
     """
 

@@ -2,16 +2,22 @@
 
 The engine is SPDL's: a thread for the source, a pool for the other stages, queues that block when full, and a stop of
 everything at the first failure. What this module adds is the wiring and the measuring of waits.
+
+A batch goes two ways, to inference and to the encoders, and neither waits for the other: while a GPU's libraries are
+loaded for the first batch, the samples that have come are encoded already.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from spdl.pipeline import AsyncQueue, Pipeline, PipelineBuilder, PipelineFailure, StageInfo
@@ -26,6 +32,9 @@ from caption_extents.video.batch import CropBatch
 
 _STOP_TIMEOUT_SECONDS = 60.0
 
+_BATCHES_BEHIND = 4
+"""Batches that wait for inference, for each item that waits between other stages: as many as come in half a second."""
+
 # The engine logs a traceback for every stage that a failure stops; here the failure itself is raised, once.
 logging.getLogger("spdl.pipeline").setLevel(logging.CRITICAL)
 
@@ -37,8 +46,8 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
         Exception: what the failing stage raised; every other stage has stopped by then.
     """
     output = _offloading_steps(stages, stages.offload) if stages.offload else _local_steps(stages)
-    with ExitStack() as executors:
-        pipeline = _build(stages, output, executors)
+    with ExitStack() as executors, Beside(stages) as inference:
+        pipeline = _build(stages, inference, output, executors)
         try:
             with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
                 try:
@@ -104,15 +113,17 @@ def _or_stop(function: Callable[[Any], Any], stop: Callable[[], None]) -> Callab
     return guarded
 
 
-def _source(stages: Stages, stop: Callable[[], None]) -> Iterator[CropBatch]:
+def _source(stages: Stages, inference: Beside, stop: Callable[[], None]) -> Iterator[CropBatch]:
     try:
-        yield from stages.extraction
+        for batch in stages.extraction:
+            inference.put(batch)
+            yield batch
     except Exception:
         stop()
         raise
 
 
-def _build(stages: Stages, output: _Output, executors: ExitStack) -> Pipeline[list[ChunkRecord]]:
+def _build(stages: Stages, inference: Beside, output: _Output, executors: ExitStack) -> Pipeline[list[ChunkRecord]]:
 
     def threads(name: str, count: int) -> ThreadPoolExecutor:
         # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
@@ -120,8 +131,7 @@ def _build(stages: Stages, output: _Output, executors: ExitStack) -> Pipeline[li
 
     builder = (
         PipelineBuilder[CropBatch, list[ChunkRecord]]()
-        .add_source(_source(stages, output.stop))
-        .pipe(_or_stop(stages.inference.infer, output.stop), executor=threads("infer", 1), name="infer")
+        .add_source(_source(stages, inference, output.stop))
         .pipe(_or_stop(output.gather.assemble, output.stop), executor=threads("gather", 1), name="gather")
         .disaggregate()
     )
@@ -143,31 +153,22 @@ def _timed_queues(stages: Stages, steps: tuple[_Step, _Step]) -> type[AsyncQueue
     """
     clocks, (first, second) = stages.clocks, steps
     ends: dict[str, tuple[StageClock | None, StageClock | None]] = {
-        "src": (clocks[EXTRACTION], clocks[INFERENCE]),
-        "infer": (clocks[INFERENCE], None),
+        "src": (clocks[EXTRACTION], None),
         "disaggregate": (None, first.clock),
         first.name: (first.clock, second.clock),
         second.name: (second.clock, None),
     }
-
-    held = {name: Activity(stages.clocks[EXTRACTION].activity.origin) for name in _HELD if name in ends}
-    stages.queued.update({_HELD[name]: activity for name, activity in held.items()})
+    held = {"disaggregate": _occupancy(stages, first.clock), first.name: _occupancy(stages, second.clock)}
 
     class TimedQueue(AsyncQueue):
-        _size = 0
-
         def __init__(self, info: StageInfo, *, buffer_size: int = 1) -> None:
             super().__init__(info, buffer_size=max(1, stages.workers.queue_size) if buffer_size > 0 else 0)
             self._producer, self._consumer = ends.get(info.stage_name, (None, None))
             self._held = held.get(info.stage_name)
-            self._since = time.perf_counter()
 
         def _note(self) -> None:
-            """Count what was held since it last changed."""
-            now = time.perf_counter()
             if self._held is not None:
-                self._held.add(self._since, now, self._size)
-            self._since, self._size = now, self.qsize()
+                self._held.changed(self.qsize())
 
         async def put(self, item: Any) -> None:
             start = time.perf_counter()
@@ -187,8 +188,82 @@ def _timed_queues(stages: Stages, steps: tuple[_Step, _Step]) -> type[AsyncQueue
     return TimedQueue
 
 
-_HELD = {"src": EXTRACTION, "disaggregate": INFERENCE, "encode": ENCODING, "send": UPLOAD}
-"""Queues whose occupancy is kept, and the stage that fills them."""
+class _Occupancy:
+    """What a queue holds over time."""
+
+    def __init__(self, activity: Activity) -> None:
+        self._activity, self._lock = activity, threading.Lock()
+        self._since, self._size = time.perf_counter(), 0
+
+    def changed(self, size: int) -> None:
+        """Count what was held until now; from now on it is this many."""
+        with self._lock:
+            now = time.perf_counter()
+            self._activity.add(self._since, now, self._size)
+            self._since, self._size = now, size
+
+
+def _occupancy(stages: Stages, clock: StageClock) -> _Occupancy:
+    """Of the queue before a stage."""
+    activity = stages.queued[clock.name] = Activity(clock.activity.origin)
+    return _Occupancy(activity)
+
+
+class Beside:
+    """Inference, in a thread of its own, some batches behind the other stages at most.
+
+    A context manager: it is left when all batches are done, or at once where there was an error.
+    """
+
+    def __init__(self, stages: Stages) -> None:
+        self._infer, self._clock = stages.inference.infer, stages.clocks[INFERENCE]
+        self._extraction = stages.clocks[EXTRACTION]
+        self._batches: queue.Queue[CropBatch | None] = queue.Queue(_BATCHES_BEHIND * max(1, stages.workers.queue_size))
+        self._held = _occupancy(stages, self._clock)
+        self._error: BaseException | None = None
+        self._is_given_up = False
+        self._thread = threading.Thread(target=self._run, name="infer", daemon=True)
+
+    def __enter__(self) -> Beside:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._is_given_up = error is not None
+        self._batches.put(None)
+        self._thread.join()
+        if error is None and self._error is not None:
+            raise self._error
+
+    def put(self, batch: CropBatch) -> None:
+        """Have a batch's pairs labelled; waits while too many batches do.
+
+        Raises:
+            Exception: what labelling an earlier batch has raised.
+        """
+        start = time.perf_counter()
+        self._batches.put(batch)
+        self._held.changed(self._batches.qsize())
+        self._extraction.waited(for_room=time.perf_counter() - start)
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        while True:
+            start = time.perf_counter()
+            batch = self._batches.get()
+            self._held.changed(self._batches.qsize())
+            self._clock.waited(for_input=time.perf_counter() - start)
+            if batch is None:
+                return
+            # After a failure batches are taken and dropped, so that nobody waits for room.
+            if self._error is None and not self._is_given_up:
+                try:
+                    self._infer(batch)
+                except BaseException as error:
+                    self._error = error
 
 
 def _cause(failure: BaseException) -> BaseException:

@@ -17,7 +17,6 @@ from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
 from caption_extents.model.interface import ContextModel, PairModel
 from caption_extents.model.labels import Label
-from caption_extents.model.waiting import finish
 from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.pipeline.offload import CONTENT_WEBM, Offload, chunk_record
@@ -115,14 +114,13 @@ class Inference:
         self.probabilities = np.full((sample_count - 1, 2, len(Label)), np.nan, np.float32)
         """Forward and backward probabilities of every pair; NaN where none was looked at yet."""
 
-    def infer(self, batch: CropBatch) -> CropBatch:
-        """Take the pairs that end in this batch, and give the batch on, in host memory.
+    def infer(self, batch: CropBatch) -> None:
+        """Label the pairs that end in this batch.
 
         The probabilities of some pairs come with a later batch, when the pairs after them are known.
         """
         pairs = len(batch) - (not self._begun)
         with self._clock.busy(samples=len(batch), items=pairs):
-            host = batch.to_host()
             embeddings = self._model.embed(*batch.planes)
             for first, probabilities in self._label.add(embeddings):
                 found = probabilities.numpy()
@@ -131,10 +129,6 @@ class Inference:
                 if first + len(found) == len(self.probabilities):
                     self._on_end(self.probabilities)
             self._begun = True
-            if embeddings.is_cuda:
-                # The copy of the batch was queued before: it has come when this stream is done.
-                finish(embeddings.device)
-        return host
 
 
 class _OnItsOwn:
@@ -293,4 +287,4 @@ class Stages:
     clocks: dict[str, StageClock]
     offload: Offload | None = None
     queued: dict[str, Activity] = field(default_factory=dict)
-    """What queues between stages held; empty where there are none."""
+    """What the queue before a stage held; empty where there are none."""

@@ -17,7 +17,7 @@ def chrome_trace(timeline: RunTimeline) -> dict[str, object]:
     """
     counters = chain(
         ((name, "busy workers", values) for name, values in timeline.busy.items()),
-        ((f"queue behind {name}", "items", values) for name, values in timeline.queued.items()),
+        ((f"queue before {name}", "items", values) for name, values in timeline.queued.items()),
         ((f"GPU {name}", "value", values) for name, values in timeline.gpu.items()),
     )
     events = [

@@ -287,7 +287,7 @@ function renderPipeline({ total_seconds, overlap, stages, timeline, implementati
     byId("stages").append(element("div", { textContent: `${name}, ${stages[name].busy_seconds.toFixed(1)} s busy` }),
       strip(full(values), stages[name].workers, "busy"));
     const held = timeline.queued[name];
-    if (held) byId("stages").append(element("div", { className: "soft", textContent: `queue behind ${name}` }),
+    if (held) byId("stages").append(element("div", { className: "soft", textContent: `queue before ${name}` }),
       strip(full(held), Math.max(1, ...held), "queue"));
   }
 }

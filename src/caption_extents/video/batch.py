@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, repr=False)
 class CropBatch:
-    """Consecutive cropped samples in 8-bit 4:2:0, on the device that decoded them.
+    """Consecutive cropped samples in 8-bit 4:2:0. Decoders give them in the host's memory.
 
     Attributes:
         first_sample: number of the first sample.
@@ -41,19 +41,6 @@ class CropBatch:
     def planes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Y, U and V."""
         return self.y, self.u, self.v
-
-    def to_host(self) -> CropBatch:
-        """The same in host memory: itself, or a copy out of a GPU.
-
-        The copy is in pinned memory and queued on the current stream; it may be read once that stream has come to it.
-        """
-        if self.y.device.type == "cpu":
-            return self
-        planes = (
-            torch.empty(plane.shape, dtype=torch.uint8, pin_memory=True).copy_(plane, non_blocking=True)
-            for plane in self.planes
-        )
-        return CropBatch(self.first_sample, *planes)
 
     @property
     def height(self) -> int:
