@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CACHE, write_result
 from caption_extents.captions.extents import DecodingCosts
+from caption_extents.model.weights import write_costs
 from caption_extents.training.evaluate import (
     Examined,
     Report,
@@ -31,8 +33,9 @@ def evaluate(folder: Path, model: Path | None, device: str, tolerance: int) -> t
     """The report of a folder of labelled videos."""
     examined = []
     with open_model(model, device) as opened:
+        costs = DecodingCosts.of(opened)
         for video in find_labelled([folder]):
-            examined.append(examine(video, pair_probabilities(video, opened), tolerance))
+            examined.append(examine(video, pair_probabilities(video, opened), tolerance, costs))
             print(f"{len(examined)}: {video.name}", file=sys.stderr)
     return summarise(examined, tolerance), examined
 
@@ -52,8 +55,13 @@ def main() -> None:
     parser.add_argument("--set", type=Path, default=CACHE / "evaluation", help="the evaluation set's folder")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="other folders, each on its own")
     parser.add_argument("--footage", type=Path, action="append", default=[], help="folder with more held-out films")
-    parser.add_argument("--tune", type=Path, help="a validation set; prints the decoding costs that suit it best")
-    parser.add_argument("--model", type=Path)
+    parser.add_argument(
+        "--tune",
+        type=Path,
+        help="a validation set, made if it is not there; prints the decoding costs that suit it best, and keeps them "
+        "in the file of MODEL",
+    )
+    parser.add_argument("--model", type=Path, help="weights; by default the package's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tolerance", type=int, default=1, help="samples")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
@@ -62,7 +70,10 @@ def main() -> None:
         render(arguments.tune, 11, 36, 9, arguments.footage)
         _, examined = evaluate(arguments.tune, arguments.model, arguments.device, arguments.tolerance)
         costs, f1 = tune_costs(examined, arguments.tolerance)
-        print(f"best on {arguments.tune}: {costs} with F1 {f1:.4f}; in use: {DecodingCosts()}")
+        print(f"best on {arguments.tune}: {costs} with F1 {f1:.4f}; in use: {examined[0].costs}")
+        if arguments.model is not None:
+            write_costs(arguments.model, asdict(costs))
+            print(f"kept in {arguments.model}")
         return
     render(arguments.set, 2, 72, 18, arguments.footage)
     result: dict[str, Any] = {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
 from caption_extents.captions.extents import DecodingCosts, find_captions, pair_evidence
 from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
+from caption_extents.errors import ModelError
 from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER, Label
 
 SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
@@ -149,3 +151,11 @@ def test_subtitles() -> None:
     assert "00:00:01,000 --> 00:00:02,500" in srt
     assert "01:01:01,200" in srt
     assert "two\nlines" in srt
+
+
+def test_costs_of_a_model_that_names_others() -> None:
+    class Model:
+        costs: ClassVar = {"differnt": 1.0}
+
+    with pytest.raises(ModelError, match="differnt"):
+        DecodingCosts.of(Model())

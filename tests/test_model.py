@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from caption_extents.captions.extents import DecodingCosts
 from caption_extents.errors import ModelError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
 from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, to_input
 from caption_extents.model.threads import single_threaded_pool
-from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, save_weights
+from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs, save_weights, write_costs
 
 SMALL = NetworkConfig(8, 8, 16, 1, 8, 16)
 
@@ -166,6 +167,27 @@ def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     assert name == "mine"
     pictures = torch.randn(2, 3, 32, 64)
     torch.testing.assert_close(loaded(pictures, pictures), network(pictures, pictures), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_bring_their_costs(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(CaptionNetwork(SMALL), path, name="mine")
+    assert read_costs(path) == {}
+    before, _ = load_weights(path)
+    write_costs(path, {"different": 2.5, "hasty": 4})
+    after, name = load_weights(path)
+    assert name == "mine"
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    with CaptionModel(path) as model:
+        assert DecodingCosts.of(model) == DecodingCosts(different=2.5, hasty=4.0)
+    assert DecodingCosts.of(object()) == DecodingCosts()
+
+
+@pytest.mark.parametrize("costs", ['{"different": "much"}', "[1]", '{"different": NaN}', "{"])
+def test_costs_that_are_no_numbers(costs: str, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"costs": costs})
+    with pytest.raises(ModelError, match=r"w\.safetensors"):
+        read_costs(tmp_path / "w.safetensors")
 
 
 class _Bomb:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from caption_extents import CropInferResult, CropRegion, InputError, ProcessingE
 from caption_extents.chunks.plan import chunk_of, plan_chunks
 from caption_extents.chunks.read import decode_chunk
 from caption_extents.errors import DecodeError, EncodeError, UploadError
+from caption_extents.model.weights import DEFAULT_WEIGHTS, write_costs
 from caption_extents.pipeline import stages
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
@@ -187,6 +189,14 @@ def test_encoders_do_not_wait_for_inference(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(stages, "encode_chunk", encode)
     result = run(video, tmp_path / "store", CropRegion(0, 0, 1, 1), frame_rate=30.0, queue_size=1, model=Waiting())
     assert result.frame_count == 200
+
+
+def test_costs_of_the_weights_decide_where_captions_end(captioned_video: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "own.safetensors"
+    shutil.copyfile(DEFAULT_WEIGHTS, weights)
+    write_costs(weights, dict.fromkeys(("different", "appear", "disappear"), 1000.0))
+    assert run(captioned_video, tmp_path / "a", model=weights).caption_count <= 1
+    assert run(captioned_video, tmp_path / "b").caption_count > 1
 
 
 def test_progress_reaches_the_end(captioned_video: Path, tmp_path: Path) -> None:

@@ -393,16 +393,18 @@ def evaluate(
 ) -> None:
     """Say how right the model is on videos with known captions."""
     with _errors_as_exit_codes():
+        from caption_extents.captions.extents import DecodingCosts
         from caption_extents.training import evaluate as evaluation
 
         videos = evaluation.find_labelled(labelled)
         examined = []
         with evaluation.open_model(model, device) as opened:
+            costs = DecodingCosts.of(opened)
             for number, video in enumerate(videos, start=1):
                 if not (as_json or quiet):
                     typer.echo(f"{number} of {len(videos)}: {video.name}", err=True)
                 probabilities = evaluation.pair_probabilities(video, opened)
-                examined.append(evaluation.examine(video, probabilities, tolerance))
+                examined.append(evaluation.examine(video, probabilities, tolerance, costs))
         report = evaluation.summarise(examined, tolerance)
         if worst is not None:
             from caption_extents.training.worst_cases import write_worst_cases

@@ -12,11 +12,12 @@ among its labels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
+from caption_extents.errors import ModelError
 from caption_extents.model.labels import REVERSED_ORDER, Label
 
 
@@ -25,8 +26,9 @@ class DecodingCosts:
     """What a boundary costs, in nats, against the model's evidence for it.
 
     With too low a cost, doubtful pairs split captions; with too high a cost, neighbours merge. The values are among
-    those that suit the package's weights best on a validation set (``python -m benchmarks.accuracy --tune``); training
-    weighs changes three times, and ``different`` gives that back: log 3 is 1.1.
+    those that suit the package's weights best on a validation set (``python -m benchmarks.accuracy --tune``, which
+    keeps what suits other weights in their file); training weighs changes three times, and ``different`` gives that
+    back: log 3 is 1.1.
 
     Attributes:
         different: of a caption that follows another.
@@ -40,6 +42,19 @@ class DecodingCosts:
     disappear: float = 0.5
     hasty: float = 6.0
     presence: float = 0.1
+
+    @classmethod
+    def of(cls, model: object) -> DecodingCosts:
+        """Those that a model has in its attribute ``costs``; the usual ones where it has none.
+
+        Raises:
+            ModelError: it names a cost that there is not.
+        """
+        costs = dict(getattr(model, "costs", {}))
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(costs) - known):
+            raise ModelError(f"the model has decoding costs {unknown}; there are {sorted(known)}")
+        return cls(**costs)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from caption_extents.model.preprocess import to_input
 from caption_extents.model.replay import Replayed
 from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.waiting import to_cpu
-from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights
+from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs
 
 Compute = Callable[..., torch.Tensor]
 
@@ -48,6 +48,7 @@ class CaptionModel:
         self.path = weights or DEFAULT_WEIGHTS
         self.device = torch.device(device)
         network, self.version = load_weights(self.path)
+        self.costs = read_costs(self.path)
         self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"

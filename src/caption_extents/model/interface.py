@@ -12,6 +12,10 @@ import torch
 class PairModel(Protocol):
     """Tells how the caption changes between two samples.
 
+    A model may have an attribute ``costs``, numbers by name that take the place of those of
+    :class:`~caption_extents.captions.extents.DecodingCosts`: what a boundary ought to cost depends on what a model was
+    trained on.
+
     A sample is embedded once and compared twice, with the sample before it and the one after it. What an embedding is,
     is the model's own business, as long as embeddings of several samples can be sliced and joined along their first
     axis. :class:`~caption_extents.model.adapter.PairModuleModel` makes one out of any PyTorch module.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from caption_extents.errors import ModelError
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
@@ -16,6 +18,7 @@ DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "caption-network.safetenso
 """The weights that the package carries."""
 
 _NETWORK_KIND = "caption-network"
+_COSTS = "costs"
 
 
 def save_weights(network: CaptionNetwork, path: Path, *, name: str) -> None:
@@ -50,3 +53,31 @@ def load_weights(path: Path = DEFAULT_WEIGHTS) -> tuple[CaptionNetwork, str]:
     fold_batch_norms(network.eval())
     network.requires_grad_(False)
     return network.to(memory_format=torch.channels_last), metadata.get("name", path.stem)  # type: ignore[call-overload]
+
+
+def read_costs(path: Path = DEFAULT_WEIGHTS) -> dict[str, float]:
+    """What boundaries cost where these weights are used, by name; empty where it was not chosen for them.
+
+    Raises:
+        ModelError: the file cannot be read, or its costs are no numbers.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            costs = json.loads((file.metadata() or {}).get(_COSTS, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ModelError(f"cannot read model weights {str(path)!r}: {error}; give a .safetensors file") from error
+    numbers = isinstance(costs, dict) and all(
+        isinstance(cost, (int, float)) and math.isfinite(cost) for cost in costs.values()
+    )
+    if not numbers:
+        raise ModelError(f"weights {str(path)!r} name decoding costs that are no numbers: {costs!r}; choose them anew")
+    return {name: float(cost) for name, cost in costs.items()}
+
+
+def write_costs(path: Path, costs: Mapping[str, float]) -> None:
+    """Keep in a file of weights what boundaries cost where they are used."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    partial = path.with_suffix(".partial")
+    save_file(load_file(path), partial, metadata={**metadata, _COSTS: json.dumps(dict(costs))})
+    partial.replace(path)

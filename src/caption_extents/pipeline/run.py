@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import caption_extents
-from caption_extents.captions.extents import find_captions
+from caption_extents.captions.extents import DecodingCosts, find_captions
 from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
@@ -87,6 +87,7 @@ class _Plan:
     preset: EncoderPreset
     source: SourceRecord
     prices: Prices
+    costs: DecodingCosts
 
     @property
     def facts(self) -> VideoFacts:
@@ -114,7 +115,7 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
     with _encoder_processes(job) as processes, _loading_model(job) as model, _open_video(job, store, started) as opened:
         path, video = opened
         plan = _make_plan(job, path, video, model)
-        found = _Captions(plan.timeline.frame_rate)
+        found = _Captions(plan.timeline.frame_rate, plan.costs)
         with _acquire(job, plan, store, keys) as lease, closing(DatabaseWriter()) as rows, closing(found):
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
@@ -231,13 +232,15 @@ def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]
     preset = find_preset(job.preset)
     if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES:
         raise VideoError(f"{job.video_key!r} keeps no presentation times, so it cannot be refined; remux it to MKV")
+    loaded = model.result()
     return _Plan(
         video=video,
         crop=resolve_crop(job.crop_region, video.facts),
-        model=model.result(),
+        model=loaded,
         preset=preset,
         source=SourceRecord(job.video_key, video.facts.size_bytes, content_fingerprint(path)),
         prices=job.machine_prices,
+        costs=DecodingCosts.of(loaded),
     )
 
 
@@ -360,35 +363,34 @@ def _checked(probabilities: np.ndarray) -> np.ndarray:
 class _Captions:
     """The captions, found while the last chunks are still encoded."""
 
-    def __init__(self, rate: Fraction) -> None:
-        self._rate = rate
+    def __init__(self, rate: Fraction, costs: DecodingCosts) -> None:
+        self._rate, self._costs = rate, costs
         self._thread = ThreadPoolExecutor(1, "captions")
         self._found: Future[list[CaptionRow]] | None = None
 
     def begin(self, probabilities: np.ndarray) -> None:
         """Begin to find them, when all probabilities are there."""
-        self._found = self._thread.submit(_caption_rows, probabilities, self._rate)
+        self._found = self._thread.submit(self._rows, probabilities)
 
     def rows(self, probabilities: np.ndarray) -> list[CaptionRow]:
         """All of them."""
-        return self._found.result() if self._found else _caption_rows(probabilities, self._rate)
+        return self._found.result() if self._found else self._rows(probabilities)
+
+    def _rows(self, probabilities: np.ndarray) -> list[CaptionRow]:
+        return [
+            CaptionRow(
+                start_frame=caption.start_frame,
+                end_frame=caption.end_frame,
+                start_seconds=float(caption.start_frame / self._rate),
+                end_seconds=float(caption.end_frame / self._rate),
+                confidence=caption.confidence,
+            )
+            for caption in find_captions(probabilities, self._costs)
+        ]
 
     def close(self) -> None:
         """Give up."""
         self._thread.shutdown()
-
-
-def _caption_rows(probabilities: np.ndarray, rate: Fraction) -> list[CaptionRow]:
-    return [
-        CaptionRow(
-            start_frame=caption.start_frame,
-            end_frame=caption.end_frame,
-            start_seconds=float(caption.start_frame / rate),
-            end_seconds=float(caption.end_frame / rate),
-            confidence=caption.confidence,
-        )
-        for caption in find_captions(probabilities)
-    ]
 
 
 def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], lease: VersionLease) -> Manifest:

@@ -62,6 +62,7 @@ class Examined:
         truth: label of every pair, int64 (P,).
         found: captions.
         matches: pairs of a found and a true extent.
+        costs: with which the captions were found.
     """
 
     labelled: LabelledVideo
@@ -69,6 +70,7 @@ class Examined:
     truth: np.ndarray
     found: tuple[Caption, ...]
     matches: tuple[tuple[Extent, Extent], ...]
+    costs: DecodingCosts
 
     @property
     def score(self) -> Score:
@@ -146,9 +148,11 @@ def examine(
     labelled: LabelledVideo, probabilities: np.ndarray, tolerance: int, costs: DecodingCosts | None = None
 ) -> Examined:
     """Decode the probabilities of a video and compare with its truth."""
+    costs = costs or DecodingCosts()
     found = tuple(find_captions(probabilities, costs))
-    matches = match_captions([(c.start_frame, c.end_frame) for c in found], labelled.captions, tolerance)
-    return Examined(labelled, probabilities, true_labels(labelled.captions, len(probabilities)), found, tuple(matches))
+    matches = tuple(match_captions([(c.start_frame, c.end_frame) for c in found], labelled.captions, tolerance))
+    truth = true_labels(labelled.captions, len(probabilities))
+    return Examined(labelled, probabilities, truth, found, matches, costs)
 
 
 @dataclass
@@ -287,7 +291,7 @@ _DIRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def _direction_f1(examined: list[Examined], tolerance: int, change: Callable[[np.ndarray], np.ndarray]) -> float:
-    return _pooled(examine(e.labelled, change(e.probabilities), tolerance) for e in examined).f1
+    return _pooled(examine(e.labelled, change(e.probabilities), tolerance, e.costs) for e in examined).f1
 
 
 def false_and_missed(examined: Examined) -> tuple[list[Extent], list[Extent]]:
