@@ -214,6 +214,17 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         load_weights(path)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_says_what_a_cpu_says() -> None:
+    crops, found = planes(24), []
+    for device in ("cpu", "cuda"):
+        with CaptionModel(device=device) as model:
+            embeddings = model.embed(*crops)
+            found.append(model.compare(embeddings[:-1], embeddings[1:]))
+    # One computes in half precision.
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 def test_each_gpu_records_for_itself() -> None:
     crops = planes(8)

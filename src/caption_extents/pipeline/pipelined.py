@@ -46,7 +46,7 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
         Exception: what the failing stage raised; every other stage has stopped by then.
     """
     output = _offloading_steps(stages, stages.offload) if stages.offload else _local_steps(stages)
-    with ExitStack() as executors, Beside(stages) as inference:
+    with ExitStack() as executors, _InferenceThread(stages) as inference:
         pipeline = _build(stages, inference, output, executors)
         try:
             with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
@@ -113,7 +113,7 @@ def _or_stop(function: Callable[[Any], Any], stop: Callable[[], None]) -> Callab
     return guarded
 
 
-def _source(stages: Stages, inference: Beside, stop: Callable[[], None]) -> Iterator[CropBatch]:
+def _source(stages: Stages, inference: _InferenceThread, stop: Callable[[], None]) -> Iterator[CropBatch]:
     try:
         for batch in stages.extraction:
             inference.put(batch)
@@ -123,7 +123,9 @@ def _source(stages: Stages, inference: Beside, stop: Callable[[], None]) -> Iter
         raise
 
 
-def _build(stages: Stages, inference: Beside, output: _Output, executors: ExitStack) -> Pipeline[list[ChunkRecord]]:
+def _build(
+    stages: Stages, inference: _InferenceThread, output: _Output, executors: ExitStack
+) -> Pipeline[list[ChunkRecord]]:
 
     def threads(name: str, count: int) -> ThreadPoolExecutor:
         # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
@@ -209,7 +211,7 @@ def _occupancy(stages: Stages, clock: StageClock) -> _Occupancy:
     return _Occupancy(activity)
 
 
-class Beside:
+class _InferenceThread:
     """Inference, in a thread of its own, some batches behind the other stages at most.
 
     A context manager: it is left when all batches are done, or at once where there was an error.
@@ -224,7 +226,7 @@ class Beside:
         self._is_given_up = False
         self._thread = threading.Thread(target=self._run, name="infer", daemon=True)
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> _InferenceThread:
         self._thread.start()
         return self
 
