@@ -150,11 +150,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=100, help="runs to kill")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=400, help="of the video")
     parser.add_argument("--server", choices=["folder", "seaweedfs"], default="folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        video = make_video(Recipe("video", pts=tuple(range(400)), width=320, height=96), folder)
+        video = make_video(Recipe("video", pts=tuple(range(arguments.samples)), width=320, height=96), folder)
         if arguments.server == "seaweedfs":
             os.environ.update(stack.enter_context(seaweedfs_elsewhere(folder)).environment())
             prefix = f"s3://{BUCKET}/kills"
