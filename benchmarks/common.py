@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 import caption_extents
+from caption_extents.cores import usable_cores
 from caption_extents.training import sample_video
 from caption_extents.video.gpu_sessions import GpuSessions
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
@@ -47,11 +47,6 @@ def chosen_video(arguments: argparse.Namespace) -> tuple[Path, str]:
     """The video, repeated for as many minutes as the arguments say, and the crop."""
     video = repeated_video(arguments.video or captioned_video(1), arguments.minutes)
     return video, arguments.crop or (_CROP_OF_A_VIDEO if arguments.video else CROP)
-
-
-def encoder_count() -> int:
-    """As many as there are cores."""
-    return len(os.sched_getaffinity(0))
 
 
 def captioned_video(minutes: float, *, height: int = 720, seed: int = 1) -> Path:
@@ -176,7 +171,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "package": caption_extents.__version__,

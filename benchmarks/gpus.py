@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import add_video_arguments, chosen_video, encoder_count, write_result
+from benchmarks.common import add_video_arguments, chosen_video, write_result
 
 
 def run_batch(video: Path, crop: str, videos: int, jobs: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run_batch(video: Path, crop: str, videos: int, jobs: int) -> dict[str, Any]:
         listed = Path(folder, "videos.jsonl")
         listed.write_text("\n".join(map(json.dumps, entries)))
         command = [sys.executable, "-m", "caption_extents", "batch", str(listed), "--store", f"{folder}/store"]
-        command += ["--jobs", str(jobs), "--encoder-workers", str(encoder_count() // jobs), "--json"]
+        command += ["--jobs", str(jobs), "--json"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     summary: dict[str, Any] = json.loads(done.stdout)
     speed = summary["video_seconds"] / summary["seconds"]

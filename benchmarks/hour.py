@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import add_video_arguments, chosen_video, encoder_count, opened_video, run_cli, write_result
+from benchmarks.common import add_video_arguments, chosen_video, opened_video, run_cli, write_result
 from caption_extents import CropRegion
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
 from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.presets import PRESETS
+from caption_extents.job import encoders_of_machine
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.pipeline.metrics import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
@@ -30,6 +32,9 @@ from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.decoder import open_decoder
+
+_WARM_UP_SECONDS = 1.0
+"""After the first samples, in which a GPU loads its libraries."""
 
 _KEPT_BATCHES = 30
 """Batches that the stages after decoding are measured with, over and over: enough for all kinds of chunk."""
@@ -115,6 +120,20 @@ def _busy_shares(metrics: dict[str, Any]) -> dict[str, float]:
     return shares
 
 
+def _warm_shares(metrics: dict[str, Any]) -> dict[str, float]:
+    """The same from the timeline of a run, from ``_WARM_UP_SECONDS`` after its first samples until the stage's end."""
+    timeline, stages = metrics["timeline"], metrics["stages"]
+    step = timeline["bucket_seconds"]
+    origin = min(stage["started"] for stage in stages.values()) - metrics["setup_seconds"]
+    warm = stages["extraction"]["started"] + stages["extraction"]["first_item_seconds"] + _WARM_UP_SECONDS - origin
+    shares = {}
+    for name, stage in stages.items():
+        first, end = math.ceil(warm / step), int((stage["started"] + stage["time_seconds"] - origin) / step)
+        busy = timeline["busy"][name][first:end]
+        shares[name] = sum(busy) / stage["workers"] / max(1, end - first)
+    return shares
+
+
 class _GpuMemory:
     """The most memory of a GPU in use while a block runs, above what was in use before."""
 
@@ -176,6 +195,7 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             "first_samples_seconds": _first_samples_seconds(metrics, started),
             "tail_seconds": _tail_seconds(metrics),
             "busy_shares": _busy_shares(metrics),
+            "warm_busy_shares": _warm_shares(metrics),
             "gpu_memory_bytes": gpu_memory.peak_bytes,
             "captions": run["caption_count"],
             "metrics": metrics,
@@ -192,12 +212,12 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             f"in the pipeline {_first_samples_seconds(metrics, started):.2f} s; "
             f"{_tail_seconds(metrics):.2f} s from the last stage's end to the results"
         )
-        shares = _busy_shares(metrics)
+        shares, warm = _busy_shares(metrics), _warm_shares(metrics)
         for name, stage in metrics["stages"].items():
             print(
                 f"  {name}: busy {stage['busy_seconds']:.2f} s by {stage['workers']}, waited "
                 f"{stage['wait_input_seconds']:.2f} s for input, {stage['wait_room_seconds']:.2f} s for room; "
-                f"at work {shares[name]:.0%} of its time",
+                f"at work {shares[name]:.0%} of its time, {warm[name]:.0%} when warm",
                 flush=True,
             )
     return result
@@ -210,7 +230,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--presets", nargs="*", default=list(PRESETS))
-    parser.add_argument("--encoder-workers", type=int, default=encoder_count())
+    parser.add_argument("--encoder-workers", type=int, default=encoders_of_machine())
     parser.add_argument("--name", default="hour", help="name of the result")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import caption_extents
 from caption_extents.cli import app
-from caption_extents.job import id_from_name
+from caption_extents.job import encoders_of_machine, id_from_name
 from caption_extents.storage.keys import VideoKeys, check_id
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.manifest import ChunkRecord
@@ -47,6 +47,23 @@ def test_a_run_for_programs(tmp_path: Path) -> None:
     assert result["frame_count"] == 15
     assert result["caption_frame_extents_db_key"] == "t/server/videos/video/caption_frame_extents_v1.db.gz"
     assert set(result["metrics"]["stages"]) == {"extraction", "inference", "encoding", "upload"}
+
+
+@pytest.mark.parametrize(
+    ("cores", "shares", "encoders"), [(1, 1, 4), (4, 1, 4), (16, 1, 16), (32, 2, 16), (32, 20, 4), (256, 1, 64)]
+)
+def test_encoders_are_as_many_as_cores(cores: int, shares: int, encoders: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_extents.job.usable_cores", lambda: cores)
+    assert encoders_of_machine(shares) == encoders
+
+
+def test_a_run_encodes_with_all_cores_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_extents.job.usable_cores", lambda: 7)
+    video = make_video(Recipe("video"), tmp_path)
+    for options, workers in (([], 7), (["--encoder-workers", "2"], 2)):
+        code, out, _ = call("run", str(video), "--crop", CROP, "--store", str(tmp_path / "s"), "--json", *options)
+        assert code == 0
+        assert json.loads(out)["metrics"]["stages"]["encoding"]["workers"] == workers
 
 
 @pytest.mark.parametrize(

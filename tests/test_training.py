@@ -77,6 +77,25 @@ def test_letters_that_stand_apart_are_as_wide_as_they_say() -> None:
     assert captions.line_width(apart, "mnmnm") - captions.line_width(plain, "mnmnm") == pytest.approx(5 * 8, abs=3)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_exposed_pictures_keep_their_order_of_light(seed: int) -> None:
+    ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None, None], (2, 256, 4, 3))
+    found = backgrounds.exposed(random.Random(seed), ramp)
+    levels = found[0, :, 0, 0].astype(int)
+    assert (found == found[:1, :, :1, :1]).all()
+    assert (np.diff(levels) >= 0).all()
+    assert levels[-1] - levels[0] >= 60
+
+
+def test_letters_on_a_light_box_are_dark() -> None:
+    styles = [captions.random_style(random.Random(seed), 24, "latin") for seed in range(400)]
+    boxed = [style for style in styles if style.name == "light-box"]
+    assert boxed
+    for style in boxed:
+        assert style.box is not None
+        assert min(style.box) - max(style.fill) > 50
+
+
 @pytest.mark.parametrize("script", sorted(text.scripts()))
 def test_every_script_writes_lines(script: str) -> None:
     rng, chosen = random.Random(1), text.scripts()[script]

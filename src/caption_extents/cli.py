@@ -89,7 +89,9 @@ def run(
     device: Annotated[
         str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")
     ] = jobs.DEFAULT_DEVICE,
-    encoder_workers: Annotated[int, typer.Option(help="Chunks encoded at once.")] = jobs.DEFAULT_ENCODER_WORKERS,
+    encoder_workers: Annotated[
+        int | None, typer.Option(help="Chunks encoded at once; by default one for each core, at least 4.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
     encoder: Annotated[
         str, typer.Option(help=f"Where chunks are encoded: {_choices(jobs.ENCODER_NAMES)}.")
@@ -148,7 +150,7 @@ def run(
                 video_id,
                 CropRegion.parse(crop),
                 rate,
-                encoder_workers,
+                _encoder_count(encoder_workers, here=encoder not in jobs.REMOTE_ENCODER_NAMES),
                 implementation=implementation,
                 store=store,
                 device=device,
@@ -428,8 +430,9 @@ def batch(
     device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
     preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
     encoder_workers: Annotated[
-        int, typer.Option(min=1, help="Chunks of each video encoded at once.")
-    ] = jobs.DEFAULT_ENCODER_WORKERS,
+        int | None,
+        typer.Option(min=1, help="Chunks of each video encoded at once; by default their share of the cores."),
+    ] = None,
     isolate: Annotated[bool, typer.Option("--isolate", help="Decode in other processes, within limits.")] = False,
     journal: Annotated[
         Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
@@ -448,7 +451,7 @@ def batch(
             "store": store if "://" in store else str(Path(store).absolute()),
             "device": device,
             "preset": preset,
-            "encoder_workers": encoder_workers,
+            "encoder_workers": _encoder_count(encoder_workers, here=where == "local", shares=jobs_at_once),
             "isolate": isolate,
         }
 
@@ -461,6 +464,13 @@ def batch(
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
     if summary.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _encoder_count(given: int | None, *, here: bool, shares: int = 1) -> int:
+    """As many encoders as were asked for; otherwise what suits this machine, where it is this machine that encodes."""
+    if given is not None:
+        return given
+    return jobs.encoders_of_machine(shares) if here else jobs.DEFAULT_ENCODER_WORKERS
 
 
 def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
 from caption_extents.region import CropRegion
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FRAME_RATE = 10.0
 DEFAULT_ENCODER_WORKERS = 4
+MAX_ENCODERS_OF_MACHINE = 64
+"""Of those that are chosen without being asked for: each takes memory, and no decoder feeds more."""
 DEFAULT_UPLOAD_WORKERS = 16
 """Uploads wait for the store, not for this machine: enough of them hide a store that answers in a fifth of a second."""
 DEFAULT_STORE = "caption-extents-store"
@@ -50,6 +53,14 @@ STORE_VARIABLE = "CAPTION_EXTENTS_STORE"
 IMPLEMENTATION_VARIABLE = "CAPTION_EXTENTS_IMPLEMENTATION"
 PRICES_VARIABLE = "CAPTION_EXTENTS_PRICES"
 PRICE_VARIABLE = "CAPTION_EXTENTS_PRICE_PER_HOUR"
+
+
+def encoders_of_machine(shares: int = 1) -> int:
+    """Chunks to encode at once where a machine, or one of so many equal shares of it, has nothing else to do.
+
+    One for each core, and ``DEFAULT_ENCODER_WORKERS`` at least.
+    """
+    return min(MAX_ENCODERS_OF_MACHINE, max(DEFAULT_ENCODER_WORKERS, usable_cores() // shares))
 
 
 class JobOptions(TypedDict, total=False):
@@ -203,7 +214,7 @@ class Job:
     @property
     def inference_threads(self) -> int:
         """How many threads compute the model on a CPU."""
-        alone = 1 if self.implementation == "sequential" else min(MAX_INFERENCE_THREADS, os.cpu_count() or 1)
+        alone = 1 if self.implementation == "sequential" else min(MAX_INFERENCE_THREADS, usable_cores())
         return self.inference_workers or alone
 
     @property

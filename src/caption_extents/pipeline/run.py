@@ -25,6 +25,7 @@ from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
+from caption_extents.cores import usable_cores
 from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
 from caption_extents.job import REMOTE_ENCODER_NAMES, CropInferResult, Job
 from caption_extents.memory import peak_memory_bytes
@@ -470,7 +471,7 @@ def _metrics(job: Job, plan: _Plan, stages: Stages, watch: _Stopwatch, gpu: GpuW
     total_seconds = watch.seconds
     beside = [*plan.video.beside, *([processes] if processes else [])]
     cpu_seconds = watch.cpu_seconds + sum(process.cpu_seconds for process in beside)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     on_gpu, offload = plan.model.device.type == "cuda", stages.offload
     work = measured_work(
         measured,

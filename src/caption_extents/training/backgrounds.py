@@ -158,6 +158,17 @@ def _flat_picture(rng: random.Random, side: int) -> Image.Image:
     return Image.fromarray(np.repeat(first * (1 - ramp) + second * ramp, side // 2, axis=0).astype(np.uint8))
 
 
+def exposed(rng: random.Random, frames: np.ndarray) -> np.ndarray:
+    """Now and then the same pictures in snow, fog, glare or at night: less contrast, and all light, or all dark."""
+    if rng.random() > 0.3:
+        return frames
+    contrast = rng.uniform(0.25, 0.9)
+    veil = rng.choice([1.0, rng.uniform(0.7, 1.0), rng.uniform(0.0, 1.0), 0.0]) * 255 * (1 - contrast)
+    levels: np.ndarray = (np.arange(256) * contrast + veil).astype(np.uint8)
+    changed: np.ndarray = levels[frames]
+    return changed
+
+
 def sway(rng: random.Random, frames: np.ndarray) -> np.ndarray:
     """Let parts of a picture move to and fro on their own, as leaves, water, cloth and crowds do."""
     count, height, width = frames.shape[:3]

@@ -67,6 +67,26 @@ def random_colour(rng: random.Random, lowest: int = 0) -> Colour:
     return (rng.randint(lowest, 255), rng.randint(lowest, 255), rng.randint(lowest, 255))
 
 
+_KINDS = {
+    "outline": 8.0,
+    "outline-shadow": 3.0,
+    "shadow": 2.5,
+    "glow": 1.5,
+    "box": 2.0,
+    "translucent-box": 2.0,
+    "light-box": 1.5,
+    "plain": 6.0,
+    "dark-on-light": 1.0,
+    "double": 0.8,
+}
+"""What sets letters off from the picture, and how often."""
+
+
+def _random_tracking_px(rng: random.Random, size_px: int) -> int:
+    """Mostly a little; now and then as wide as titles are set."""
+    return rng.randint(1, max(1, size_px // rng.choice([8, 4, 4, 2])))
+
+
 def random_style(rng: random.Random, size_px: int, script_name: str | None = None) -> CaptionStyle:
     """A style as found in the wild, mostly white or yellow with an outline."""
     known = text.scripts()
@@ -86,15 +106,12 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
         line_spacing=rng.uniform(1.0, 1.4),
         fill_bottom=random_colour(rng, 80) if rng.random() < 0.06 else None,
         stretch=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.75, 1.3)]),
-        tracking_px=rng.randint(1, max(1, size_px // 4)) if script.name not in JOINED and rng.random() < 0.12 else 0,
+        tracking_px=_random_tracking_px(rng, size_px) if script.name not in JOINED and rng.random() < 0.15 else 0,
         soft_px=rng.choice([0.0, 0.0, 0.0, rng.uniform(0.4, 1.2)]),
         speakers=tuple(random_colour(rng, 100) for _ in range(3)) if rng.random() < 0.1 else (),
     )
     thick = max(1, round(size_px * rng.uniform(0.03, 0.12)))
-    kind = rng.choices(
-        ["outline", "outline-shadow", "shadow", "glow", "box", "translucent-box", "plain", "dark-on-light", "double"],
-        [8, 3, 2.5, 1.5, 2, 2, 6, 1, 0.8],
-    )[0]
+    kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
     if kind == "double":
         return replace(
             style,
@@ -127,6 +144,18 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
             box_padding_px=rng.randint(2, max(3, size_px // 3)),
             bar=rng.random() < 0.2,
             fill=rng.choice([fill, fill, BLACK]) if kind == "box" else fill,
+        )
+    if kind == "light-box":
+        return replace(
+            style,
+            name=kind,
+            outline_px=0,
+            fill=rng.choice([BLACK, (40, 40, 40), (rng.randint(0, 90), rng.randint(0, 90), rng.randint(0, 90))]),
+            box=rng.choice([WHITE, (235, 235, 235), (255, 255, 190), random_colour(rng, 150)]),
+            box_alpha=rng.choice([1.0, 1.0, rng.uniform(0.5, 0.9)]),
+            box_padding_px=rng.randint(2, max(3, size_px // 3)),
+            bar=rng.random() < 0.2,
+            fill_bottom=None,
         )
     if kind == "dark-on-light":
         return replace(style, name=kind, fill=rng.choice([BLACK, (40, 40, 40)]), outline=WHITE, outline_px=thick)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from caption_extents.planes import plane_view
 from caption_extents.training import captions, text
-from caption_extents.training.backgrounds import BackgroundSource
+from caption_extents.training.backgrounds import BackgroundSource, exposed
 from caption_extents.training.distractors import add_distractors
 
 VISIBLE_ALPHA = 0.35
@@ -269,7 +269,7 @@ def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
 
 def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, width: int, height: int) -> Clip:
     """A clip of ``count`` samples with crops of the given even size in pixels."""
-    pictures = backgrounds.frames(rng, count, width, height)
+    pictures = exposed(rng, backgrounds.frames(rng, count, width, height))
     has_captions = rng.random() < CAPTIONED_SHARE
     add_distractors(rng, pictures, 0.4 if has_captions else 0.7)
     max_lines = rng.choice([1, 2, 2]) if width / height < 12 else 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 
 from caption_extents.captions.extents import Caption, DecodingCosts, find_captions, pair_evidence
+from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER
@@ -130,7 +130,7 @@ def open_model(weights: Path | None, device: str) -> CaptionModel:
     Raises:
         InputError: no such device, or weights that cannot be loaded.
     """
-    return CaptionModel(weights, choose_device(device), os.cpu_count() or 1)
+    return CaptionModel(weights, choose_device(device), usable_cores())
 
 
 def pair_probabilities(labelled: LabelledVideo, model: CaptionModel) -> np.ndarray:

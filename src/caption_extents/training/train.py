@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import queue
 import random
 import shutil
@@ -26,6 +25,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 
+from caption_extents.cores import usable_cores
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import save_weights
 from caption_extents.training.data import ClipPool, Group, load_groups
@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--warm-groups", type=int, default=150, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that render")
+    parser.add_argument("--workers", type=int, default=max(1, usable_cores() - 1), help="processes that render")
     parser.add_argument(
         "--max-seconds", type=float, default=math.inf, help="what a round may take; the learning rate falls in time"
     )
