@@ -1,8 +1,9 @@
 """How many machines so many hours of video need: ``python -m benchmarks.capacity``.
 
-A model from measured rates (CPU seconds from ``docs/results/throughput.json``, GPU seconds from ``docs/gpu.md``), and a
-simulation that plays it through: videos of an hour arrive at random, each holds a GPU, then its segments wait for
-encoder cores. The model's machines are right if the simulation's are as busy as it says and nobody waits for long.
+A model from measured rates (CPU seconds from ``docs/results/throughput.json``, GPU seconds from
+``docs/results/hour.json``), and a simulation that plays it through: videos of an hour arrive at random, each holds a
+GPU, then its segments wait for encoder cores. The model's machines are right if the simulation's are as busy as it says
+and nobody waits for long.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from caption_extents.chunks.segment import SEGMENT_SAMPLES
 
 SAMPLES = 36_000
 """Of an hour of video."""
-
-GPU_SECONDS = 15.6
-"""For an hour of 720p on an H200 with seven decode engines; decoding takes longest (docs/gpu.md)."""
 
 BUSY = 0.7
 """Share of the time that machines are planned to work; the rest absorbs chance."""
@@ -59,11 +57,12 @@ def measured_rates() -> Rates:
     """From the last results."""
     sequential = json.loads((RESULTS / "throughput.json").read_text())["sequential"]
     encoding = sequential["stages"]["encoding"]
+    hour = json.loads((RESULTS / "hour.json").read_text())
     share = SAMPLES / encoding["samples"]
     chunks = SAMPLES / CHUNK_SAMPLES
     segments = 2 * math.ceil(SAMPLES / SEGMENT_SAMPLES)
     return Rates(
-        gpu_seconds=GPU_SECONDS,
+        gpu_seconds=hour["runs"]["fast"]["metrics"]["total_seconds"],
         encoding_core_seconds=encoding["cpu_seconds"] * share,
         requests=chunks + REQUESTS_BESIDE_CHUNKS + segments,
         nbytes=encoding["nbytes"] * share,

@@ -19,12 +19,10 @@ from av.video.frame import VideoFrame
 
 from caption_extents.video import driver
 from caption_extents.video.crop import CropPixels
+from caption_extents.video.cuda import OWN_DECODERS
 from caption_extents.video.device_copy import BoxCopy
 from caption_extents.video.session import Crops
 from caption_extents.video.source import VideoFacts, open_video
-
-_DECODERS = {"libdav1d": "av1"}
-"""FFmpeg's own decoder, which drives NVDEC, where the usual one is another library."""
 
 _HELD_FRAMES = 4
 """That a session keeps while its decoder goes on: those that have just come out, what is shown, and the latest."""
@@ -65,7 +63,7 @@ class NvdecEngine:
             is_hw_owned=True,
             options={"primary_ctx": "0", "current_ctx": "1"},
         )
-        name = _DECODERS.get(self._facts.codec, self._facts.codec)
+        name = OWN_DECODERS.get(self._facts.codec, self._facts.codec)
         context = cast(VideoCodecContext, av.CodecContext.create(name, "r", hwaccel=accelerator))
         context.options = {"hwaccel_flags": "unsafe_output", "extra_hw_frames": str(_HELD_FRAMES)}
         context.thread_count = 1  # others would have nothing to do
