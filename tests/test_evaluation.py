@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import cast
@@ -14,6 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from caption_extents.captions.extents import DecodingCosts
 from caption_extents.cli import app
 from caption_extents.errors import InputError
 from caption_extents.model.labels import Label
@@ -29,6 +32,7 @@ from caption_extents.training.evaluate import (
     format_report,
     summarise,
     true_labels,
+    tune_costs,
 )
 from caption_extents.training.evaluation_set import SECONDS, Event, Film, frames_of_samples, which_are_seen
 from tests.films import make_film
@@ -72,6 +76,23 @@ def test_figures_of_three_videos() -> None:
     assert [row["video"] for row in report.worst] == ["b", "c"]
     assert false_and_missed(wrong) == ([(40, 50)], [])
     assert "3 videos, 3 captions" in format_report(report, 1)
+
+
+def test_costs_stay_the_usual_ones_where_others_are_no_better() -> None:
+    examined = [examine(labelled("a", (10, 30)), certain([(10, 30)], 60), 1)]
+    assert tune_costs(examined, 1) == (DecodingCosts(), 1.0)
+
+
+def test_costs_are_as_far_from_the_usual_ones_as_they_must_be() -> None:
+    """A model that sees changes where there are none, with odds of nine to one."""
+    probabilities = certain([(10, 30)], 60)
+    probabilities[20, :, SAME], probabilities[20, :, DIFFERENT] = 0.1, 0.9
+    examined = [examine(labelled("a", (10, 30)), probabilities, 1)]
+    assert not examined[0].matches
+    costs, f1 = tune_costs(examined, 1)
+    assert f1 == 1.0
+    assert costs.different > math.log(9)
+    assert costs == replace(DecodingCosts(), different=costs.different)
 
 
 def test_directions_are_told_apart() -> None:
