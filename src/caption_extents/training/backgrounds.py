@@ -159,7 +159,12 @@ def _flat_picture(rng: random.Random, side: int) -> Image.Image:
 
 
 def exposed(rng: random.Random, frames: np.ndarray) -> np.ndarray:
-    """Now and then the same pictures in snow, fog, glare or at night: less contrast, and all light, or all dark."""
+    """Now and then the same pictures in snow, fog, glare or at night: less contrast, and all light, or all dark.
+
+    Args:
+        rng: that says whether, and how.
+        frames: uint8 (T, H, W, 3).
+    """
     if rng.random() > 0.3:
         return frames
     contrast = rng.uniform(0.25, 0.9)
