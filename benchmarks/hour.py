@@ -94,18 +94,21 @@ class _Floors:
         return seconds * self.samples / sum(len(frames.plan.samples) for frames in work)
 
 
-def _first_samples_seconds(metrics: dict[str, Any], process_started: float) -> float:
-    """From the start of the process until its first samples went into the pipeline; one clock serves all processes."""
+def _run_started(metrics: dict[str, Any]) -> float:
+    """When the run began, on the clock of its stages; one clock serves all processes."""
+    return float(min(stage["started"] for stage in metrics["stages"].values()) - metrics["setup_seconds"])
+
+
+def _first_samples_at(metrics: dict[str, Any]) -> float:
+    """When the first samples went into the pipeline, on the same clock."""
     extraction = metrics["stages"]["extraction"]
-    return float(extraction["started"] + extraction["first_item_seconds"] - process_started)
+    return float(extraction["started"] + extraction["first_item_seconds"])
 
 
 def _tail_seconds(metrics: dict[str, Any]) -> float:
     """From the last stage's end until the results were there."""
-    stages = metrics["stages"].values()
-    end = max(stage["started"] + stage["time_seconds"] for stage in stages)
-    started = min(stage["started"] for stage in stages) - metrics["setup_seconds"]
-    return float(started + metrics["total_seconds"] - end)
+    end = max(stage["started"] + stage["time_seconds"] for stage in metrics["stages"].values())
+    return float(_run_started(metrics) + metrics["total_seconds"] - end)
 
 
 def _busy_shares(metrics: dict[str, Any]) -> dict[str, float]:
@@ -122,13 +125,12 @@ def _busy_shares(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _warm_shares(metrics: dict[str, Any]) -> dict[str, float]:
     """The same from the timeline of a run, from ``_WARM_UP_SECONDS`` after its first samples until the stage's end."""
-    timeline, stages = metrics["timeline"], metrics["stages"]
+    timeline, origin = metrics["timeline"], _run_started(metrics)
     step = timeline["bucket_seconds"]
-    origin = min(stage["started"] for stage in stages.values()) - metrics["setup_seconds"]
-    warm = stages["extraction"]["started"] + stages["extraction"]["first_item_seconds"] + _WARM_UP_SECONDS - origin
+    first = math.ceil((_first_samples_at(metrics) + _WARM_UP_SECONDS - origin) / step)
     shares = {}
-    for name, stage in stages.items():
-        first, end = math.ceil(warm / step), int((stage["started"] + stage["time_seconds"] - origin) / step)
+    for name, stage in metrics["stages"].items():
+        end = int((stage["started"] + stage["time_seconds"] - origin) / step)
         busy = timeline["busy"][name][first:end]
         shares[name] = sum(busy) / stage["workers"] / max(1, end - first)
     return shares
@@ -186,13 +188,13 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             process_seconds = time.perf_counter() - started
         metrics = run["metrics"]
         slowest = max(stages, key=lambda stage: stages[stage])
-        result["runs"][preset] = {
+        record = result["runs"][preset] = {
             "alone_seconds": stages,
             "floor_stage": slowest,
             "total_over_floor": metrics["total_seconds"] / stages[slowest],
             "process_seconds": process_seconds,
             "first_frame_seconds": metrics["first_frame_at"] - started,
-            "first_samples_seconds": _first_samples_seconds(metrics, started),
+            "first_samples_seconds": _first_samples_at(metrics) - started,
             "tail_seconds": _tail_seconds(metrics),
             "busy_shares": _busy_shares(metrics),
             "warm_busy_shares": _warm_shares(metrics),
@@ -203,16 +205,16 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
         print(
             f"{preset}: total {metrics['total_seconds']:.2f} s (process {process_seconds:.2f} s, set-up "
             f"{metrics['setup_seconds']:.2f} s), slowest stage alone: {slowest} {stages[slowest]:.2f} s, total / floor "
-            f"{metrics['total_seconds'] / stages[slowest]:.3f}; host {metrics['peak_memory_bytes'] / 2**20:.0f} MiB, "
+            f"{record['total_over_floor']:.3f}; host {metrics['peak_memory_bytes'] / 2**20:.0f} MiB, "
             f"GPU {gpu_memory.peak_bytes / 2**20:.0f} MiB",
             flush=True,
         )
         print(
-            f"  first frame {metrics['first_frame_at'] - started:.2f} s after the process was started, first samples "
-            f"in the pipeline {_first_samples_seconds(metrics, started):.2f} s; "
-            f"{_tail_seconds(metrics):.2f} s from the last stage's end to the results"
+            f"  first frame {record['first_frame_seconds']:.2f} s after the process was started, first samples "
+            f"in the pipeline {record['first_samples_seconds']:.2f} s; "
+            f"{record['tail_seconds']:.2f} s from the last stage's end to the results"
         )
-        shares, warm = _busy_shares(metrics), _warm_shares(metrics)
+        shares, warm = record["busy_shares"], record["warm_busy_shares"]
         for name, stage in metrics["stages"].items():
             print(
                 f"  {name}: busy {stage['busy_seconds']:.2f} s by {stage['workers']}, waited "

@@ -27,9 +27,6 @@ MPEG-2 and MPEG-4 part 2 leave the rounding of their transform open, so a GPU's 
 bit, and results would depend on the decoder.
 """
 
-OWN_DECODERS = {"libdav1d": "av1"}
-"""FFmpeg's own decoder, which drives NVDEC, where the usual one is another library."""
-
 _FORMATS = frozenset({"yuv420p", "yuvj420p"})
 _CHROMA_420 = 1
 
@@ -117,6 +114,11 @@ def parse_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def own_decoder(codec: str) -> str:
+    """FFmpeg's own decoder of a codec, which drives NVDEC, where the usual one is another library."""
+    return {"libdav1d": "av1"}.get(codec, codec)
+
+
 @cache
 def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
     """What the engines of a device, by its number, decode of a codec; None where they do not, or there is no NVDEC."""
@@ -154,8 +156,7 @@ def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
         return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
     engines = decode_engines(facts.codec, ordinal)
     if engines is None:
-        codec = OWN_DECODERS.get(facts.codec, facts.codec)
-        return f"the decoders of {driver.device_name(ordinal)} do not know {codec}"
+        return f"the decoders of {driver.device_name(ordinal)} do not know {own_decoder(facts.codec)}"
     if not engines.takes(facts.width, facts.height):
         return (
             f"{facts.width}x{facts.height} is outside what the decoders take, {engines.min_width}x{engines.min_height} "
