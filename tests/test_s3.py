@@ -162,10 +162,11 @@ def test_versions_are_claimed_alone(address: str) -> None:
 
 def test_what_each_server_honours(honest_server: Server, weak_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = open_store(use(honest_server, monkeypatch, "probe"))
-    assert honest.honours_conditions("probes")
-    assert list(honest.keys("probes/")) == []
+    assert honest.honours_conditions("probes/first")
+    assert open_store(honest.address).honours_conditions("probes/first")
+    assert list(honest.keys("probes/")) == ["probes/first"]
     weak = open_store(use(weak_server, monkeypatch, "probe"))
-    assert not weak.honours_conditions("probes")
+    assert not weak.honours_conditions("probes/first")
 
 
 def test_content_types_reach_the_server(honest_server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

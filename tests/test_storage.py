@@ -4,14 +4,18 @@ import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_extents.errors import InputError, LeaseLostError, StoreError, UploadError
+from caption_extents.storage import leases
+from caption_extents.storage.backends import open_backend
 from caption_extents.storage.keys import VideoKeys, check_id, check_key
 from caption_extents.storage.leases import Claim, VersionLease, acquire_version, complete_versions, latest_claim
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
@@ -165,7 +169,41 @@ def test_a_failed_run_is_taken_over_at_once(store: Store) -> None:
     assert list(store.keys(f"{KEYS.claims}/")) == []
 
 
-@pytest.mark.parametrize("removed", range(4))
+class MortalStore(Store):
+    """Answers a number of requests, and then none."""
+
+    lifetime = 10**9
+
+    def _with_retries(self, *arguments: Any, **options: Any) -> Any:
+        self.lifetime -= 1
+        if self.lifetime < 0:
+            raise KeyboardInterrupt
+        return super()._with_retries(*arguments, **options)
+
+
+def test_after_a_run_killed_at_any_request_the_next_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_CLOCK_STEP_SECONDS", 0.0)
+
+    def start(store: Store) -> VersionLease:
+        return acquire_version(store, KEYS, "inputs", lease_seconds=0.001)
+
+    for lifetime in range(200):
+        # Whether it honours conditions is to be found out, as of a server.
+        backend = replace(open_backend("memory://"), conditional=None)
+        stored_chunk(Store(backend), start(Store(backend)), 0)
+        mortal = MortalStore(backend)
+        mortal.lifetime = lifetime
+        with suppress(KeyboardInterrupt):
+            start(mortal).commit(manifest(), b"db")
+        start(Store(backend)).commit(manifest(), b"db")
+        assert list(Store(backend).keys(f"{KEYS.claims}/")) == []
+        if mortal.lifetime >= 0:
+            break
+    assert lifetime > 20, "the run should have died at more places"
+    assert mortal.lifetime >= 0, "the run should have finished in the end"
+
+
+@pytest.mark.parametrize("removed", range(6))
 def test_a_run_that_died_while_it_cleaned_up_is_cleaned_up_after(
     store: Store, removed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ def create_exclusive(store: Store, key: str, data: bytes, *, doorway: str, token
         store: any store.
         key: of the object.
         data: must differ from that of all other writers.
-        doorway: a prefix for tickets.
+        doorway: a prefix for tickets, and for the object that shows what the store honours.
         token: identifies this writer.
 
     Returns:
@@ -35,9 +35,14 @@ def create_exclusive(store: Store, key: str, data: bytes, *, doorway: str, token
     Raises:
         StoreAccessError: the store does not answer.
     """
-    if store.honours_conditions(doorway):
+    if store.honours_conditions(probe_key(doorway)):
         return store.create(key, data, "application/json")
     return _by_bakery(store, key, data, doorway, token)
+
+
+def probe_key(doorway: str) -> str:
+    """Of the object that shows whether the store honours conditional writes; it stays until somebody removes it."""
+    return f"{doorway}/probe"
 
 
 def _by_bakery(store: Store, key: str, data: bytes, doorway: str, token: str) -> bool:

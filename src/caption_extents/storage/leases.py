@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from caption_extents.errors import LeaseLostError, StoreAccessError, StoreError, UploadError
-from caption_extents.storage.exclusive import create_exclusive
+from caption_extents.storage.exclusive import create_exclusive, probe_key
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import ChunkRecord, Manifest
 from caption_extents.storage.store import Store
@@ -125,7 +125,20 @@ def acquire_version(
 
 def _create_claim(store: Store, keys: VideoKeys, version: int, generation: int, claim: Claim) -> bool:
     key = keys.claim(version, generation)
-    return create_exclusive(store, key, claim.to_json(), doorway=f"{keys.claims}/doorway", token=claim.run_id)
+    return create_exclusive(store, key, claim.to_json(), doorway=_doorway(keys), token=claim.run_id)
+
+
+def _doorway(keys: VideoKeys) -> str:
+    return f"{keys.claims}/doorway"
+
+
+def _clock(keys: VideoKeys) -> str:
+    return f"{keys.claims}/clock"
+
+
+def shared_objects(keys: VideoKeys) -> list[str]:
+    """What runs, also killed ones, leave for each other; anybody may remove it, for who misses it writes it again."""
+    return [probe_key(_doorway(keys)), _clock(keys)]
 
 
 def _take_over(store: Store, keys: VideoKeys, version: int, claim: Claim) -> VersionLease | None:
@@ -199,13 +212,14 @@ def is_dead(store: Store, keys: VideoKeys, version: int, generation: int, claim:
 
 def _age_seconds(store: Store, keys: VideoKeys, key: str) -> float | None:
     """Seconds since an object was written, by the store's own clock; None if it is gone."""
-    probe = f"{keys.claims}/clock-{uuid.uuid4().hex}"
-    try:
-        store.put(probe, b"", "text/plain")
-        now, written = store.head(probe), store.head(key)
-    finally:
-        store.delete([probe])
-    return (now.last_modified - written.last_modified).total_seconds() if now and written else None
+    now = None
+    while now is None:
+        store.put(_clock(keys), b"", "text/plain")
+        # Gone again only if another run has just read it, or finished and cleaned up.
+        now = store.head(_clock(keys))
+    store.delete([_clock(keys)])
+    written = store.head(key)
+    return (now.last_modified - written.last_modified).total_seconds() if written else None
 
 
 def _read_journal(store: Store, keys: VideoKeys, version: int) -> Iterator[JournalEntry]:
@@ -331,7 +345,7 @@ class VersionLease:
                 store.remove_leftovers(prefix)
         left = sorted(store.keys(f"{keys.claims}/v{self.version}/"))
         journals = [key for key in left if "/journal_" in key]
-        store.delete([*journals, *(key for key in left if key not in journals)])
+        store.delete([*shared_objects(keys), *journals, *(key for key in left if key not in journals)])
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(self.claim.lease_seconds / _BEATS_IN_A_LEASE):
@@ -368,7 +382,7 @@ class VersionLease:
             self._write_journal()
             self._write_claim(released=True)
         else:
-            self.store.delete([self.keys.claim(self.version, self.generation)])
+            self.store.delete([*shared_objects(self.keys), self.keys.claim(self.version, self.generation)])
 
 
 def publish_newest_database(store: Store, keys: VideoKeys) -> None:

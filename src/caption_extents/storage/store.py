@@ -34,6 +34,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_PROBE_ATTEMPTS = 4
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
 
@@ -125,15 +126,16 @@ class Store:
 
         return self._with_retries(f"create {key!r} in", write, UploadError)
 
-    def honours_conditions(self, probe_prefix: str) -> bool:
-        """Whether a put that must create an object fails when there is one; found out once, below a prefix."""
+    def honours_conditions(self, probe: str) -> bool:
+        """Whether a put that must create an object fails when there is one; found out once, with the object ``probe``.
+
+        The object stays, for the next who asks: one that each asker made and removed again would be left behind by
+        those that are killed in between. Whoever knows when it is no longer of use removes it.
+        """
         if self._conditional is None:
-            key = f"{probe_prefix}/probe-{uuid.uuid4().hex}"
-            try:
-                self._with_retries("probe", lambda: self._put(key, b"first", "text/plain", "overwrite"), UploadError)
-                self._conditional = not self.create(key, b"second", "text/plain")
-            finally:
-                self.delete([key])
+            # A store that honours them refuses the second at the latest, unless the object was removed in between.
+            attempts = (self.create(probe, uuid.uuid4().bytes, "text/plain") for _ in range(_PROBE_ATTEMPTS))
+            self._conditional = not all(attempts)
             if not self._conditional:
                 log.warning("%s ignores conditional writes; versions are claimed by the slower protocol", self.address)
         return self._conditional

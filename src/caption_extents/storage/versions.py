@@ -12,6 +12,7 @@ from caption_extents.storage.leases import (
     is_dead,
     latest_claim,
     publish_newest_database,
+    shared_objects,
 )
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
@@ -109,5 +110,5 @@ def remove_version(store: Store, keys: VideoKeys, version: int) -> int:
         *store.keys(f"{keys.claims}/v{version}/"),
         *store.keys(f"{keys.segments(version)}/"),
     ]
-    store.delete(objects)
+    store.delete([*objects, *shared_objects(keys)])
     return len(objects)
