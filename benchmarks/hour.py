@@ -79,10 +79,11 @@ class _Floors:
         repeats = max(1, -(-8 * workers // len(chunks)))
         work = list(itertools.chain.from_iterable([chunks] * repeats))
         form = ChunkFormat(frame_rate=Fraction(10))
-        with ThreadPoolExecutor(workers) as pool, EncoderProcesses() as processes:
+        on_gpu = self._device.type == "cuda"
+        with EncoderProcesses(workers) as processes, ThreadPoolExecutor(processes.calls if on_gpu else workers) as pool:
 
             def encode(frames: ChunkFrames) -> None:
-                if self._device.type == "cuda":
+                if on_gpu:
                     processes.encode(frames, PRESETS[preset], form)
                 else:
                     encode_chunk(frames, PRESETS[preset], form)

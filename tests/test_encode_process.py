@@ -35,7 +35,7 @@ def frames_of(count: int, first: int = 0, **size: int) -> ChunkFrames:
 
 @pytest.fixture
 def processes() -> Any:
-    with EncoderProcesses() as opened:
+    with EncoderProcesses(ENCODERS + 1) as opened:
         yield opened
 
 
@@ -44,11 +44,12 @@ def test_the_bytes_are_those_of_an_encoder_in_this_process(preset: str, processe
     works = [frames_of(count, 512 * count, height=16 * count, width=64) for count in (1, 7, 32)] * 3
     with ThreadPoolExecutor(3) as pool:
         done = list(pool.map(lambda frames: processes.encode(frames, PRESETS[preset], FORM), works))
-    for frames, (chunk, thread_seconds) in zip(works, done, strict=True):
+    for frames, (chunk, effort) in zip(works, done, strict=True):
         assert chunk.plan == frames.plan
         assert chunk.data == encode_chunk(frames, PRESETS[preset], FORM).data
-        assert thread_seconds > 0
-    assert processes.cpu_seconds >= sum(seconds for _, seconds in done) * 0.99
+        assert effort.seconds > 0
+        assert effort.thread_seconds > 0
+    assert processes.cpu_seconds >= sum(effort.thread_seconds for _, effort in done) * 0.99
 
 
 def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
@@ -59,8 +60,21 @@ def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
     assert processes.peak_memory_bytes > 0
 
 
+@pytest.mark.parametrize("calls", [2, 5])
+def test_one_encoder_is_always_at_work_and_never_two(calls: int) -> None:
+    works = [frames_of(32, 512 * number, height=128, width=1024) for number in range(10)]
+    with EncoderProcesses(1) as processes, ThreadPoolExecutor(calls) as pool:
+        assert processes.calls == 2
+        processes.encode(frames_of(2), PRESETS["fast"], FORM)
+        started = time.perf_counter()
+        done = list(pool.map(lambda frames: processes.encode(frames, PRESETS["fast"], FORM), works))
+        took = time.perf_counter() - started
+        assert len(children(os.getpid())) == 1
+    assert took * 0.7 < sum(effort.seconds for _, effort in done) < took
+
+
 def test_processes_are_there_before_the_first_chunk(processes: EncoderProcesses) -> None:
-    processes.start(ENCODERS + 1)
+    processes.start()
     deadline = time.monotonic() + 10
     while len(before := children(os.getpid())) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -98,11 +112,12 @@ def test_one_that_is_killed_is_an_error(processes: EncoderProcesses) -> None:
     os.kill(child, signal.SIGKILL)
     with pytest.raises(EncodeError, match=r"chunk 32 of level 16 .* signal SIGKILL"):
         processes.encode(frames_of(2, 32), PRESETS["fast"], FORM)
+    assert processes.encode(frames_of(2), PRESETS["fast"], FORM)[0].data
 
 
 def test_closing_ends_calls_and_processes() -> None:
     large = frames_of(32, height=1024, width=2048)
-    with ThreadPoolExecutor(1) as pool, EncoderProcesses() as processes:
+    with ThreadPoolExecutor(1) as pool, EncoderProcesses(1) as processes:
         processes.encode(frames_of(2), PRESETS["fast"], FORM)
         work = pool.submit(processes.encode, large, PRESETS["reference"], FORM)
         while not work.running():
@@ -121,7 +136,7 @@ import sys, time
 from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.presets import PRESETS
 from tests.test_encode_process import FORM, frames_of
-processes = EncoderProcesses()
+processes = EncoderProcesses(4)
 processes.encode(frames_of(2), PRESETS["fast"], FORM)
 print("ready", flush=True)
 time.sleep(60)

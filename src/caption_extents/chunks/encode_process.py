@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import queue
 import signal
 import socket
 import struct
@@ -22,7 +21,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -39,25 +38,51 @@ _MODULE = "caption_extents.chunks.encode_process"
 ENCODERS = 4
 """In a process: few enough for one lock, many enough that Python and FFmpeg are not in memory once for each core."""
 
+_WAITING = 1
+"""Chunks that a process holds beside those that it encodes.
+
+An encoder that is done begins the next at once, while this process takes its result, when it gets Python's lock, and
+brings another chunk.
+"""
+
 _HEADER = struct.Struct("<Q")
-_REPLY = struct.Struct("<?Qdd")  # encoded or not, bytes that follow, CPU seconds of the thread and of the process
+_REPLY = struct.Struct("<?Qddd")  # encoded or not, bytes that follow, and the seconds of Effort
 _NICENESS = 5
 """Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
 
 
-class EncoderProcesses:
-    """Encodes chunks in child processes, which are started as they are needed: one for :data:`ENCODERS` calls at once.
+class Effort(NamedTuple):
+    """What encoding a chunk took.
 
-    A context manager that ends them.
+    Attributes:
+        seconds: from its beginning to its end.
+        thread_seconds: CPU time of the encoder's thread.
+        process_seconds: CPU time of its process that no other chunk has counted.
     """
 
-    def __init__(self) -> None:
+    seconds: float
+    thread_seconds: float
+    process_seconds: float
+
+
+class EncoderProcesses:
+    """Encodes chunks in child processes, :data:`ENCODERS` at once in each; they are started as they are needed.
+
+    A context manager that ends them.
+
+    Args:
+        encoders: chunks encoded at once.
+    """
+
+    def __init__(self, encoders: int) -> None:
         self.cpu_seconds = 0.0
         """That the children took to encode."""
-        self._idle: queue.SimpleQueue[_Line] = queue.SimpleQueue()
+        count = -(-encoders // ENCODERS)
+        self._sizes = [encoders // count + (index < encoders % count) for index in range(count)]
+        """Encoders in each child."""
         self._children: list[_Child] = []
         self._starting: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._closed = False
         self._peak_memory_bytes = 0
 
@@ -69,15 +94,20 @@ class EncoderProcesses:
     ) -> None:
         self.close()
 
-    def start(self, count: int) -> None:
-        """Begin to start children for so many calls at once: they take half a second to be ready."""
-        self._starting = threading.Thread(target=self._start, args=(count,), name="start-encoders", daemon=True)
+    @property
+    def calls(self) -> int:
+        """Calls of :meth:`encode` at once that leave no encoder without a chunk."""
+        return sum(self._sizes) + len(self._sizes) * _WAITING
+
+    def start(self) -> None:
+        """Begin to start all children: they take half a second to be ready."""
+        self._starting = threading.Thread(target=self._start, name="start-encoders", daemon=True)
         self._starting.start()
 
-    def _start(self, count: int) -> None:
-        for _ in range(-(-count // ENCODERS)):
-            with self._lock:
-                if self._closed or len(self._children) * ENCODERS >= count:
+    def _start(self) -> None:
+        for _ in self._sizes:
+            with self._changed:
+                if self._closed or not self._can_start():
                     return
                 # Whoever needs one that could not be started tries again, and is told.
                 with contextlib.suppress(OSError):
@@ -85,11 +115,12 @@ class EncoderProcesses:
 
     def end(self) -> None:
         """Have the children end, without waiting for them; calls that are under way fail."""
-        with self._lock:
+        with self._changed:
             if not self._closed:
                 self._closed, self._peak_memory_bytes = True, self._measured_peak()
                 for child in self._children:
                     child.kill()
+                self._changed.notify_all()
 
     def close(self) -> None:
         """End the children."""
@@ -102,55 +133,67 @@ class EncoderProcesses:
     @property
     def peak_memory_bytes(self) -> int:
         """The children's largest resident sets together; pages that they share are counted once."""
-        with self._lock:
+        with self._changed:
             return self._peak_memory_bytes if self._closed else self._measured_peak()
 
     def _measured_peak(self) -> int:
         return sum(own_peak_memory_of(child.process_id) for child in self._children)
 
-    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, float]:
-        """Encode a chunk, from several threads at once; also the CPU seconds that a thread would have taken.
+    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
+        """Encode a chunk, from several threads at once.
 
         Raises:
             EncodeError: the encoder refused, or its process has died; names the chunk.
         """
-        line = self._take()
-        encoded, seconds = line.encode(frames, preset, form)
-        with self._lock:
-            self.cpu_seconds += seconds.process
-        self._idle.put(line)
-        return encoded, seconds.thread
+        child, line = self._take()
+        try:
+            encoded, effort = line.encode(frames, preset, form)
+        except _LineError as error:
+            child.is_lost = True
+            raise EncodeError(f"{_name(frames.plan)} could not be encoded: {child.how_it_ended()}") from error
+        finally:
+            self._give_back(child, line)
+        with self._changed:
+            self.cpu_seconds += effort.process_seconds
+        return encoded, effort
 
-    def _take(self) -> _Line:
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._idle.get_nowait()
-            with self._lock:
-                if self._closed:
-                    raise EncodeError("the encoder processes have been ended")
-                # Others may have waited for the lock with this thread, and started a process.
-                if self._idle.empty():
-                    self._start_child()
+    def _take(self) -> tuple[_Child, _Line]:
+        """A line of the child with the least to do; a new child rather than one whose encoders are all at work."""
+        with self._changed:
+            while not self._closed:
+                children = [child for child in self._children if child.idle and not child.is_lost]
+                child = min(children, key=lambda child: child.load, default=None)
+                if (child is None or child.load >= 0) and self._can_start():
+                    child = self._start_child()
+                if child is not None:
+                    return child, child.idle.pop()
+                self._changed.wait()
+            raise EncodeError("the encoder processes have been ended")
 
-    def _start_child(self) -> None:
-        child = _Child()
+    def _give_back(self, child: _Child, line: _Line) -> None:
+        with self._changed:
+            child.idle.append(line)
+            self._changed.notify()
+
+    def _can_start(self) -> bool:
+        return self._running() < len(self._sizes)
+
+    def _running(self) -> int:
+        return sum(not child.is_lost for child in self._children)
+
+    def _start_child(self) -> _Child:
+        child = _Child(self._sizes[self._running()])
         self._children.append(child)
-        for line in child.lines:
-            self._idle.put(line)
-
-
-@dataclass(frozen=True)
-class _Seconds:
-    thread: float
-    process: float
+        return child
 
 
 class _Child:
-    """One process, and a line to each of its encoders."""
+    """One process, and lines to it: one for each of its encoders, and for each chunk that waits there."""
 
-    def __init__(self) -> None:
-        pairs = [socket.socketpair() for _ in range(ENCODERS)]
-        memories = [_new_memory() for _ in range(ENCODERS)]
+    def __init__(self, encoders: int) -> None:
+        lines = encoders + _WAITING
+        pairs = [socket.socketpair() for _ in range(lines)]
+        memories = [_new_memory() for _ in range(lines)]
         inherited = [
             number
             for (_, there), memory in zip(pairs, memories, strict=True)
@@ -158,7 +201,7 @@ class _Child:
         ]
         # In a session of its own: Ctrl-C is for the parent, and the child ends with its lines.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, *map(str, inherited)],
+            [sys.executable, "-m", _MODULE, str(encoders), *map(str, inherited)],
             stdin=subprocess.DEVNULL,
             pass_fds=inherited,
             start_new_session=True,
@@ -167,7 +210,15 @@ class _Child:
         for _, there in pairs:
             there.close()
         self.process_id = self._process.pid
-        self.lines = [_Line(self, here, memory) for (here, _), memory in zip(pairs, memories, strict=True)]
+        self.is_lost = False
+        self._encoders = encoders
+        self._lines = [_Line(here, memory) for (here, _), memory in zip(pairs, memories, strict=True)]
+        self.idle = list(self._lines)
+
+    @property
+    def load(self) -> int:
+        """Chunks that it has above its encoders; below zero while some have none."""
+        return len(self._lines) - len(self.idle) - self._encoders
 
     def how_it_ended(self) -> str:
         try:
@@ -185,7 +236,7 @@ class _Child:
 
     def close(self) -> None:
         self._process.wait()
-        for line in self.lines:
+        for line in self._lines:
             line.close()
 
 
@@ -196,27 +247,31 @@ def _new_memory() -> IO[bytes]:
     return tempfile.TemporaryFile(buffering=0)
 
 
-class _Line:
-    """To one encoder of a child; one call at a time."""
+class _LineError(Exception):
+    """The child at the other end has gone."""
 
-    def __init__(self, child: _Child, end: socket.socket, memory: IO[bytes]) -> None:
-        self._child, self._end, self._memory = child, end, memory
+
+class _Line:
+    """To a child, one chunk at a time."""
+
+    def __init__(self, end: socket.socket, memory: IO[bytes]) -> None:
+        self._end, self._memory = end, memory
         self._shared = np.empty(0, np.uint8)
 
-    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, _Seconds]:
+    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
         task = _Task(frames.plan, [plane.shape for plane in frames.planes], preset_to_plain(preset), form)
         try:
             for shared, plane in zip(arrays_in(self._room(task.size), task.shapes), frames.planes, strict=True):
                 np.copyto(shared, plane)
             message = pickle.dumps(task)
             self._end.sendall(_HEADER.pack(len(message)) + message)
-            done, length, thread, process = _REPLY.unpack(receive(self._end, _REPLY.size))
+            done, length, *seconds = _REPLY.unpack(receive(self._end, _REPLY.size))
             data = bytes(receive(self._end, length))
         except (OSError, EOFError, ValueError) as error:
-            raise EncodeError(f"{_name(frames.plan)} could not be encoded: {self._child.how_it_ended()}") from error
+            raise _LineError from error
         if not done:
             raise EncodeError(data.decode())
-        return EncodedChunk(frames.plan, data), _Seconds(thread, process)
+        return EncodedChunk(frames.plan, data), Effort(*seconds)
 
     def _room(self, size: int) -> np.ndarray:
         if len(self._shared) < size:
@@ -269,28 +324,30 @@ class _Spent:
         return spent
 
 
-def _serve(end: socket.socket, memory: int, spent: _Spent) -> None:
+def _serve(end: socket.socket, memory: int, turn: threading.Semaphore, spent: _Spent) -> None:
     shared = np.empty(0, np.uint8)
     while True:
         (length,) = _HEADER.unpack(receive(end, _HEADER.size))
         task: _Task = pickle.loads(receive(end, length))  # noqa: S301 from the parent
-        started = time.thread_time()
-        try:
-            if len(shared) < task.size:
-                shared = mapped(memory, task.size)
-            y, u, v = arrays_in(shared, task.shapes)
-            frames = ChunkFrames(task.plan, (y, u, v))
-            done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form).data
-        except EncodeError as error:
-            done, data = False, str(error).encode()
-        except Exception as error:
-            done, data = False, f"{_name(task.plan)} could not be encoded: {error!r}".encode()
-        end.sendall(_REPLY.pack(done, len(data), time.thread_time() - started, spent.since_last()) + data)
+        with turn:
+            started, started_thread = time.perf_counter(), time.thread_time()
+            try:
+                if len(shared) < task.size:
+                    shared = mapped(memory, task.size)
+                y, u, v = arrays_in(shared, task.shapes)
+                frames = ChunkFrames(task.plan, (y, u, v))
+                done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form).data
+            except EncodeError as error:
+                done, data = False, str(error).encode()
+            except Exception as error:
+                done, data = False, f"{_name(task.plan)} could not be encoded: {error!r}".encode()
+            seconds, thread_seconds = time.perf_counter() - started, time.thread_time() - started_thread
+        end.sendall(_REPLY.pack(done, len(data), seconds, thread_seconds, spent.since_last()) + data)
 
 
-def _serve_until_closed(end: socket.socket, memory: int, spent: _Spent) -> None:
+def _serve_until_closed(end: socket.socket, memory: int, turn: threading.Semaphore, spent: _Spent) -> None:
     with end, contextlib.suppress(OSError, EOFError):  # then the parent is gone
-        _serve(end, memory, spent)
+        _serve(end, memory, turn, spent)
 
 
 def main() -> None:
@@ -298,11 +355,11 @@ def main() -> None:
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     os.dup2(2, 1)  # the parent's output is for its results
-    numbers = [int(number) for number in sys.argv[1:]]
-    spent = _Spent()
+    encoders, *numbers = map(int, sys.argv[1:])
+    turn, spent = threading.Semaphore(encoders), _Spent()
     threads = []
     for end, memory in zip(numbers[::2], numbers[1::2], strict=True):
-        line = socket.socket(fileno=end), memory, spent
+        line = socket.socket(fileno=end), memory, turn, spent
         threads.append(threading.Thread(target=_serve_until_closed, args=line))
         threads[-1].start()
     for thread in threads:

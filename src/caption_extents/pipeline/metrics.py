@@ -74,19 +74,19 @@ class StageClock:
                 self.last_end = max(self.last_end, end)
         self.count(samples, items, nbytes)
 
-    def worked(self, seconds: float) -> None:
-        """Count work that was done elsewhere and has just ended."""
+    def worked(self, seconds: float, thread_seconds: float = 0.0) -> None:
+        """Count work that was done elsewhere and has just ended, and the CPU time of the threads that did it."""
         end = time.perf_counter()
         with self._lock:
             self.busy_seconds += seconds
+            self.thread_seconds += thread_seconds
             self.activity.add(end - seconds, end)
             self.first_start = min(end - seconds, self.first_start or end)
             self.last_end = end
 
-    def count(self, samples: int = 0, items: int = 0, nbytes: int = 0, thread_seconds: float = 0.0) -> None:
-        """Add to what the stage has yielded, and to the CPU time of its threads what others took for them."""
+    def count(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> None:
+        """Add to what the stage has yielded."""
         with self._lock:
-            self.thread_seconds += thread_seconds
             self.samples += samples
             if items and not self.items:
                 self.first_item = time.perf_counter()

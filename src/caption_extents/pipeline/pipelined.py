@@ -46,16 +46,31 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
         Exception: what the failing stage raised; every other stage has stopped by then.
     """
     output = _offloading_steps(stages, stages.offload) if stages.offload else _local_steps(stages)
-    with ExitStack() as executors, _InferenceThread(stages) as inference:
-        pipeline = _build(stages, inference, output, executors)
-        try:
-            with pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS):
-                try:
-                    return [record for records in pipeline.get_iterator() for record in records]
-                finally:
-                    output.stop()
-        except PipelineFailure as failure:
-            raise _cause(failure) from failure
+    try:
+        with _InferenceThread(stages) as inference, ExitStack() as engine:
+            source = _Source(stages, inference, output.stop)
+            pipeline = _build(stages, source, output, engine)
+            engine.enter_context(pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS))
+            try:
+                records = _records(pipeline, source, stages.encoding.chunks_to_do)
+            finally:
+                output.stop()
+            # The engine looks ten times a second whether it is to stop; nobody needs to wait for that.
+            threading.Thread(target=engine.pop_all().close, name="stop-engine").start()
+            return records
+    except PipelineFailure as failure:
+        raise _cause(failure) from failure
+
+
+def _records(pipeline: Pipeline[list[ChunkRecord]], source: _Source, expected: int) -> list[ChunkRecord]:
+    """What comes out, until nothing more can come."""
+    records = list[ChunkRecord]()
+    for found in pipeline.get_iterator():
+        records += found
+        if source.is_over and len(records) >= expected:
+            # The engine says so itself up to a tenth of a second later.
+            break
+    return records
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class _Step:
 
     name: str
     function: Callable[[Any], Any]
-    workers: int
+    calls: int
     clock: StageClock
 
 
@@ -85,7 +100,7 @@ def _local_steps(stages: Stages) -> _Output:
     return _Output(
         stages.encoding,
         (
-            _Step("encode", stages.encoding.encode, workers.encoder, encoding),
+            _Step("encode", stages.encoding.encode, stages.encoding.calls(workers.encoder), encoding),
             _Step("upload", stages.upload.upload, workers.upload, upload),
         ),
     )
@@ -113,19 +128,26 @@ def _or_stop(function: Callable[[Any], Any], stop: Callable[[], None]) -> Callab
     return guarded
 
 
-def _source(stages: Stages, inference: _InferenceThread, stop: Callable[[], None]) -> Iterator[CropBatch]:
-    try:
-        for batch in stages.extraction:
-            inference.put(batch)
-            yield batch
-    except Exception:
-        stop()
-        raise
+class _Source:
+    """Batches, for the engine; each goes to inference too."""
+
+    def __init__(self, stages: Stages, inference: _InferenceThread, stop: Callable[[], None]) -> None:
+        self._extraction, self._inference, self._stop = stages.extraction, inference, stop
+        self.is_over = False
+        """All batches have come."""
+
+    def __iter__(self) -> Iterator[CropBatch]:
+        try:
+            for batch in self._extraction:
+                self._inference.put(batch)
+                yield batch
+            self.is_over = True
+        except Exception:
+            self._stop()
+            raise
 
 
-def _build(
-    stages: Stages, inference: _InferenceThread, output: _Output, executors: ExitStack
-) -> Pipeline[list[ChunkRecord]]:
+def _build(stages: Stages, source: _Source, output: _Output, executors: ExitStack) -> Pipeline[list[ChunkRecord]]:
 
     def threads(name: str, count: int) -> ThreadPoolExecutor:
         # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
@@ -133,14 +155,14 @@ def _build(
 
     builder = (
         PipelineBuilder[CropBatch, list[ChunkRecord]]()
-        .add_source(_source(stages, inference, output.stop))
+        .add_source(source)
         .pipe(_or_stop(output.gather.assemble, output.stop), executor=threads("gather", 1), name="gather")
         .disaggregate()
     )
     for step in output.steps:
-        function, executor = _or_stop(step.function, output.stop), threads(step.name, step.workers)
-        builder.pipe(function, concurrency=step.workers, executor=executor, name=step.name)
-    return builder.add_sink(output.steps[-1].workers).build(
+        function, executor = _or_stop(step.function, output.stop), threads(step.name, step.calls)
+        builder.pipe(function, concurrency=step.calls, executor=executor, name=step.name)
+    return builder.add_sink(output.steps[-1].calls).build(
         num_threads=1,
         max_failures=0,
         queue_class=_timed_queues(stages, output.steps),

@@ -273,9 +273,9 @@ def _in_processes(job: Job, device: torch.device) -> bool:
 @contextmanager
 def _encoder_processes(job: Job) -> Iterator[EncoderProcesses]:
     """Where chunks are encoded beside this process; they get ready while the video is opened."""
-    with EncoderProcesses() as processes:
+    with EncoderProcesses(job.encoder_workers) as processes:
         if _in_processes(job, choose_device(job.device)):
-            processes.start(job.encoder_workers)
+            processes.start()
         yield processes
 
 

@@ -12,7 +12,7 @@ import torch
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
 from caption_extents.chunks.encode_process import EncoderProcesses
-from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
 from caption_extents.model.interface import ContextModel, PairModel
@@ -218,6 +218,11 @@ class Encoding:
     """Where to encode, if not in this process."""
     _assembler: ChunkAssembler = field(default_factory=ChunkAssembler)
 
+    @property
+    def chunks_to_do(self) -> int:
+        """How many :meth:`assemble` gives, of the whole video."""
+        return sum(chunk not in self.done for chunk in plan_chunks(self.sample_count))
+
     def assemble(self, batch: CropBatch) -> list[ChunkFrames]:
         """Take a batch, in order; the chunks that it completes and that are still to do.
 
@@ -240,17 +245,21 @@ class Encoding:
 
     def encode(self, frames: ChunkFrames) -> EncodedChunk:
         """Encode a chunk, at once with others."""
-        with self.clock.busy(samples=len(frames.plan.samples), items=1):
-            chunk = self._encode(frames)
+        samples = len(frames.plan.samples)
+        if self.processes is None:
+            with self.clock.busy(samples=samples, items=1):
+                chunk = encode_chunk(frames, self.preset, self.form)
+        else:
+            started = time.thread_time()
+            chunk, effort = self.processes.encode(frames, self.preset, self.form)
+            self.clock.worked(effort.seconds, effort.thread_seconds + time.thread_time() - started)
+            self.clock.count(samples=samples, items=1)
         self.clock.count(nbytes=len(chunk.data))
         return chunk
 
-    def _encode(self, frames: ChunkFrames) -> EncodedChunk:
-        if self.processes is None:
-            return encode_chunk(frames, self.preset, self.form)
-        chunk, thread_seconds = self.processes.encode(frames, self.preset, self.form)
-        self.clock.count(thread_seconds=thread_seconds)
-        return chunk
+    def calls(self, encoders: int) -> int:
+        """Calls of :meth:`encode` at once that keep so many encoders at work."""
+        return encoders if self.processes is None else self.processes.calls
 
 
 @dataclass
