@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -112,54 +113,45 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
     )
     thick = max(1, round(size_px * rng.uniform(0.03, 0.12)))
     kind = rng.choices(list(_KINDS), list(_KINDS.values()))[0]
-    if kind == "double":
-        return replace(
-            style,
-            name=kind,
-            outline_px=max(1, thick // 2),
-            outline=random_colour(rng),
-            outer=rng.choice([WHITE, BLACK, random_colour(rng)]),
-            outer_px=max(1, thick // 2),
-        )
-    if kind == "outline":
-        return replace(
-            style, name=kind, outline_px=thick, outline=rng.choice([BLACK, BLACK, BLACK, random_colour(rng)])
-        )
-    if kind == "outline-shadow":
-        return replace(style, name=kind, outline_px=thick, shadow_px=max(1, size_px // 12))
-    if kind == "shadow":
-        return replace(style, name=kind, outline_px=0, shadow_px=max(1, size_px // 14))
-    if kind == "glow":
-        return replace(
-            style, name=kind, outline_px=rng.choice([0, 1]), glow_px=max(2, size_px // 6), outline=random_colour(rng)
-        )
-    if kind in {"box", "translucent-box"}:
-        alpha = 1.0 if kind == "box" else rng.uniform(0.3, 0.8)
-        return replace(
-            style,
-            name=kind,
-            outline_px=rng.choice([0, 0, 1]),
-            box=rng.choice([BLACK, BLACK, random_colour(rng)]),
-            box_alpha=alpha,
-            box_padding_px=rng.randint(2, max(3, size_px // 3)),
-            bar=rng.random() < 0.2,
-            fill=rng.choice([fill, fill, BLACK]) if kind == "box" else fill,
-        )
-    if kind == "light-box":
-        return replace(
-            style,
-            name=kind,
-            outline_px=0,
-            fill=rng.choice([BLACK, (40, 40, 40), (rng.randint(0, 90), rng.randint(0, 90), rng.randint(0, 90))]),
-            box=rng.choice([WHITE, (235, 235, 235), (255, 255, 190), random_colour(rng, 150)]),
-            box_alpha=rng.choice([1.0, 1.0, rng.uniform(0.5, 0.9)]),
-            box_padding_px=rng.randint(2, max(3, size_px // 3)),
-            bar=rng.random() < 0.2,
-            fill_bottom=None,
-        )
-    if kind == "dark-on-light":
-        return replace(style, name=kind, fill=rng.choice([BLACK, (40, 40, 40)]), outline=WHITE, outline_px=thick)
-    return replace(style, name=kind, outline_px=0)
+    return replace(style, name=kind, **_set_off(rng, kind, fill, size_px, thick))
+
+
+def _set_off(rng: random.Random, kind: str, fill: Colour, size_px: int, thick_px: int) -> dict[str, Any]:
+    """What a style of a kind has of its own; ``thick_px`` is a usual outline for its letters."""
+    match kind:
+        case "double":
+            half = max(1, thick_px // 2)
+            outline = random_colour(rng)
+            outer = rng.choice([WHITE, BLACK, random_colour(rng)])
+            return {"outline_px": half, "outline": outline, "outer": outer, "outer_px": half}
+        case "outline":
+            return {"outline_px": thick_px, "outline": rng.choice([BLACK, BLACK, BLACK, random_colour(rng)])}
+        case "outline-shadow":
+            return {"outline_px": thick_px, "shadow_px": max(1, size_px // 12)}
+        case "shadow":
+            return {"outline_px": 0, "shadow_px": max(1, size_px // 14)}
+        case "glow":
+            width = rng.choice([0, 1])
+            return {"outline_px": width, "glow_px": max(2, size_px // 6), "outline": random_colour(rng)}
+        case "box" | "translucent-box":
+            opaque = kind == "box"
+            alpha = 1.0 if opaque else rng.uniform(0.3, 0.8)
+            width = rng.choice([0, 0, 1])
+            box = _box(rng, size_px, rng.choice([BLACK, BLACK, random_colour(rng)]), alpha)
+            return {"outline_px": width, **box, "fill": rng.choice([fill, fill, BLACK]) if opaque else fill}
+        case "light-box":
+            fill = rng.choice([BLACK, (40, 40, 40), (rng.randint(0, 90), rng.randint(0, 90), rng.randint(0, 90))])
+            colour = rng.choice([WHITE, (235, 235, 235), (255, 255, 190), random_colour(rng, 150)])
+            box = _box(rng, size_px, colour, rng.choice([1.0, 1.0, rng.uniform(0.5, 0.9)]))
+            return {"outline_px": 0, "fill": fill, "fill_bottom": None, **box}
+        case "dark-on-light":
+            return {"fill": rng.choice([BLACK, (40, 40, 40)]), "outline": WHITE, "outline_px": thick_px}
+    return {"outline_px": 0}
+
+
+def _box(rng: random.Random, size_px: int, colour: Colour, alpha: float) -> dict[str, Any]:
+    padding = rng.randint(2, max(3, size_px // 3))
+    return {"box": colour, "box_alpha": alpha, "box_padding_px": padding, "bar": rng.random() < 0.2}
 
 
 JOINED = frozenset({"arabic", "urdu", "devanagari", "bengali", "gurmukhi", "khmer", "burmese"})
@@ -280,17 +272,6 @@ def draw_caption(
         put(outlined_coverage, style.outline)
     put(np.asarray(letters, np.float32) / 255, _paint(style, letters, fill or style.fill))
     return Overlay(np.clip(colour, 0, 255).astype(np.uint8), alpha * style.opacity, outlined_coverage)
-
-
-def put_over(picture: np.ndarray, overlay: Overlay) -> np.ndarray:
-    """A copy of a uint8 RGB picture with an overlay of its size on it."""
-    result = picture.copy()
-    rows = np.flatnonzero(overlay.alpha.max(axis=1) > 0)
-    if len(rows):
-        part = slice(rows[0], rows[-1] + 1)
-        weight = overlay.alpha[part, :, None]
-        result[part] = (picture[part] * (1 - weight) + overlay.colour[part] * weight).astype(np.uint8)
-    return result
 
 
 def blend(picture: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> None:

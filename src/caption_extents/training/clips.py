@@ -225,7 +225,7 @@ def compress(frames: np.ndarray, codec: str, options: dict[str, str]) -> tuple[n
     packets.extend(encoder.encode(None))
     decoder = cast(
         av.VideoCodecContext,
-        av.CodecContext.create({"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}.get(codec, codec), "r"),
+        av.CodecContext.create(_DECODERS.get(codec, codec), "r"),
     )
     decoder.thread_count = 1
     decoded = [frame for packet in [*packets, None] for frame in decoder.decode(packet)]

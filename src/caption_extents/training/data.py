@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -50,8 +50,11 @@ class Group:
     def to(self, device: torch.device) -> Group:
         """The same on another device; the copy runs beside the device's work."""
         pin = device.type == "cuda"
-        parts = (getattr(self, field.name) for field in fields(self))
-        return Group(*((part.pin_memory() if pin else part).to(device, non_blocking=True) for part in parts))
+        return self.each(lambda part: (part.pin_memory() if pin else part).to(device, non_blocking=True))
+
+    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Group:
+        """A group of what a function makes of each tensor."""
+        return Group(*(function(getattr(self, field.name)) for field in fields(self)))
 
 
 def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int, samples: int) -> Group:
@@ -140,11 +143,7 @@ class ClipPool:
         height, width = moved.pictures.shape[-2:]
         shape = (height, width)
         if shape not in self._groups:
-            empty = [
-                torch.empty((self._capacity, *part.shape[1:]), dtype=part.dtype, device=self.device)
-                for part in (moved.pictures, moved.caption_ids, moved.unsure, moved.ink)
-            ]
-            self._groups[shape] = Group(*empty)
+            self._groups[shape] = moved.each(lambda part: part.new_empty((self._capacity, *part.shape[1:])))
             self._sizes[shape] = self._next[shape] = 0
         count = len(moved.pictures)
         at = (self._next[shape] + torch.arange(count, device=self.device)) % self._capacity
@@ -167,10 +166,10 @@ class ClipPool:
         group, size = self._groups[shape], self._sizes[shape]
         chosen = torch.tensor([rng.randrange(size) for _ in range(clip_count)], device=self.device)
         if not samples:
-            return Group(*(getattr(group, field.name)[chosen] for field in fields(Group)))
+            return group.each(lambda part: part[chosen])
         windows = [_window(rng, group.caption_ids.shape[1], samples) for _ in range(clip_count)]
         at = torch.tensor(windows, device=self.device)
-        return Group(*(getattr(group, field.name)[chosen[:, None], at] for field in fields(Group)))
+        return group.each(lambda part: part[chosen[:, None], at])
 
 
 def _window(rng: random.Random, length: int, samples: int) -> list[int]:

@@ -108,7 +108,9 @@ def render(
                 overlay = captions.draw_caption(style, current.lines, width, height, round(height * BASELINE))
             if current is not None and index >= current.end_frame:
                 current = overlay = None
-            picture = scenery if overlay is None else captions.put_over(scenery, overlay)
+            picture = scenery.copy()
+            if overlay is not None:
+                captions.blend(picture, overlay.colour, overlay.alpha)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return planned

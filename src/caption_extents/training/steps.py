@@ -112,7 +112,7 @@ class _Recording:
         generator: torch.Generator,
         memory: Any,
     ) -> None:
-        self._group = Group(*(getattr(group, field.name).clone() for field in fields(Group)))
+        self._group = group.each(torch.clone)
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(generator)
         with torch.cuda.graph(
