@@ -29,9 +29,9 @@ class SoftwareEngine:
         self.shapes: tuple[tuple[int, ...], ...] = ((crop.height, crop.width), half, half)
 
     def open(self) -> av.VideoCodecContext:
-        context = av.CodecContext.create(self._facts.codec, "r")
-        assert isinstance(context, av.VideoCodecContext)
         with open_video(self._facts.path) as (_, stream):
+            context = av.CodecContext.create(stream.codec_context.name, "r")
+            assert isinstance(context, av.VideoCodecContext)
             context.extradata = stream.codec_context.extradata
             context.width, context.height = stream.codec_context.width, stream.codec_context.height
         return context

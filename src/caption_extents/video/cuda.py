@@ -20,8 +20,8 @@ from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
 if TYPE_CHECKING:
     import torch
 
-_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11, "libdav1d": 11}
-"""``cudaVideoCodec`` numbers of the codecs whose standard fixes every decoded bit, by the name of FFmpeg's decoder.
+_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
+"""``cudaVideoCodec`` numbers of the codecs whose standard fixes every decoded bit, by FFmpeg's names.
 
 MPEG-2 and MPEG-4 part 2 leave the rounding of their transform open, so a GPU's pixels differ from a CPU's in the last
 bit, and results would depend on the decoder.
@@ -114,11 +114,6 @@ def parse_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def own_decoder(codec: str) -> str:
-    """FFmpeg's own decoder of a codec, which drives NVDEC, where the usual one is another library."""
-    return {"libdav1d": "av1"}.get(codec, codec)
-
-
 @cache
 def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
     """What the engines of a device, by its number, decode of a codec; None where they do not, or there is no NVDEC."""
@@ -156,7 +151,7 @@ def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
         return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
     engines = decode_engines(facts.codec, ordinal)
     if engines is None:
-        return f"the decoders of {driver.device_name(ordinal)} do not know {own_decoder(facts.codec)}"
+        return f"the decoders of {driver.device_name(ordinal)} do not know {facts.codec}"
     if not engines.takes(facts.width, facts.height):
         return (
             f"{facts.width}x{facts.height} is outside what the decoders take, {engines.min_width}x{engines.min_height} "

@@ -19,7 +19,6 @@ from av.video.frame import VideoFrame
 
 from caption_extents.video import driver
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.cuda import own_decoder
 from caption_extents.video.device_copy import BoxCopy
 from caption_extents.video.session import Crops
 from caption_extents.video.source import VideoFacts, open_video
@@ -63,8 +62,8 @@ class NvdecEngine:
             is_hw_owned=True,
             options={"primary_ctx": "0", "current_ctx": "1"},
         )
-        name = own_decoder(self._facts.codec)
-        context = cast(VideoCodecContext, av.CodecContext.create(name, "r", hwaccel=accelerator))
+        # FFmpeg's own decoder, which drives NVDEC, has the name of the codec; others, of libraries, do not.
+        context = cast(VideoCodecContext, av.CodecContext.create(self._facts.codec, "r", hwaccel=accelerator))
         context.options = {"hwaccel_flags": "unsafe_output", "extra_hw_frames": str(_HELD_FRAMES)}
         context.thread_count = 1  # others would have nothing to do
         with open_video(self._facts.path) as (_, stream):

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import av
 import av.container
 import av.error
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -34,12 +35,12 @@ CONTAINERS = {
 
 CODECS = frozenset(
     {
-        *("h264", "hevc", "vp8", "vp9", "av1", "libdav1d"),
+        *("h264", "hevc", "vp8", "vp9", "av1"),
         *("mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v2", "msmpeg4v3", "h263", "flv1", "wmv2", "theora"),
         *("mjpeg", "prores", "dnxhd", "ffv1"),
     }
 )
-"""Decoders that may be used, by the codec's name in FFmpeg."""
+"""Codecs that may be decoded, by FFmpeg's names."""
 
 WITHOUT_PRESENTATION_TIMES = frozenset({"avi"})
 """Containers that store the order of decoding only; what their demuxers call pts is a guess."""
@@ -221,10 +222,7 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> VideoSt
     if not streams:
         raise VideoError(f"{str(path)!r} has no video stream")
     stream = streams[0]
-    try:
-        name = stream.codec_context.name
-    except AttributeError:
-        name = None
+    name = _codec(stream)
     if name not in CODECS:
         raise VideoError(
             f"{str(path)!r} has video of codec {name or 'unknown'!r}; known codecs are {', '.join(sorted(CODECS))}"
@@ -232,6 +230,12 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> VideoSt
     context = stream.codec_context
     _check_size(path, context.width, context.height)
     return stream
+
+
+def _codec(stream: VideoStream) -> str:
+    """FFmpeg's name of the codec, whichever library decodes it; empty where none does."""
+    context = cast("VideoCodecContext | None", stream.codec_context)
+    return "" if context is None else context.codec.canonical_name
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
@@ -259,7 +263,7 @@ def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
         return VideoFacts(
             path=path,
             container=container.format.name,
-            codec=stream.codec_context.name,
+            codec=_codec(stream),
             stream_index=stream.index,
             width=frame.width,
             height=frame.height,
