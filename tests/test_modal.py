@@ -114,6 +114,31 @@ def test_functions_carry_what_is_configured(monkeypatch: pytest.MonkeyPatch) -> 
         assert variables["CAPTION_EXTENTS_MODAL_GPU"] == "L4"
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 16), ({"encoder_workers": 3}, 3), ({"encoder": "threads"}, 16), ({"encoder": "ray"}, None)],
+)
+def test_a_job_encodes_on_its_cores(
+    options: dict[str, Any], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTION_EXTENTS_MODAL_CPU", "16.5")
+    module = _import_app()
+    asked: dict[str, Any] = {}
+
+    class Result:
+        def to_dict(self) -> dict[str, Any]:
+            return {}
+
+    def job(*_: Any, **options: Any) -> Result:
+        asked.update(options)
+        return Result()
+
+    monkeypatch.setattr(module.caption_extents, "crop_and_infer_caption_frame_extents", job)
+    module.crop_and_infer_caption_frame_extents.local("film.mp4", "local", "v", CROP, **options)
+    assert asked == {**options, **({} if expected is None else {"encoder_workers": expected})}
+    sys.modules.pop("caption_extents.deploy.modal_app")
+
+
 def test_settings_that_are_none() -> None:
     with pytest.raises(InputError, match="MEMORY_MIB is 'much'; give a int"):
         ModalSettings.from_environment({"CAPTION_EXTENTS_MODAL_MEMORY_MIB": "much"})

@@ -17,6 +17,7 @@ import modal
 import caption_extents
 from caption_extents import CropRegion
 from caption_extents.deploy.modal_settings import ENCODE_FUNCTION, ModalSettings
+from caption_extents.job import REMOTE_ENCODER_NAMES
 from caption_extents.pipeline.offload import EncodeReport, EncodeTask, run_encode_task
 
 _PYTHON = "3.12"
@@ -72,7 +73,8 @@ def crop_and_infer_caption_frame_extents(
         tenant_id, video_id: parts of the keys that are written.
         crop_region: left, top, right, bottom.
         frame_rate: samples a second.
-        options: of the job; the store is the secret's ``CAPTION_EXTENTS_STORE`` unless it is one of them.
+        options: of the job; the store is the secret's ``CAPTION_EXTENTS_STORE`` unless it is one of them, and each core
+            of the function encodes a chunk unless ``encoder_workers`` is.
 
     Returns:
         The result as plain data, and ``cold_start_seconds``.
@@ -116,6 +118,8 @@ def _run(
     **options: Any,
 ) -> dict[str, Any]:
     cold_start_seconds = _cold_start_seconds()
+    if options.get("encoder") not in REMOTE_ENCODER_NAMES:
+        options.setdefault("encoder_workers", settings.encoders)
     result = caption_extents.crop_and_infer_caption_frame_extents(
         video_key, tenant_id, video_id, CropRegion(*crop_region), frame_rate, **options
     )

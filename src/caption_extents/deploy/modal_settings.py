@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from caption_extents.errors import InputError
-from caption_extents.job import IMPLEMENTATION_VARIABLE
+from caption_extents.job import DEFAULT_ENCODER_WORKERS, IMPLEMENTATION_VARIABLE
 
 JOB_FUNCTION = "crop_and_infer_caption_frame_extents"
 ENCODE_FUNCTION = "encode_segment"
@@ -22,7 +22,7 @@ class ModalSettings:
     Attributes:
         app_name: of the deployment.
         gpu: of the job's functions, as Modal names it.
-        cpu: cores of the job's functions.
+        cpu: cores of the job's functions; a job encodes a chunk on each.
         memory_mib: of the job's functions.
         timeout_seconds: of a job.
         retries: of a job; a run that failed is finished by calling it again, which Modal cannot know.
@@ -70,6 +70,11 @@ class ModalSettings:
         """Variables that give these settings, for the containers; what the job itself reads is among them."""
         variables = {PREFIX + name.upper(): str(value) for name, value in asdict(self).items()}
         return {**variables, IMPLEMENTATION_VARIABLE: self.implementation}
+
+    @property
+    def encoders(self) -> int:
+        """Chunks that a job's function encodes at once, unless a call says how many."""
+        return max(DEFAULT_ENCODER_WORKERS, int(self.cpu))
 
     @property
     def secret_names(self) -> list[str]:
