@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,36 @@ def _fails_after(function: Callable[..., Any], calls: int, error: Exception) -> 
     return failing
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """A video, and what a run that nothing happens to makes of it."""
+
+    video: Path
+    region: CropRegion
+    outcome: dict[str, Any]
+    files: list[str]
+
+    @classmethod
+    def run(cls, video: Path, region: CropRegion, store: Path) -> Undisturbed:
+        return cls(video, region, outcome(run(video, store, region), store), files(store))
+
+    def assert_is_finished_in(self, store: Path) -> None:
+        assert outcome(run(self.video, store, self.region, lease_seconds=1.0), store) == self.outcome
+        assert files(store) == self.files
+
+
+@pytest.fixture(scope="session")
+def captioned(captioned_video: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed.run(captioned_video, REGION, tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture(scope="session")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("long")
+    recipe = Recipe("long", pts=tuple(range(900)), width=640, height=360, options={"preset": "ultrafast"})
+    return Undisturbed.run(make_video(recipe, folder), CropRegion(0, 0.6, 1, 1), folder / "store")
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     ("target", "name", "error", "expected"),
@@ -242,23 +273,17 @@ def test_a_failing_stage_stops_the_run_which_can_be_finished(
     name: str,
     error: Exception,
     expected: type[Exception],
-    captioned_video: Path,
+    captioned: Undisturbed,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(target, name, _fails_after(getattr(target, name), 2, error))
     store = tmp_path / "store"
     with pytest.raises(expected, match=str(error)):
-        run(captioned_video, store, implementation=implementation)
+        run(captioned.video, store, implementation=implementation)
     assert complete_versions(open_store(store), VideoKeys("t1", "v1")) == []
     monkeypatch.undo()
-    assert_finishes_like_an_undisturbed_run(captioned_video, store, tmp_path / "undisturbed")
-
-
-def assert_finishes_like_an_undisturbed_run(video: Path, store: Path, other: Path, region: CropRegion = REGION) -> None:
-    expected = outcome(run(video, other, region), other)
-    assert outcome(run(video, store, region, lease_seconds=1.0), store) == expected
-    assert files(store) == files(other)
+    captioned.assert_is_finished_in(store)
 
 
 def _heed_interrupts() -> None:
@@ -267,12 +292,9 @@ def _heed_interrupts() -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, tmp_path: Path) -> None:
-    video = make_video(
-        Recipe("long", pts=tuple(range(900)), width=640, height=360, options={"preset": "ultrafast"}), tmp_path
-    )
+def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, long: Undisturbed, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = [sys.executable, "-m", "caption_extents", "run", str(video), "--crop", "0,0.2,1,1", "--quiet"]
+    command = [sys.executable, "-m", "caption_extents", "run", str(long.video), "--crop", "0,0.6,1,1", "--quiet"]
     command += ["--store", str(store), "--implementation", implementation, "--tenant", "t1", "--video-id", "v1"]
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=_heed_interrupts
@@ -290,7 +312,7 @@ def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, tmp_pa
     assert time.monotonic() - interrupted < 10
     assert "interrupted" in message
     assert "Traceback" not in message
-    assert_finishes_like_an_undisturbed_run(video, store, tmp_path / "undisturbed", CropRegion(0, 0.2, 1, 1))
+    long.assert_is_finished_in(store)
 
 
 def _damage(video: Path, share: float) -> None:
