@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 import caption_extents
+from caption_extents.batch import Summary
 from caption_extents.cli import app
 from caption_extents.job import encoders_of_machine, id_from_name
 from caption_extents.storage.keys import VideoKeys, check_id
@@ -64,6 +66,30 @@ def test_a_run_encodes_with_all_cores_unless_told(tmp_path: Path, monkeypatch: p
         code, out, _ = call("run", str(video), "--crop", CROP, "--store", str(tmp_path / "s"), "--json", *options)
         assert code == 0
         assert json.loads(out)["metrics"]["stages"]["encoding"]["workers"] == workers
+
+
+@pytest.mark.parametrize(
+    ("options", "encoders"),
+    [
+        (["--on", "local"], 12),
+        (["--on", "local", "--jobs", "2"], 6),
+        (["--on", "ray"], 4),
+        (["--on", "ray", "--cpus", "8.5"], 8),
+        (["--on", "modal"], None),
+        (["--on", "modal", "--encoder-workers", "3"], 3),
+    ],
+)
+def test_videos_of_a_list_are_encoded_with_their_share(
+    options: list[str], encoders: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed, given = tmp_path / "films.csv", list[Any]()
+    listed.write_text(f'video,crop\nfilm.mp4,"{CROP}"\n')
+    monkeypatch.setattr("caption_extents.job.usable_cores", lambda: 12)
+    monkeypatch.setattr("caption_extents.cli._executor", lambda *_: None)
+    monkeypatch.setattr("caption_extents.batch.run_batch", lambda *arguments: given.extend(arguments) or Summary())
+    code, _, err = call("batch", str(listed), "--store", str(tmp_path), *options)
+    assert code == 0, err
+    assert given[3].get("encoder_workers") == encoders
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def run(
                 video_id,
                 CropRegion.parse(crop),
                 rate,
-                _encoder_count(encoder_workers, here=encoder not in jobs.REMOTE_ENCODER_NAMES),
+                _encoders_of_run(encoder_workers, encoder),
                 implementation=implementation,
                 store=store,
                 device=device,
@@ -424,7 +424,9 @@ def batch(
         int, typer.Option("--jobs", min=1, help="Videos at once, each in its own process; Ray decides by itself.")
     ] = 1,
     where: Annotated[str, typer.Option("--on", help=f"Where: {_choices(EXECUTOR_NAMES)}.")] = "local",
-    cpus: Annotated[float, typer.Option(min=0.1, help="On Ray: cores for each video.")] = 1.0,
+    cpus: Annotated[
+        float, typer.Option(min=0.1, help="On Ray: cores for each video, to encode a chunk on each.")
+    ] = 1.0,
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
     device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
@@ -451,9 +453,10 @@ def batch(
             "store": store if "://" in store else str(Path(store).absolute()),
             "device": device,
             "preset": preset,
-            "encoder_workers": _encoder_count(encoder_workers, here=where == "local", shares=jobs_at_once),
             "isolate": isolate,
         }
+        if (encoders := _encoders_of_batch(encoder_workers, where, jobs_at_once, cpus)) is not None:
+            options["encoder_workers"] = encoders
 
         def tell(outcome: batches.Outcome) -> None:
             state = "failed" if outcome.error else "done  "
@@ -466,11 +469,18 @@ def batch(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _encoder_count(given: int | None, *, here: bool, shares: int = 1) -> int:
-    """As many encoders as were asked for; otherwise what suits this machine, where it is this machine that encodes."""
+def _encoders_of_run(given: int | None, encoder: str) -> int:
+    """As many as were asked for; otherwise what suits this machine, where it is this machine that encodes."""
     if given is not None:
         return given
-    return jobs.encoders_of_machine(shares) if here else jobs.DEFAULT_ENCODER_WORKERS
+    return jobs.DEFAULT_ENCODER_WORKERS if encoder in jobs.REMOTE_ENCODER_NAMES else jobs.encoders_of_machine()
+
+
+def _encoders_of_batch(given: int | None, where: str, jobs_at_once: int, cpus: float) -> int | None:
+    """Likewise for each video of a batch; None where that is known only there."""
+    if given is not None or where == "modal":
+        return given
+    return jobs.encoders_of_machine(jobs_at_once) if where == "local" else jobs.encoders_of_cores(int(cpus))
 
 
 def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:

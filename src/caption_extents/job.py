@@ -56,11 +56,13 @@ PRICE_VARIABLE = "CAPTION_EXTENTS_PRICE_PER_HOUR"
 
 
 def encoders_of_machine(shares: int = 1) -> int:
-    """Chunks to encode at once where a machine, or one of so many equal shares of it, has nothing else to do.
+    """Chunks to encode at once where a machine, or one of so many equal shares of it, has nothing else to do."""
+    return encoders_of_cores(usable_cores() // shares)
 
-    One for each core, and ``DEFAULT_ENCODER_WORKERS`` at least.
-    """
-    return min(MAX_ENCODERS_OF_MACHINE, max(DEFAULT_ENCODER_WORKERS, usable_cores() // shares))
+
+def encoders_of_cores(cores: int) -> int:
+    """Chunks to encode at once on so many cores: one for each, and ``DEFAULT_ENCODER_WORKERS`` at least."""
+    return min(MAX_ENCODERS_OF_MACHINE, max(DEFAULT_ENCODER_WORKERS, cores))
 
 
 class JobOptions(TypedDict, total=False):

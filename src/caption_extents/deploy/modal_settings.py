@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 from caption_extents.errors import InputError
-from caption_extents.job import DEFAULT_ENCODER_WORKERS, IMPLEMENTATION_VARIABLE
+from caption_extents.job import IMPLEMENTATION_VARIABLE, encoders_of_cores
 
 JOB_FUNCTION = "crop_and_infer_caption_frame_extents"
 ENCODE_FUNCTION = "encode_segment"
@@ -74,7 +74,7 @@ class ModalSettings:
     @property
     def encoders(self) -> int:
         """Chunks that a job's function encodes at once, unless a call says how many."""
-        return max(DEFAULT_ENCODER_WORKERS, int(self.cpu))
+        return encoders_of_cores(int(self.cpu))
 
     @property
     def secret_names(self) -> list[str]:
