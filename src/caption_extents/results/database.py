@@ -11,6 +11,8 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from caption_extents.results.compression import gzipped
+
 _SCHEMA_VERSION = 1
 
 _PROBABILITIES = ("same", "different", "empty_empty", "empty_valid", "valid_empty")
@@ -159,7 +161,7 @@ def _pair_rows(first_pair: int, probabilities: np.ndarray) -> list[tuple[object,
 
 
 def _compressed(connection: sqlite3.Connection) -> bytes:
-    return gzip.compress(connection.serialize(), _COMPRESSION, mtime=0)
+    return gzipped(connection.serialize(), _COMPRESSION)
 
 
 def with_texts(data: bytes, texts: Mapping[int, tuple[str, float]]) -> bytes:
