@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import caption_extents
@@ -145,7 +148,41 @@ def test_a_failing_store_exits_with_1(tmp_path: Path) -> None:
     assert "Not a directory" in errors
 
 
-@pytest.mark.parametrize("name", ["film.mp4", "a b/ü (1).mkv", "...", "..mp4", "x" * 300, "-v.ts", "a..b.mp4", ""])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("film.mp4", "film"),
+        ("films/My film (1).mkv", "My-film-1"),
+        ("Où est — ça?.mp4", "Ou-est-ca"),
+        (unicodedata.normalize("NFD", "Où est — ça?.mp4"), "Ou-est-ca"),
+        ("-v.ts", "v"),
+        ("a..b.mp4", "a.b"),
+        ("電影.mp4", "video-"),
+        ("Фильм 2.mp4", "2-"),
+        ("...", "video-"),
+        ("", "video-"),
+        ("x" * 300, "x" * 119 + "-"),
+    ],
+)
+def test_ids_are_made_of_names(name: str, expected: str) -> None:
+    made = id_from_name(name)
+    assert made.startswith(expected)
+    assert len(made) == len(expected) + 8 * expected.endswith("-")
+
+
+def _without_accents(name: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=6), min_size=2, max_size=2))
+def test_names_of_other_letters_give_other_ids(names: list[str]) -> None:
+    alike = len({_without_accents(name) for name in names}) == 1
+    one, other = (id_from_name(f"{name}.mp4") for name in names)
+    check_id(one, "video_id")
+    assert (one != other) or alike
+
+
+@given(st.text())
 def test_ids_from_names_can_be_used(name: str) -> None:
     check_id(id_from_name(name), "video_id")
 

@@ -107,7 +107,10 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"line {line} of {str(path)!r} cannot be used: {error}") from error
         if (entry.tenant, entry.video_id) in entries:
-            raise InputError(f"line {line} of {str(path)!r} has the video id {entry.video_id!r} of an earlier line")
+            raise InputError(
+                f"line {line} of {str(path)!r} has the video id {entry.video_id!r} of an earlier line; "
+                "give them different ones in a column video_id"
+            )
         entries[entry.tenant, entry.video_id] = entry
     if not entries:
         raise InputError(f"the list {str(path)!r} is empty")

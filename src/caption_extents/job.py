@@ -5,9 +5,11 @@ Nothing heavy is imported before a job runs.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,6 +50,10 @@ MAX_FRAME_RATE = 240
 MAX_WORKERS = 256
 MAX_INFERENCE_THREADS = 16
 """Of those that are chosen without being asked for."""
+
+_LONGEST_ID = 128
+_ID_DIGITS = 8
+"""Of a name's digest, where letters of the name were lost."""
 
 STORE_VARIABLE = "CAPTION_EXTENTS_STORE"
 IMPLEMENTATION_VARIABLE = "CAPTION_EXTENTS_IMPLEMENTATION"
@@ -242,9 +248,19 @@ def _check_rate(rate: float | Fraction) -> None:
 
 
 def id_from_name(video: str) -> str:
-    """An id out of a file's name: letters, digits, ``.``, ``_`` and ``-`` stay, runs of anything else become ``-``."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(video).stem)
-    return re.sub(r"\.{2,}", ".", stem).strip("-._")[:128] or "video"
+    """An id out of a file's name: letters, digits, ``.``, ``_`` and ``-`` stay, and anything else becomes ``-``.
+
+    Accents go. Where letters go, of other scripts, or the end of a long name, a digest of the name takes their place:
+    two films must not have one id.
+    """
+    name = unicodedata.normalize("NFC", Path(video).stem)
+    letters = [letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter)]
+    kept = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", "".join(letters))).strip("-._")
+    if kept and len(kept) <= _LONGEST_ID and all(letter.isascii() or not letter.isalnum() for letter in letters):
+        return kept
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_ID_DIGITS]
+    begin = kept[: _LONGEST_ID - _ID_DIGITS - 1].rstrip("-._")
+    return f"{begin or 'video'}-{digest}"
 
 
 def _price(text: str) -> float:
