@@ -247,7 +247,7 @@ def test_a_store_that_always_fails_is_reported_in_time(
         started = time.monotonic()
         with pytest.raises(UploadError, match=r"could not write 'a/key' to s3://.* attempts\)") as caught:
             store.put("a/key", b"data", "text/plain")
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 10
         with pytest.raises(StoreAccessError, match="could not list"):
             list(store.keys("a/"))
     assert SECRET not in str(caught.value)
