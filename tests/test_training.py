@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import load_weights, save_weights
-from caption_extents.training import backgrounds, captions, clips, distractors, fonts, steps, text
+from caption_extents.training import assets, backgrounds, captions, clips, distractors, fonts, steps, text
 from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
 from caption_extents.training.data import Group
@@ -94,6 +94,30 @@ def test_letters_on_a_light_box_are_dark() -> None:
     for style in boxed:
         assert style.box is not None
         assert min(style.box) - max(style.fill) > 50
+
+
+def test_scripts_that_cannot_be_put_together_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "can_shape", lambda: True)
+    assert fonts.drawable_scripts() == text.scripts()
+    monkeypatch.setattr(fonts, "can_shape", lambda: False)
+    left = set(text.scripts()) - set(fonts.drawable_scripts())
+    assert {"arabic", "hebrew", "devanagari", "khmer"} < left
+    assert {"latin", "han", "hangul", "thai"} <= set(fonts.drawable_scripts())
+    styles = [captions.random_style(random.Random(seed), 24) for seed in range(200)]
+    assert not any(style.script.needs_shaping for style in styles)
+    with pytest.raises(SystemExit, match=f"arabic.*libfribidi0, or start again with LD_LIBRARY_PATH={tmp_path}"):
+        train(argparse.Namespace(assets=tmp_path))
+
+
+@pytest.mark.skipif(not fonts.can_shape(), reason="needs libfribidi")
+def test_shaped_letters_join(tmp_path: Path) -> None:
+    assets.pack_shaping(tmp_path)
+    assert (tmp_path / fonts.SHAPING_LIBRARY).stat().st_size > 10_000
+    font = fonts.random_font(random.Random(1), "ar", 40)
+    if font is None:
+        pytest.skip("no Arabic font")
+    letter = "\u0628"
+    assert font.getlength(3 * letter) < 0.9 * 3 * font.getlength(letter)
 
 
 @pytest.mark.parametrize("script", sorted(text.scripts()))

@@ -1,15 +1,18 @@
 """Fonts, photographs and footage, packed small: ``python -m caption_extents.training.assets --out DIR``.
 
 Training runs where the GPU is, which need not be where Debian's packages are. The pack holds only what training reads:
-fonts cut down to the letters that :mod:`caption_extents.training.text` writes, pictures at 1280 pixels, footage at ten
-frames a second. Families and files held out for evaluation stay out. Nothing of it belongs to this project.
+fonts cut down to the letters that :mod:`caption_extents.training.text` writes, the library that puts these letters
+together, pictures at 1280 pixels, footage at ten frames a second. Families and files held out for evaluation stay out.
+Nothing of it belongs to this project.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import random
+import shutil
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +73,18 @@ def pack_fonts(out: Path, rng: random.Random, faces_a_script: int) -> dict[str, 
     return packed
 
 
+def pack_shaping(out: Path) -> None:
+    """Pack the library that Pillow shapes text with; ``LD_LIBRARY_PATH=OUT`` lets it find it.
+
+    Raises:
+        OSError: this machine has none.
+    """
+    ctypes.CDLL(fonts.SHAPING_LIBRARY)
+    loaded = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    path = next(Path(file) for file in loaded if Path(file).name.startswith("libfribidi."))
+    shutil.copyfile(path, out / fonts.SHAPING_LIBRARY)
+
+
 def _pictures(rng: random.Random, count: int) -> Iterator[Path]:
     found = [path for path in backgrounds.find_pictures() if not fonts.is_held_out(path.name)]
     rng.shuffle(found)
@@ -117,6 +132,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1)
+    pack_shaping(arguments.out)
     packed = pack_fonts(arguments.out, rng, arguments.faces)
     (arguments.out / "fonts.json").write_text(json.dumps(packed, ensure_ascii=False), encoding="utf-8")
     faces = {language: sum(map(len, families.values())) for language, families in packed.items()}

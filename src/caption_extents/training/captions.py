@@ -90,7 +90,7 @@ def _random_tracking_px(rng: random.Random, size_px: int) -> int:
 
 def random_style(rng: random.Random, size_px: int, script_name: str | None = None) -> CaptionStyle:
     """A style as found in the wild, mostly white or yellow with an outline."""
-    known = text.scripts()
+    known = fonts.drawable_scripts()
     script = known[script_name or rng.choice(sorted(known))]
     font = fonts.random_font(rng, script.language, size_px)
     if font is None:

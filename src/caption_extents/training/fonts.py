@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from PIL import ImageFont
+from PIL import ImageFont, features
+
+from caption_extents.training import text
+
+SHAPING_LIBRARY = "libfribidi.so.0"
+"""What Pillow looks for when it is imported, and cannot shape text without (Debian's package ``libfribidi0``)."""
 
 _NOT_FOR_TEXT = ("emoji", "symbol", "dingbat", "music", "math", "braille", "barcode", "icon", "lastresort", "wingding")
 
@@ -36,6 +41,17 @@ _packed_folder: Path | None = None
 def is_held_out(name: str) -> bool:
     """Whether a font family, a picture or a film is kept from training, for evaluation: one in five, by its name."""
     return zlib.crc32(name.encode()) % 5 == 0
+
+
+@cache
+def can_shape() -> bool:
+    """Whether Pillow draws scripts whose letters join or are reordered as they are read, and not letter by letter."""
+    return bool(features.check("raqm"))
+
+
+def drawable_scripts() -> dict[str, text.Script]:
+    """The scripts that Pillow draws here as they are read, by name."""
+    return {name: script for name, script in text.scripts().items() if can_shape() or not script.needs_shaping}
 
 
 def use_packed_fonts(folder: Path) -> None:

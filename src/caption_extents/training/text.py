@@ -23,6 +23,19 @@ class Script:
     spaced: bool = True
     uppercase: bool = False
 
+    @property
+    def needs_shaping(self) -> bool:
+        """Whether letters join, or stand in another order than they are written."""
+        return self.name in _SHAPED
+
+
+_SHAPED = frozenset(
+    {
+        *("arabic", "urdu", "hebrew", "devanagari", "bengali", "tamil", "telugu", "kannada", "malayalam"),
+        *("gujarati", "gurmukhi", "sinhala", "khmer", "burmese"),
+    }
+)
+
 
 def _range(first: int, last: int) -> str:
     return "".join(chr(code) for code in range(first, last + 1))

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from caption_extents.cores import usable_cores
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import save_weights
+from caption_extents.training import fonts, text
 from caption_extents.training.data import ClipPool, Group, load_groups
 from caption_extents.training.losses import Losses, context_losses, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
@@ -191,6 +192,7 @@ def train(arguments: argparse.Namespace) -> Path:
     Each round begins with the weights of the round before, at half its rate and with clips of its own (warm restarts,
     Loshchilov and Hutter, 2016). What a run before this one has done, in the same folder, is not done again.
     """
+    _check_shaping(arguments.assets)
     out, device = Path(arguments.out), torch.device(arguments.device)
     # A dozen input shapes come again and again.
     torch.backends.cudnn.benchmark = True
@@ -208,6 +210,16 @@ def train(arguments: argparse.Namespace) -> Path:
         weights = folder / WEIGHTS_NAME
     shutil.copyfile(cast(Path, weights), out / WEIGHTS_NAME)
     return out / WEIGHTS_NAME
+
+
+def _check_shaping(assets: Path | None) -> None:
+    if fonts.can_shape():
+        return
+    left_out = sorted(set(text.scripts()) - set(fonts.drawable_scripts()))
+    message = f"Pillow finds no {fonts.SHAPING_LIBRARY} and cannot draw {', '.join(left_out)}"
+    if assets is not None:
+        raise SystemExit(f"{message}: install Debian's libfribidi0, or start again with LD_LIBRARY_PATH={assets}")
+    print(f"{message}; they are left out", flush=True)
 
 
 def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device) -> None:
