@@ -35,9 +35,17 @@ def driver(**answers: Any) -> ModuleType:
 def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType) -> GpuWatch:
     monkeypatch.setattr(gpu_use, "_INTERVAL_SECONDS", 0.005)
     monkeypatch.setattr(gpu_use._Gpu, "open", classmethod(lambda cls, device: cls(library, None)))
-    watched = GpuWatch(torch.device("cuda", 0), time.perf_counter())
-    with watched:
-        time.sleep(0.2)
+    read, readings = gpu_use._Gpu.read, []
+
+    def counted(self: gpu_use._Gpu) -> dict[str, float]:
+        readings.append(read(self))
+        return readings[-1]
+
+    monkeypatch.setattr(gpu_use._Gpu, "read", counted)
+    deadline = time.monotonic() + 30
+    with GpuWatch(torch.device("cuda", 0), time.perf_counter()) as watched:
+        while len(readings) < 20 and time.monotonic() < deadline:
+            time.sleep(0.005)
     return watched
 
 
