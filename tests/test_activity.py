@@ -18,7 +18,7 @@ from tests.media import Recipe, make_video
 SECONDS = st.floats(0, 10_000, allow_nan=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(intervals=st.lists(st.tuples(SECONDS, SECONDS, st.floats(0.1, 5)), max_size=30))
 def test_nothing_is_lost_when_buckets_grow(intervals: list[tuple[float, float, float]]) -> None:
     activity = Activity(100.0)

@@ -101,7 +101,7 @@ def value(labels: tuple[Label, ...], rows: list[list[float]], hasty: float, show
 
 
 @given(scores, st.sampled_from([0.0, 1.5, 6.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[float]], hasty: float) -> None:
     values = {}
     for labels in itertools.product(Label, repeat=len(rows)):
@@ -114,7 +114,7 @@ def test_viterbi_finds_the_best_of_all_consistent_sequences(rows: list[list[floa
 
 
 @given(scores, st.sampled_from([0.0, 1.5, 6.0]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_posteriors_are_the_shares_of_all_consistent_sequences(rows: list[list[float]], hasty: float) -> None:
     expected = np.zeros((len(rows), 5))
     for labels in itertools.product(Label, repeat=len(rows)):

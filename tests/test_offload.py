@@ -64,7 +64,7 @@ def numbered(first: int, count: int) -> Planes:
     return y, chroma, chroma.copy()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(count=st.integers(1, 1700), batch=st.integers(1, 600))
 def test_segments_hold_whole_chunks(count: int, batch: int) -> None:
     assembler, segments = SegmentAssembler(), []
@@ -261,7 +261,7 @@ def test_forecasts() -> None:
     assert on_gpu.seconds_offloaded(100) == pytest.approx(1 + 8 + 3.05)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(workers=st.integers(1, 200), more=st.integers(1, 50), pipeline=st.floats(0.1, 100), encoding=st.floats(0.1, 500))
 def test_more_workers_are_never_slower(workers: int, more: int, pipeline: float, encoding: float) -> None:
     work = replace(WORK, pipeline_seconds=pipeline, encoding_seconds=encoding)

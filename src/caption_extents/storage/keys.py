@@ -83,6 +83,16 @@ class VideoKeys:
         return f"{self.claims}/v{version}/{generation:04d}.json"
 
     @property
+    def doorway(self) -> str:
+        """Prefix of the tickets of runs that want to create a claim where a store ignores conditional writes."""
+        return f"{self.claims}/doorway"
+
+    @property
+    def clock(self) -> str:
+        """Written to learn what the store's clock says."""
+        return f"{self.claims}/clock"
+
+    @property
     def temporary(self) -> str:
         """Prefix of what runs write for their workers and remove again."""
         return f"{self.tenant_id}/temporary/videos/{self.video_id}"

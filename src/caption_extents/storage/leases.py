@@ -125,20 +125,12 @@ def acquire_version(
 
 def _create_claim(store: Store, keys: VideoKeys, version: int, generation: int, claim: Claim) -> bool:
     key = keys.claim(version, generation)
-    return create_exclusive(store, key, claim.to_json(), doorway=_doorway(keys), token=claim.run_id)
-
-
-def _doorway(keys: VideoKeys) -> str:
-    return f"{keys.claims}/doorway"
-
-
-def _clock(keys: VideoKeys) -> str:
-    return f"{keys.claims}/clock"
+    return create_exclusive(store, key, claim.to_json(), doorway=keys.doorway, token=claim.run_id)
 
 
 def shared_objects(keys: VideoKeys) -> list[str]:
     """What runs, also killed ones, leave for each other; anybody may remove it, for who misses it writes it again."""
-    return [probe_key(_doorway(keys)), _clock(keys)]
+    return [probe_key(keys.doorway), keys.clock]
 
 
 def _take_over(store: Store, keys: VideoKeys, version: int, claim: Claim) -> VersionLease | None:
@@ -214,10 +206,10 @@ def _age_seconds(store: Store, keys: VideoKeys, key: str) -> float | None:
     """Seconds since an object was written, by the store's own clock; None if it is gone."""
     now = None
     while now is None:
-        store.put(_clock(keys), b"", "text/plain")
+        store.put(keys.clock, b"", "text/plain")
         # Gone again only if another run has just read it, or finished and cleaned up.
-        now = store.head(_clock(keys))
-    store.delete([_clock(keys)])
+        now = store.head(keys.clock)
+    store.delete([keys.clock])
     written = store.head(key)
     return (now.last_modified - written.last_modified).total_seconds() if written else None
 
