@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import ImageFont
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
@@ -23,8 +25,9 @@ from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
 from caption_extents.training.data import Group
 from caption_extents.training.labels import pair_labels
-from caption_extents.training.losses import around_pairs, change_loss, losses
+from caption_extents.training.losses import Losses, around_pairs, change_loss, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
+from caption_extents.training.team import Team, run_as_team
 from caption_extents.training.train import WEIGHTS_NAME, train
 
 
@@ -153,21 +156,70 @@ def test_labels_of_pairs() -> None:
     assert pair_labels(first, second).tolist() == expected
 
 
+def _tiny_training(out: Path, **changed: Any) -> argparse.Namespace:
+    usual: dict[str, Any] = {
+        "out": str(out), "name": "tiny", "device": "cpu", "gpus": 1, "assets": None, "init": None,
+        "rounds": 1, "steps": 2, "context_steps": 1, "max_seconds": 600.0, "rate": 1e-3, "seed": 1,
+        "clips": 1, "window": 4, "samples": 6, "group_clips": 2, "reuse": 1, "pool": 8, "warm_groups": 2,
+        "workers": 0, "log_every": 1, "save_every": 1, "fresh": False,
+    }  # fmt: skip
+    return argparse.Namespace(**{**usual, **changed})
+
+
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
-    arguments = argparse.Namespace(
-        out=str(tmp_path), name="tiny", device="cpu", assets=None, init=None, rounds=1, steps=2, context_steps=1,
-        clips=1, window=4, samples=6, group_clips=2, reuse=1, pool=8, warm_groups=1, rate=1e-3, seed=1, workers=0,
-        max_seconds=600.0, log_every=1, save_every=1, fresh=False,
-    )  # fmt: skip
-    first = train(arguments).read_bytes()
-    train(argparse.Namespace(**{**vars(arguments), "context_steps": 3}))
+    first = train(_tiny_training(tmp_path)).read_bytes()
+    train(_tiny_training(tmp_path, context_steps=3))
     assert len((tmp_path / "round-1" / "log.jsonl").read_text().splitlines()) == 5
     resumed = tmp_path / "round-1" / WEIGHTS_NAME
     before = resumed.stat().st_mtime_ns
-    weights = train(argparse.Namespace(**{**vars(arguments), "context_steps": 3, "rounds": 2}))
+    weights = train(_tiny_training(tmp_path, context_steps=3, rounds=2))
     assert resumed.stat().st_mtime_ns == before
     assert len({first, resumed.read_bytes(), weights.read_bytes()}) == 3
     assert load_weights(weights)[1] == "tiny"
+
+
+def test_a_team_trains_one_network(tmp_path: Path) -> None:
+    assert load_weights(train(_tiny_training(tmp_path, gpus=2, rounds=2)))[1] == "tiny"
+    for number in (1, 2):
+        lines = (tmp_path / f"round-{number}" / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
+
+
+def _squares(network: torch.nn.Module, group: Group, _: torch.Generator) -> Losses:
+    loss = network(group.pictures.flatten(0, 1).flatten(1).float() / 255).square().mean()
+    nothing = torch.zeros(())
+    return Losses(loss, nothing, nothing, nothing, nothing)
+
+
+def _go_down(team: Team, seeds: list[int], out: Path) -> None:
+    """Three steps with the clips of the member's seed, or with those of all seeds for a member that is alone."""
+    torch.manual_seed(7)
+    network = torch.nn.Linear(3 * 8 * 8, 1)
+    step = Step(partial(_squares, network), make_optimizer(list(network.parameters()), 0.01), team=team)
+    own = seeds if team.size == 1 else [seeds[team.member]]
+    clips = [
+        torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        for seed in own
+    ]
+    pictures = torch.cat(clips)
+    group = Group(pictures, torch.zeros(1), torch.zeros(1), torch.zeros(1))
+    for _ in range(3):
+        step(group, seed=1, rate=0.01)
+    torch.save(network.state_dict(), out / f"{team.size}-{team.member}.pt")
+
+
+def test_a_team_goes_down_the_mean_of_its_gradients(tmp_path: Path) -> None:
+    run_as_team(_go_down, 1, [3, 4], tmp_path)
+    run_as_team(_go_down, 2, [3, 4], tmp_path)
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    for name, tensor in alone.items():
+        torch.testing.assert_close(first[name], tensor)
+        assert torch.equal(first[name], second[name])
+
+
+def test_what_a_member_of_a_team_cannot_do_ends_all(tmp_path: Path) -> None:
+    with pytest.raises(ProcessRaisedException, match="seed"):
+        run_as_team(_go_down, 2, [3, "no seed"], tmp_path)
 
 
 def test_samples_around_each_pair() -> None:

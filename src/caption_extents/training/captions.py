@@ -14,6 +14,8 @@ from caption_extents.training import fonts, text
 
 Colour = tuple[int, int, int]
 
+ALIGNS = ("center", "left", "right")
+
 WHITE: Colour = (255, 255, 255)
 BLACK: Colour = (0, 0, 0)
 
@@ -95,7 +97,7 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
     font = fonts.random_font(rng, script.language, size_px)
     if font is None:
         script, font = known["latin"], fonts.builtin_font(size_px)
-    style = CaptionStyle(script=script, font=font, align=rng.choices(["center", "left", "right"], [7, 1.5, 1])[0])
+    style = CaptionStyle(script=script, font=font, align=rng.choices(ALIGNS, [7, 1.5, 1])[0])
     fill = rng.choices(
         [WHITE, (255, 255, 0), (240, 240, 240), (255, 230, 120), random_colour(rng, 120)], [9, 3, 2, 2, 3]
     )[0]
@@ -107,7 +109,7 @@ def random_style(rng: random.Random, size_px: int, script_name: str | None = Non
         line_spacing=rng.uniform(1.0, 1.4),
         fill_bottom=random_colour(rng, 80) if rng.random() < 0.06 else None,
         stretch=rng.choice([1.0, 1.0, 1.0, rng.uniform(0.75, 1.3)]),
-        tracking_px=_random_tracking_px(rng, size_px) if script.name not in JOINED and rng.random() < 0.15 else 0,
+        tracking_px=_random_tracking_px(rng, size_px) if not script.needs_shaping and rng.random() < 0.15 else 0,
         soft_px=rng.choice([0.0, 0.0, 0.0, rng.uniform(0.4, 1.2)]),
         speakers=tuple(random_colour(rng, 100) for _ in range(3)) if rng.random() < 0.1 else (),
     )
@@ -152,10 +154,6 @@ def _set_off(rng: random.Random, kind: str, fill: Colour, size_px: int, thick_px
 def _box(rng: random.Random, size_px: int, colour: Colour, alpha: float) -> dict[str, Any]:
     padding = rng.randint(2, max(3, size_px // 3))
     return {"box": colour, "box_alpha": alpha, "box_padding_px": padding, "bar": rng.random() < 0.2}
-
-
-JOINED = frozenset({"arabic", "urdu", "devanagari", "bengali", "gurmukhi", "khmer", "burmese"})
-"""Scripts whose letters join, or are drawn in another order than they are written."""
 
 
 def _clusters(line: str) -> list[str]:

@@ -7,7 +7,7 @@ from one ``random.Random``, so a seed repeats a clip.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import cast
 
@@ -26,6 +26,9 @@ VISIBLE_ALPHA = 0.35
 
 CAPTIONED_SHARE = 0.85
 """Of clips; the others teach what is none."""
+
+_WANDERING_SHARE = 0.06
+"""Of clips; in these each caption has a place of its own, as speakers' captions have."""
 
 _DECODERS = {"libx264": "h264", "libx265": "hevc", "libvpx-vp9": "vp9"}
 
@@ -267,17 +270,25 @@ def _random_codec(rng: random.Random) -> tuple[str, dict[str, str]]:
     }
 
 
+def _most_lines(rng: random.Random, aspect: float) -> int:
+    """Lines of the tallest caption of a clip with crops of this shape, width over height."""
+    if aspect < 8:
+        return rng.choice([1, 2, 2, 3])
+    return rng.choice([1, 2, 2]) if aspect < 12 else 1
+
+
 def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, width: int, height: int) -> Clip:
     """A clip of ``count`` samples with crops of the given even size in pixels."""
     pictures = exposed(rng, backgrounds.frames(rng, count, width, height))
     has_captions = rng.random() < CAPTIONED_SHARE
     add_distractors(rng, pictures, 0.4 if has_captions else 0.7)
-    max_lines = rng.choice([1, 2, 2]) if width / height < 12 else 1
+    max_lines = _most_lines(rng, width / height)
     tightness = rng.uniform(0.5, 0.95) if rng.random() < 0.7 else rng.uniform(0.25, 0.6)
     size = max(9, int(height * tightness / (max_lines * 1.35)))
     style = captions.random_style(rng, size)
     bottom = height - rng.randint(0, max(1, int(height * (1 - tightness) * 0.7))) + style.font.getmetrics()[1] // 2
     effect = _Effect.random(rng)
+    wanders = rng.random() < _WANDERING_SHARE
     caption_ids, unsure = np.zeros(count, np.int64), np.zeros(count, bool)
     ink = np.zeros((count, height // 4, width // 4), np.float32)
     numbers: dict[bytes, int] = {}
@@ -285,7 +296,8 @@ def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, w
         samples = range(max(0, showing.start), min(count, showing.end))
         if not samples:
             continue
-        layer = _Layer(style, showing, effect, (width, height), bottom)
+        placed = replace(style, align=rng.choice(captions.ALIGNS)) if wanders else style
+        layer = _Layer(placed, showing, effect, (width, height), bottom)
         # What looks the same is the same: a font may lack the letters that tell two captions apart.
         number = numbers.setdefault(layer.looks, showing.number)
         for sample in samples:

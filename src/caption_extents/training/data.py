@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,12 +50,16 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The same on another device; the copy runs beside the device's work."""
-        pin = device.type == "cuda"
-        return self.each(lambda part: (part.pin_memory() if pin else part).to(device, non_blocking=True))
+        return self.each(lambda part: _moved(part, device))
 
     def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Group:
         """A group of what a function makes of each tensor."""
         return Group(*(function(getattr(self, field.name)) for field in fields(self)))
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor on a device, where it arrives in time for what is asked of the device from now on."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int, samples: int) -> Group:
@@ -164,12 +169,16 @@ class ClipPool:
         shapes = list(self._groups)
         shape = rng.choices(shapes, [self._sizes[shape] for shape in shapes])[0]
         group, size = self._groups[shape], self._sizes[shape]
-        chosen = torch.tensor([rng.randrange(size) for _ in range(clip_count)], device=self.device)
+        chosen = self._on_device([rng.randrange(size) for _ in range(clip_count)])
         if not samples:
             return group.each(lambda part: part[chosen])
         windows = [_window(rng, group.caption_ids.shape[1], samples) for _ in range(clip_count)]
-        at = torch.tensor(windows, device=self.device)
+        at = self._on_device(windows)
         return group.each(lambda part: part[chosen[:, None], at])
+
+    def _on_device(self, numbers: list[Any]) -> torch.Tensor:
+        """Numbers as a tensor; the device need not be done with what it has for that."""
+        return _moved(torch.tensor(numbers), self.device)
 
 
 def _window(rng: random.Random, length: int, samples: int) -> list[int]:

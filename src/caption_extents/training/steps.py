@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
-from typing import Any
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from caption_extents.training.data import Group
 from caption_extents.training.losses import Losses
+from caption_extents.training.team import Team
 
 _MAX_GRADIENT_NORM = 2.0
 
@@ -52,8 +54,9 @@ class Step:
 
     Args:
         losses: of a group, with random numbers from a generator; it must not wait for the device, nor look at values.
-        optimizer: whose learning rates are tensors; see :func:`make_optimizer`.
+        optimizer: whose learning rates are tensors; see :func:`make_optimizer`. All its parameters get gradients.
         average: takes in every step.
+        team: goes down the mean of its members' gradients.
     """
 
     def __init__(
@@ -61,15 +64,18 @@ class Step:
         losses: Callable[[Group, torch.Generator], Losses],
         optimizer: torch.optim.Optimizer,
         average: Average | None = None,
+        team: Team | None = None,
     ) -> None:
-        self._losses, self._optimizer, self._average = losses, optimizer, average
+        self._losses, self._optimizer, self._average, self._team = losses, optimizer, average, team or Team()
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._device = self._parameters[0].device
-        self._generator = torch.Generator(self._device)
+        self._gradients = _joined_gradients(self._parameters)
+        device = self._gradients.device
+        self._generator = torch.Generator(device)
         self._seen: dict[torch.Size, int] = {}
-        self._recordings: dict[torch.Size, _Recording] = {}
+        self._recorded: dict[torch.Size, tuple[Group, _Recording[Losses]]] = {}
+        self._recorded_descent: _Recording[None] | None = None
         # Recordings are replayed one after the other, and what one leaves in memory no other needs.
-        self._memory = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
+        self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __call__(self, group: Group, *, seed: int, rate: float) -> Losses:
         """Go one step.
@@ -88,43 +94,68 @@ class Step:
         shape = group.pictures.shape
         seen = self._seen[shape] = self._seen.get(shape, 0) + 1
         if self._memory is None or seen <= _UNRECORDED:
-            return self._go(group)
-        if shape not in self._recordings:
-            self._recordings[shape] = _Recording(self._go, group, self._generator, self._memory)
-        return self._recordings[shape].replay(group)
+            found = self._differentiate(group)
+            self._team.take_mean([self._gradients])
+            self._descend()
+            return found
+        found = self._differentiate_recorded(group)
+        self._team.take_mean([self._gradients])
+        if self._recorded_descent is None:
+            self._recorded_descent = _Recording(self._descend, self._memory)
+        self._recorded_descent.replay()
+        return found
 
-    def _go(self, group: Group) -> Losses:
-        self._optimizer.zero_grad(set_to_none=True)
+    def _differentiate(self, group: Group) -> Losses:
+        self._gradients.zero_()
         found = self._losses(group, self._generator)
         found.total.backward()  # type: ignore[no-untyped-call]
+        return Losses(*(getattr(found, field.name).detach() for field in fields(Losses)))
+
+    def _differentiate_recorded(self, group: Group) -> Losses:
+        shape = group.pictures.shape
+        if shape not in self._recorded:
+            own = group.each(torch.clone)
+            recording = _Recording(partial(self._differentiate, own), self._memory, self._generator)
+            self._recorded[shape] = own, recording
+        own, recording = self._recorded[shape]
+        for field in fields(Group):
+            getattr(own, field.name).copy_(getattr(group, field.name))
+        return recording.replay()
+
+    def _descend(self) -> None:
         torch.nn.utils.clip_grad_norm_(self._parameters, _MAX_GRADIENT_NORM)
         self._optimizer.step()
         if self._average is not None:
             self._average.update()
-        return Losses(*(getattr(found, field.name).detach() for field in fields(Losses)))
 
 
-class _Recording:
-    def __init__(
-        self,
-        function: Callable[[Group], Losses],
-        group: Group,
-        generator: torch.Generator,
-        memory: Any,
-    ) -> None:
-        self._group = group.each(torch.clone)
+def _joined_gradients(parameters: list[nn.Parameter]) -> torch.Tensor:
+    """One tensor that holds the gradients of all parameters, so that one exchange serves them."""
+    joined = torch.zeros(sum(map(torch.numel, parameters)), device=parameters[0].device)
+    for parameter, part in zip(parameters, torch.split(joined, [p.numel() for p in parameters]), strict=True):
+        # In the order in memory that the parameter has: fused optimizers want that.
+        parameter.grad = part.as_strided(parameter.shape, parameter.stride())
+    return joined
+
+
+_T = TypeVar("_T")
+
+
+class _Recording(Generic[_T]):
+    """What a function does on the device, to be done again."""
+
+    def __init__(self, function: Callable[[], _T], memory: Any, generator: torch.Generator | None = None) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(generator)
+        if generator is not None:
+            self._graph.register_generator_state(generator)
         with torch.cuda.graph(
             self._graph, pool=memory, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
         ):
-            self._found = function(self._group)
+            self._returned = function()
 
-    def replay(self, group: Group) -> Losses:
-        for field in fields(Group):
-            getattr(self._group, field.name).copy_(getattr(group, field.name))
+    def replay(self) -> _T:
         self._graph.replay()
-        return self._found
+        return self._returned
 
 
 def make_optimizer(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:

@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -32,10 +32,12 @@ from caption_extents.training import fonts, text
 from caption_extents.training.data import ClipPool, Group, load_groups
 from caption_extents.training.losses import Losses, context_losses, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
+from caption_extents.training.team import Team, run_as_team
 
 WEIGHTS_NAME = "caption-network.safetensors"
 
 _SEEDS_BETWEEN_ROUNDS = 1000
+_SEEDS_BETWEEN_MEMBERS = 100_000
 
 _CONTEXT_TIME = 0.15
 """Share of the time that the second part gets, where time is what limits the training."""
@@ -118,31 +120,42 @@ def learning_rate(peak: float, step: int, over: float) -> float:
 class _Learning:
     """Both parts of the training, a step at a time."""
 
-    def __init__(self, state: _State, pool: ClipPool, arguments: argparse.Namespace) -> None:
-        self._state, self._pool, self._arguments = state, pool, arguments
+    def __init__(self, state: _State, pool: ClipPool, arguments: argparse.Namespace, team: Team) -> None:
+        self._state, self._pool, self._arguments, self._team = state, pool, arguments, team
+        self._seed = _own_seed(arguments.seed, team)
+        # The more clips there are to a step, the surer is its way (Malladi et al., 2022).
+        self._rate = arguments.rate * math.sqrt(team.size)
         self._average = Average(state.network, state.average)
-        self._joint = Step(partial(losses, state.network), state.optimizer, self._average)
-        self._context = Step(partial(context_losses, state.average), state.context_optimizer)
+        self._joint = Step(partial(losses, state.network), state.optimizer, self._average, team)
+        self._context = Step(partial(context_losses, state.average), state.context_optimizer, team=team)
 
     def all(self, over: float) -> tuple[Losses, int]:
         """The whole network, from windows; what was found, and of how many samples."""
         state, arguments = self._state, self._arguments
-        seed, rng = _dice(arguments.seed, state.step)
+        seed, rng = _dice(self._seed, state.step)
         self._average.set_decay(min(0.9995, (state.step + 1) / (state.step + 20)))
         group = self._pool.draw(rng, arguments.clips, arguments.window)
-        found = self._joint(group, seed=seed, rate=learning_rate(arguments.rate, state.step, over))
+        found = self._joint(group, seed=seed, rate=learning_rate(self._rate, state.step, over))
         state.step += 1
-        return found, arguments.clips * arguments.window
+        return found, arguments.clips * arguments.window * self._team.size
 
     def context(self, over: float) -> tuple[Losses, int]:
         """The context head, from whole clips."""
         state, arguments = self._state, self._arguments
-        seed, rng = _dice(arguments.seed + 1, state.context_step)
+        if state.context_step == 0:
+            # Each member has the statistics of its own clips.
+            self._team.take_mean(tensor for tensor in state.average.buffers() if tensor.is_floating_point())
+        seed, rng = _dice(self._seed + 1, state.context_step)
         clips = max(1, arguments.clips * arguments.window * _CONTEXT_BATCH // arguments.samples)
         group = self._pool.draw(rng, clips)
-        found = self._context(group, seed=seed, rate=learning_rate(arguments.rate, state.context_step, over))
+        found = self._context(group, seed=seed, rate=learning_rate(self._rate, state.context_step, over))
         state.context_step += 1
-        return found, clips * arguments.samples
+        return found, clips * arguments.samples * self._team.size
+
+
+def _own_seed(seed: int, team: Team) -> int:
+    """What a member's clips and dice come from."""
+    return seed + _SEEDS_BETWEEN_MEMBERS * team.member
 
 
 def _dice(seed: int, step: int) -> tuple[int, random.Random]:
@@ -166,7 +179,7 @@ class _Log:
     def add(self, state: _State, found: Losses, samples: int, *, last: bool) -> None:
         # Sums stay on the device: reading a loss at every step would make the device wait for this thread.
         for name in (field.name for field in fields(Losses)):
-            self._sums[name] = self._sums.get(name, torch.zeros(())).to(found.context.device) + getattr(found, name)
+            self._sums[name] = getattr(found, name) + self._sums.get(name, 0.0)
         self._count += 1
         if (state.step + state.context_step) % self._every and not last:
             return
@@ -189,27 +202,33 @@ class _Log:
 def train(arguments: argparse.Namespace) -> Path:
     """Run the training that the arguments describe; returns the file of the weights.
 
-    Each round begins with the weights of the round before, at half its rate and with clips of its own (warm restarts,
+    Each round begins with the weights of the round before, at a lower rate and with clips of its own (warm restarts,
     Loshchilov and Hutter, 2016). What a run before this one has done, in the same folder, is not done again.
     """
     _check_shaping(arguments.assets)
-    out, device = Path(arguments.out), torch.device(arguments.device)
+    run_as_team(_train_all_rounds, arguments.gpus, arguments)
+    out = Path(arguments.out)
+    shutil.copyfile(out / f"round-{arguments.rounds}" / WEIGHTS_NAME, out / WEIGHTS_NAME)
+    return out / WEIGHTS_NAME
+
+
+def _train_all_rounds(team: Team, arguments: argparse.Namespace) -> None:
+    device = torch.device(f"cuda:{team.member}" if arguments.device == "cuda" else arguments.device)
     # A dozen input shapes come again and again.
     torch.backends.cudnn.benchmark = True
     weights: Path | None = arguments.init
     for number in range(arguments.rounds):
-        folder = out / f"round-{number + 1}"
+        folder = Path(arguments.out) / f"round-{number + 1}"
         folder.mkdir(parents=True, exist_ok=True)
         own = {
             "init": weights,
-            "rate": arguments.rate / 2**number,
+            "rate": arguments.rate / (1 + number),
             "seed": arguments.seed + _SEEDS_BETWEEN_ROUNDS * number,
         }
         with own_stream(device):
-            _train_round(argparse.Namespace(**{**vars(arguments), **own}), folder, device)
+            _train_round(argparse.Namespace(**{**vars(arguments), **own}), folder, device, team)
+        team.meet()
         weights = folder / WEIGHTS_NAME
-    shutil.copyfile(cast(Path, weights), out / WEIGHTS_NAME)
-    return out / WEIGHTS_NAME
 
 
 def _check_shaping(assets: Path | None) -> None:
@@ -222,7 +241,7 @@ def _check_shaping(assets: Path | None) -> None:
     print(f"{message}; they are left out", flush=True)
 
 
-def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device) -> None:
+def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device, team: Team) -> None:
     state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
@@ -231,20 +250,24 @@ def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device)
     elif arguments.init is not None:
         state.start_from(arguments.init)
     groups = load_groups(
-        arguments.seed,
+        _own_seed(arguments.seed, team),
         state.groups,
         assets=arguments.assets,
         clip_count=arguments.group_clips,
         samples=arguments.samples,
-        workers=arguments.workers,
+        workers=arguments.workers // team.size,
     )
     with closing(_Supply(groups, ClipPool(device, arguments.pool), state)) as supply:
         started = time.monotonic()
-        supply.wait_for(arguments.warm_groups)
-        print(f"{arguments.warm_groups} groups rendered in {time.monotonic() - started:.1f} s", flush=True)
-        log = _Log(out / "log.jsonl", arguments.log_every)
-        for found, samples in _steps(state, supply, arguments, log):
+        supply.wait_for(max(1, arguments.warm_groups // team.size))
+        team.meet()
+        if team.leads:
+            print(f"{arguments.warm_groups} groups rendered in {time.monotonic() - started:.1f} s", flush=True)
+        log = _Log(out / "log.jsonl", arguments.log_every) if team.leads else None
+        for found, samples in _steps(state, supply, arguments, team, log):
             last = _over(state, arguments)[1] >= 1
+            if log is None:
+                continue
             log.add(state, found, samples, last=last)
             if (state.step + state.context_step) % arguments.save_every == 0 or last:
                 state.save(checkpoint)
@@ -261,14 +284,22 @@ def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
     )
 
 
-def _steps(state: _State, supply: _Supply, arguments: argparse.Namespace, log: _Log) -> Iterator[tuple[Losses, int]]:
+def _steps(
+    state: _State, supply: _Supply, arguments: argparse.Namespace, team: Team, log: _Log | None
+) -> Iterator[tuple[Losses, int]]:
     """What each step of both parts found, and of how many samples."""
-    learning = _Learning(state, supply.pool, arguments)
-    while (over := _over(state, arguments))[1] < 1:
+    learning = _Learning(state, supply.pool, arguments, team)
+    while True:
+        # One clock for all, so that all take the same steps.
+        state.joint_seconds, state.context_seconds = team.agree_on(state.joint_seconds, state.context_seconds)
+        over = _over(state, arguments)
+        if over[1] >= 1:
+            return
         start = time.perf_counter()
         if arguments.reuse and (state.step + state.context_step) % arguments.reuse == 0:
             supply.wait_for(1)
-            log.waited(time.perf_counter() - start)
+            if log is not None:
+                log.waited(time.perf_counter() - start)
         elif not arguments.reuse:
             supply.take()
         if over[0] < 1:
@@ -336,6 +367,9 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder for weights, checkpoint and log")
     parser.add_argument("--name", default="caption-network", help="model version written into the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--gpus", type=int, default=max(1, torch.cuda.device_count()), help="train together, a process each"
+    )
     parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
     parser.add_argument("--rounds", type=int, default=2, help="trainings, each from the weights of the one before")
     parser.add_argument("--steps", type=int, default=24_000, help="of a round's first part")
@@ -349,7 +383,7 @@ def main() -> None:
     parser.add_argument("--warm-groups", type=int, default=150, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=max(1, usable_cores() - 1), help="processes that render")
+    parser.add_argument("--workers", type=int, default=max(1, usable_cores() - 1), help="processes that render, in all")
     parser.add_argument(
         "--max-seconds", type=float, default=math.inf, help="what a round may take; the learning rate falls in time"
     )
