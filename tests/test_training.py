@@ -179,10 +179,16 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
 
 
 def test_a_team_trains_one_network(tmp_path: Path) -> None:
-    assert load_weights(train(_tiny_training(tmp_path, gpus=2, rounds=2)))[1] == "tiny"
-    for number in (1, 2):
-        lines = (tmp_path / f"round-{number}" / "log.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
+    assert load_weights(train(_tiny_training(tmp_path, gpus=2)))[1] == "tiny"
+    lines = (tmp_path / "round-1" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
+
+
+def test_what_the_last_steps_learnt_is_kept_when_time_is_up(tmp_path: Path) -> None:
+    train(_tiny_training(tmp_path, steps=1000, context_steps=1000, max_seconds=2.0, log_every=1000, save_every=1000))
+    (line,) = (tmp_path / "round-1" / "log.jsonl").read_text().splitlines()
+    done = torch.load(tmp_path / "round-1" / "checkpoint.pt", weights_only=True)["numbers"]
+    assert 0 < json.loads(line)["context_step"] == done[1] < 1000
 
 
 def _squares(network: torch.nn.Module, group: Group, _: torch.Generator) -> Losses:

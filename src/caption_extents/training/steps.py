@@ -74,7 +74,7 @@ class Step:
         self._seen: dict[torch.Size, int] = {}
         self._recorded: dict[torch.Size, tuple[Group, _Recording[Losses]]] = {}
         self._recorded_descent: _Recording[None] | None = None
-        # Recordings are replayed one after the other, and what one leaves in memory no other needs.
+        # One step's losses are done with when the next step begins.
         self._memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def __call__(self, group: Group, *, seed: int, rate: float) -> Losses:
@@ -101,7 +101,8 @@ class Step:
         found = self._differentiate_recorded(group)
         self._team.take_mean([self._gradients])
         if self._recorded_descent is None:
-            self._recorded_descent = _Recording(self._descend, self._memory)
+            # In memory of its own: it is replayed while what a step found is still wanted.
+            self._recorded_descent = _Recording(self._descend, None)
         self._recorded_descent.replay()
         return found
 

@@ -35,6 +35,7 @@ from caption_extents.training.steps import Average, Step, make_optimizer, own_st
 from caption_extents.training.team import Team, run_as_team
 
 WEIGHTS_NAME = "caption-network.safetensors"
+_CHECKPOINT_NAME = "checkpoint.pt"
 
 _SEEDS_BETWEEN_ROUNDS = 1000
 _SEEDS_BETWEEN_MEMBERS = 100_000
@@ -71,6 +72,11 @@ class _State:
         # In the second part the context head learns in the averaged network, from what that says.
         context = make_optimizer(list(average.context.parameters()), arguments.rate)
         return cls(network.train(), average.eval(), optimizer, context)
+
+    def save_all(self, folder: Path, name: str) -> None:
+        """Write the checkpoint, and the averaged weights by a model's name."""
+        self.save(folder / _CHECKPOINT_NAME)
+        save_weights(self.average, folder / WEIGHTS_NAME, name=name)
 
     def save(self, path: Path) -> None:
         state = {
@@ -171,32 +177,38 @@ class _Log:
         self._started = self._since = time.perf_counter()
         self._waited = 0.0
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._steps = self._samples = 0
 
     def waited(self, seconds: float) -> None:
         self._waited += seconds
 
-    def add(self, state: _State, found: Losses, samples: int, *, last: bool) -> None:
+    def add(self, state: _State, found: Losses, samples: int) -> None:
         # Sums stay on the device: reading a loss at every step would make the device wait for this thread.
         for name in (field.name for field in fields(Losses)):
             self._sums[name] = getattr(found, name) + self._sums.get(name, 0.0)
-        self._count += 1
-        if (state.step + state.context_step) % self._every and not last:
+        self._steps += 1
+        self._samples += samples
+        if (state.step + state.context_step) % self._every == 0:
+            self.write(state)
+
+    def write(self, state: _State) -> None:
+        """A line for the steps since the last one, if there were any."""
+        if not self._steps:
             return
+        record: dict[str, float] = {name: round(float(value) / self._steps, 5) for name, value in self._sums.items()}
         now = time.perf_counter()
-        record: dict[str, float] = {name: round(float(value) / self._count, 5) for name, value in self._sums.items()}
         record |= {
             "step": state.step,
             "context_step": state.context_step,
             "seconds": round(now - self._started, 1),
-            "samples_per_second": round(samples * self._count / (now - self._since)),
+            "samples_per_second": round(self._samples / (now - self._since)),
             "waited_for_data": round(self._waited / (now - self._since), 3),
             "groups": state.groups,
         }
         print(json.dumps(record), flush=True)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
-        self._sums, self._count, self._since, self._waited = {}, 0, now, 0.0
+        self._sums, self._steps, self._samples, self._since, self._waited = {}, 0, 0, now, 0.0
 
 
 def train(arguments: argparse.Namespace) -> Path:
@@ -242,7 +254,7 @@ def _check_shaping(assets: Path | None) -> None:
 
 
 def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device, team: Team) -> None:
-    state, checkpoint = _State.start(arguments, device), out / "checkpoint.pt"
+    state, checkpoint = _State.start(arguments, device), out / _CHECKPOINT_NAME
     if checkpoint.exists() and not arguments.fresh:
         state.load(checkpoint, device)
         if _over(state, arguments)[1] >= 1:
@@ -261,17 +273,17 @@ def _train_round(arguments: argparse.Namespace, out: Path, device: torch.device,
         started = time.monotonic()
         supply.wait_for(max(1, arguments.warm_groups // team.size))
         team.meet()
+        log = _Log(out / "log.jsonl", arguments.log_every) if team.leads else None
         if team.leads:
             print(f"{arguments.warm_groups} groups rendered in {time.monotonic() - started:.1f} s", flush=True)
-        log = _Log(out / "log.jsonl", arguments.log_every) if team.leads else None
         for found, samples in _steps(state, supply, arguments, team, log):
-            last = _over(state, arguments)[1] >= 1
-            if log is None:
-                continue
-            log.add(state, found, samples, last=last)
-            if (state.step + state.context_step) % arguments.save_every == 0 or last:
-                state.save(checkpoint)
-                save_weights(state.average, out / WEIGHTS_NAME, name=arguments.name)
+            if log is not None:
+                log.add(state, found, samples)
+                if (state.step + state.context_step) % arguments.save_every == 0:
+                    state.save_all(out, arguments.name)
+    if log is not None:
+        log.write(state)
+        state.save_all(out, arguments.name)
 
 
 def _over(state: _State, arguments: argparse.Namespace) -> tuple[float, float]:
@@ -289,25 +301,28 @@ def _steps(
 ) -> Iterator[tuple[Losses, int]]:
     """What each step of both parts found, and of how many samples."""
     learning = _Learning(state, supply.pool, arguments, team)
+    since = time.perf_counter()
     while True:
         # One clock for all, so that all take the same steps.
         state.joint_seconds, state.context_seconds = team.agree_on(state.joint_seconds, state.context_seconds)
-        over = _over(state, arguments)
-        if over[1] >= 1:
+        joint_over, context_over = _over(state, arguments)
+        if context_over >= 1:
             return
-        start = time.perf_counter()
         if arguments.reuse and (state.step + state.context_step) % arguments.reuse == 0:
+            start = time.perf_counter()
             supply.wait_for(1)
             if log is not None:
                 log.waited(time.perf_counter() - start)
         elif not arguments.reuse:
             supply.take()
-        if over[0] < 1:
-            yield learning.all(over[0])
-            state.joint_seconds += time.perf_counter() - start
+        yield learning.all(joint_over) if joint_over < 1 else learning.context(context_over)
+        # The device's work is waited for here and there; all of it counts, wherever that is.
+        now = time.perf_counter()
+        if joint_over < 1:
+            state.joint_seconds += now - since
         else:
-            yield learning.context(over[1])
-            state.context_seconds += time.perf_counter() - start
+            state.context_seconds += now - since
+        since = now
 
 
 class _Supply:
@@ -367,9 +382,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder for weights, checkpoint and log")
     parser.add_argument("--name", default="caption-network", help="model version written into the weights")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--gpus", type=int, default=max(1, torch.cuda.device_count()), help="train together, a process each"
-    )
+    parser.add_argument("--gpus", type=int, help="that train together; by default all, if the device is just 'cuda'")
     parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
     parser.add_argument("--rounds", type=int, default=2, help="trainings, each from the weights of the one before")
     parser.add_argument("--steps", type=int, default=24_000, help="of a round's first part")
@@ -391,7 +404,10 @@ def main() -> None:
     parser.add_argument("--log-every", type=int, default=200)
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--fresh", action="store_true", help="ignore a checkpoint in the folder")
-    train(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.gpus is None:
+        arguments.gpus = max(1, torch.cuda.device_count()) if arguments.device == "cuda" else 1
+    train(arguments)
 
 
 if __name__ == "__main__":
