@@ -16,8 +16,9 @@ from types import TracebackType
 
 import torch
 
+from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork
-from caption_extents.model.preprocess import to_input
+from caption_extents.model.preprocess import CLOSE_AREA_PX, input_size, to_input
 from caption_extents.model.replay import Replayed
 from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.waiting import to_cpu
@@ -27,6 +28,15 @@ Compute = Callable[..., torch.Tensor]
 
 _CPU_SLICE_SAMPLES = 2
 """On a CPU a batch goes through the network in slices: their activations stay in the cache, and several run at once."""
+
+_CLOSE_SLICE = 16
+"""Samples or pairs looked at closely at once on a GPU: there are seldom more, and so their activations stay few."""
+
+_CLOSE_BETWEEN = 0.05, 0.95
+"""Pairs that may be two captions or one, by this probability of two, are looked at closely.
+
+Most mistakes are captions that differ by one small letter. On the validation set 0.4% of the pairs are worth a look.
+"""
 
 
 class CaptionModel:
@@ -49,20 +59,24 @@ class CaptionModel:
         self.device = torch.device(device)
         network, self.version = load_weights(self.path)
         self.costs = read_costs(self.path)
-        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        looks = f"closely {CLOSE_AREA_PX} {_CLOSE_BETWEEN}"
+        self.digest = hashlib.sha256(self.path.read_bytes() + looks.encode()).hexdigest()
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
             # It takes half the time, which decoding has the GPU for; labels stay the same (docs/gpu.md).
             network.encoder.half()
             network.head.half()
-        self._slice = _CPU_SLICE_SAMPLES if on_cpu else 1 << 30
+        self._slice, self._close_slice = (_CPU_SLICE_SAMPLES,) * 2 if on_cpu else (1 << 30, _CLOSE_SLICE)
         # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
         computed: list[Compute] = [partial(function, self._network) for function in (_embed, _describe, _label)]
         if not on_cpu:
             computed = [Replayed(function) for function in computed]
         self._embed_slice, self._describe_slice, self._label = computed
         self._compare_slice: Compute = partial(_compare, self._network)
+        # Not recorded: there are more or fewer of them every time.
+        self._embed_closely: Compute = partial(_embed_closely, self._network)
+        self._describe_closely: Compute = partial(_describe, self._network)
         self.reach = self._network.config.reach
         self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
         self._warming: threading.Thread | None = None
@@ -125,6 +139,29 @@ class CaptionModel:
         """
         return self._for_each_slice(self._describe_slice, [before, earlier, later, after])
 
+    def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Where :meth:`label` gave these probabilities (N, 2, 5), whether it may be one caption or two; bool (N,)."""
+        least, most = _CLOSE_BETWEEN
+        two = probabilities[..., Label.DIFFERENT.value].mean(1)
+        return (two >= least) & (two <= most)
+
+    def look_closely(
+        self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Descriptions of pairs by twice as many pixels as :meth:`embed` looks at; float32 (P, 3, D).
+
+        The network was trained on letters of all sizes and does not mind that they are larger. On the third set of
+        docs/model-card.md this finds a third of the captions that were missed.
+
+        Args:
+            y, u, v: samples, as :meth:`embed` takes them.
+            around: numbers among them of samples k-1, k, k+1 and k+2, for pairs (k, k+1); four times int64 (P,).
+        """
+        planes = [plane.to(self.device) for plane in (y, u, v)]
+        embeddings = self._for_each_slice(self._embed_closely, planes, self._close_slice)
+        chosen = [embeddings[numbers.to(self.device)] for numbers in around]
+        return self._for_each_slice(self._describe_closely, chosen, self._close_slice)
+
     def label(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
 
@@ -139,18 +176,26 @@ class CaptionModel:
         found = self._threads.submit(compute, descriptions).result() if self._threads else compute(descriptions)
         return to_cpu(found)
 
-    def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
+    def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor], size: int = 0) -> torch.Tensor:
+        size = size or self._slice
+
         @torch.inference_mode()
         def compute_slice(start: int) -> torch.Tensor:
-            return compute(*(tensor[start : start + self._slice] for tensor in tensors))
+            return compute(*(tensor[start : start + size] for tensor in tensors))
 
-        starts = range(0, len(tensors[0]), self._slice)
+        starts = range(0, len(tensors[0]), size)
         done = list(self._threads.map(compute_slice, starts) if self._threads else map(compute_slice, starts))
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
 def _embed(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     embeddings: torch.Tensor = network.encoder(to_input(y, u, v).to(network.encoder.mask.weight.dtype))
+    return embeddings
+
+
+def _embed_closely(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    picture = to_input(y, u, v, input_size(y.shape[1], y.shape[2], CLOSE_AREA_PX))
+    embeddings: torch.Tensor = network.encoder(picture.to(network.encoder.mask.weight.dtype))
     return embeddings
 
 

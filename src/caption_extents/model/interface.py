@@ -66,3 +66,26 @@ class ContextModel(PairModel, Protocol):
     def label(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Probabilities as :meth:`compare` gives them, of consecutive pairs with nothing before and after them."""
         ...
+
+
+@runtime_checkable
+class LookingModel(ContextModel, Protocol):
+    """A model that can look at a few pairs more closely than at all the others, for what that costs."""
+
+    def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """Whether pairs with these probabilities, as :meth:`label` gives them, should be looked at closely; bool (N,).
+
+        It depends on nothing but each pair's own probabilities.
+        """
+        ...
+
+    def look_closely(
+        self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        """Better descriptions of pairs, in place of what :meth:`describe` gives for them.
+
+        Args:
+            y, u, v: samples, as :meth:`embed` takes them.
+            around: for each pair, which of these are samples k-1, k, k+1 and k+2; four times int64 (N,).
+        """
+        ...

@@ -15,6 +15,9 @@ A constant area (and so a constant cost) with the crop's own aspect ratio keeps 
 would squeeze a one-line crop of 40:1 five times narrower than it is high.
 """
 
+CLOSE_AREA_PX = 2 * INPUT_AREA_PX
+"""Pixels that it sees of the few samples that it looks at closely."""
+
 STRIDE = 8
 """Both sides of the input are multiples of the network's stride."""
 

@@ -15,7 +15,7 @@ from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import DecodeError
-from caption_extents.model.interface import ContextModel, PairModel
+from caption_extents.model.interface import ContextModel, LookingModel, PairModel
 from caption_extents.model.labels import Label
 from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
@@ -122,7 +122,7 @@ class Inference:
         pairs = len(batch) - (not self._begun)
         with self._clock.busy(samples=len(batch), items=pairs):
             embeddings = self._model.embed(*batch.planes)
-            for first, probabilities in self._label.add(embeddings):
+            for first, probabilities in self._label.add(batch, embeddings):
                 found = probabilities.numpy()
                 self.probabilities[first : first + len(found)] = found
                 self._on_pairs(first, found)
@@ -138,7 +138,7 @@ class _OnItsOwn:
         self._model = model
         self._samples = _Held()
 
-    def add(self, embeddings: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    def add(self, batch: CropBatch, embeddings: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
         samples = self._samples
         samples.add(embeddings)
@@ -148,30 +148,109 @@ class _OnItsOwn:
 
 
 class _InContext:
-    """Labels each pair when the pairs around it are known."""
+    """Labels each pair when the pairs around it are known; some of them twice, where the model can look closely."""
 
     def __init__(self, model: ContextModel, sample_count: int) -> None:
         self._model, self._sample_count = model, sample_count
-        self._samples, self._pairs = _Held(), _Held()
-        self._labelled = 0
+        self._samples = _Held()
+        self._first_look = _Labelling(model)
+        self._second_look = _SecondLook(model, sample_count) if isinstance(model, LookingModel) else None
 
-    def add(self, embeddings: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    def add(self, batch: CropBatch, embeddings: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
-        samples, pairs, model = self._samples, self._pairs, self._model
+        samples, first_pair = self._samples, self._first_look.end
         samples.add(embeddings)
         over = samples.end == self._sample_count
         described = samples.end - (1 if over else 2)
-        if described <= pairs.end:
+        if self._second_look is not None:
+            self._second_look.keep(batch)
+        if described <= first_pair:
             return
-        around = (samples.part(pairs.end + step, described + step) for step in (-1, 0, 1, 2))
-        pairs.add(model.describe(*around))
+        around = (samples.part(first_pair + step, described + step) for step in (-1, 0, 1, 2))
+        descriptions = self._model.describe(*around)
         samples.keep_from(described - 1)
-        labelled = pairs.end - (0 if over else model.reach)
-        if labelled > self._labelled:
-            found = model.label(pairs.held)
-            yield self._labelled, found[self._labelled - pairs.first : labelled - pairs.first]
-            self._labelled = labelled
-            pairs.keep_from(labelled - model.reach)
+        for labelled in self._first_look.add(descriptions, over=over):
+            if self._second_look is None:
+                yield labelled.first, labelled.probabilities
+            else:
+                yield from self._second_look.add(labelled)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Consecutive pairs.
+
+    Attributes:
+        first: number of the first.
+        descriptions: (P, ...), as the model gives them.
+        probabilities: float32 (P, 2, 5), on the CPU.
+    """
+
+    first: int
+    descriptions: torch.Tensor
+    probabilities: torch.Tensor
+
+
+class _Labelling:
+    """Labels pairs when those after them that matter are described."""
+
+    def __init__(self, model: ContextModel) -> None:
+        self._model = model
+        self._pairs = _Held()
+        self._done = 0
+
+    @property
+    def end(self) -> int:
+        """Number of the first pair that is not described."""
+        return self._pairs.end
+
+    def add(self, descriptions: torch.Tensor, *, over: bool) -> Iterator[_Labelled]:
+        """Take the next pairs' descriptions, the last ones if it is over; what can be labelled now."""
+        pairs, done, reach = self._pairs, self._done, self._model.reach
+        pairs.add(descriptions)
+        self._done = pairs.end - (0 if over else reach)
+        if self._done <= done:
+            self._done = done
+            return
+        found = self._model.label(pairs.held)
+        now = slice(done - pairs.first, self._done - pairs.first)
+        yield _Labelled(done, pairs.held[now], found[now])
+        pairs.keep_from(self._done - reach)
+
+
+class _SecondLook:
+    """Looks closely at those pairs that are worth it, and labels all pairs anew with what it saw of these."""
+
+    def __init__(self, model: LookingModel, sample_count: int) -> None:
+        self._model, self._sample_count = model, sample_count
+        self._labelling = _Labelling(model)
+        self._planes = tuple(_Held() for _ in range(3))
+
+    def keep(self, batch: CropBatch) -> None:
+        """Take the next samples, in the host's memory; they are kept until all their pairs have been added."""
+        for held, plane in zip(self._planes, batch.planes, strict=True):
+            held.add(plane)
+
+    def add(self, pairs: _Labelled) -> Iterator[tuple[int, torch.Tensor]]:
+        """Take pairs as they were labelled first, in order; the first that is labelled anew, and the probabilities."""
+        descriptions = self._looked_at(pairs)
+        end = pairs.first + len(descriptions)
+        for held in self._planes:
+            held.keep_from(end - 1)
+        for labelled in self._labelling.add(descriptions, over=end == self._sample_count - 1):
+            yield labelled.first, labelled.probabilities
+
+    def _looked_at(self, pairs: _Labelled) -> torch.Tensor:
+        """Their descriptions, those that are worth a look by a closer one."""
+        worth = self._model.is_worth_a_look(pairs.probabilities).nonzero()[:, 0]
+        if not len(worth):
+            return pairs.descriptions
+        numbers = torch.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
+        samples, around = torch.unique(numbers.clamp(0, self._sample_count - 1), return_inverse=True)
+        y, u, v = (held.held[samples - held.first] for held in self._planes)
+        descriptions = pairs.descriptions.clone()
+        descriptions[worth.to(descriptions.device)] = self._model.look_closely(y, u, v, around.unbind())
+        return descriptions
 
 
 class _Held:
