@@ -225,6 +225,17 @@ def test_a_gpu_says_what_a_cpu_says() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_looks_as_closely_as_a_cpu() -> None:
+    crops, found = planes(24), []
+    k = torch.arange(23)
+    around = tuple((k + step).clamp(0, 23) for step in (-1, 0, 1, 2))
+    for device in ("cpu", "cuda"):
+        with CaptionModel(device=device) as model:
+            found.append(model.label(model.look_closely(*crops, around)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 def test_each_gpu_records_for_itself() -> None:
     crops = planes(8)
