@@ -70,6 +70,8 @@ def _join(
 ) -> None:
     # All are on one machine.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # What a member computes on the CPU it computes alone: more threads than cores wait for each other for minutes.
+    torch.set_num_threads(1)
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(member)
