@@ -18,7 +18,7 @@ import torch
 
 from caption_extents.model.labels import Label
 from caption_extents.model.network import CaptionNetwork
-from caption_extents.model.preprocess import CLOSE_AREA_PX, input_size, to_input
+from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size, to_input
 from caption_extents.model.replay import Replayed
 from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.waiting import to_cpu
@@ -75,7 +75,7 @@ class CaptionModel:
         self._embed_slice, self._describe_slice, self._label = computed
         self._compare_slice: Compute = partial(_compare, self._network)
         # Not recorded: there are more or fewer of them every time.
-        self._embed_closely: Compute = partial(_embed_closely, self._network)
+        self._embed_closely: Compute = partial(_embed, self._network, area_px=CLOSE_AREA_PX)
         self._describe_closely: Compute = partial(_describe, self._network)
         self.reach = self._network.config.reach
         self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
@@ -188,13 +188,10 @@ class CaptionModel:
         return done[0] if len(done) == 1 else torch.cat(done)
 
 
-def _embed(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    embeddings: torch.Tensor = network.encoder(to_input(y, u, v).to(network.encoder.mask.weight.dtype))
-    return embeddings
-
-
-def _embed_closely(network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    picture = to_input(y, u, v, input_size(y.shape[1], y.shape[2], CLOSE_AREA_PX))
+def _embed(
+    network: CaptionNetwork, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, area_px: int = INPUT_AREA_PX
+) -> torch.Tensor:
+    picture = to_input(y, u, v, input_size(y.shape[1], y.shape[2], area_px))
     embeddings: torch.Tensor = network.encoder(picture.to(network.encoder.mask.weight.dtype))
     return embeddings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -224,19 +225,18 @@ class _SecondLook:
     def __init__(self, model: LookingModel, sample_count: int) -> None:
         self._model, self._sample_count = model, sample_count
         self._labelling = _Labelling(model)
-        self._planes = tuple(_Held() for _ in range(3))
+        self._batches: deque[CropBatch] = deque()
 
     def keep(self, batch: CropBatch) -> None:
         """Take the next samples, in the host's memory; they are kept until all their pairs have been added."""
-        for held, plane in zip(self._planes, batch.planes, strict=True):
-            held.add(plane)
+        self._batches.append(batch)
 
     def add(self, pairs: _Labelled) -> Iterator[tuple[int, torch.Tensor]]:
         """Take pairs as they were labelled first, in order; the first that is labelled anew, and the probabilities."""
         descriptions = self._looked_at(pairs)
         end = pairs.first + len(descriptions)
-        for held in self._planes:
-            held.keep_from(end - 1)
+        while self._batches[0].first_sample + len(self._batches[0]) < end:
+            self._batches.popleft()
         for labelled in self._labelling.add(descriptions, over=end == self._sample_count - 1):
             yield labelled.first, labelled.probabilities
 
@@ -247,10 +247,18 @@ class _SecondLook:
             return pairs.descriptions
         numbers = torch.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
         samples, around = torch.unique(numbers.clamp(0, self._sample_count - 1), return_inverse=True)
-        y, u, v = (held.held[samples - held.first] for held in self._planes)
+        y, u, v = self._planes_of(samples)
         descriptions = pairs.descriptions.clone()
         descriptions[worth.to(descriptions.device)] = self._model.look_closely(y, u, v, around.unbind())
         return descriptions
+
+    def _planes_of(self, samples: torch.Tensor) -> list[torch.Tensor]:
+        """Y, U and V of samples, by their numbers in order."""
+        parts = []
+        for batch in self._batches:
+            inside = samples[(samples >= batch.first_sample) & (samples < batch.first_sample + len(batch))]
+            parts.append([plane[inside - batch.first_sample] for plane in batch.planes])
+        return [torch.cat(plane) for plane in zip(*parts, strict=True)]
 
 
 class _Held:
