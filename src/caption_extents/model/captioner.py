@@ -69,14 +69,13 @@ class CaptionModel:
             network.head.half()
         self._slice, self._close_slice = (_CPU_SLICE_SAMPLES,) * 2 if on_cpu else (1 << 30, _CLOSE_SLICE)
         # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
-        computed: list[Compute] = [partial(function, self._network) for function in (_embed, _describe, _label)]
+        embed_closely = partial(_embed, area_px=CLOSE_AREA_PX)
+        functions: list[Compute] = [_embed, _describe, _label, embed_closely, _describe]
+        computed: list[Compute] = [partial(function, self._network) for function in functions]
         if not on_cpu:
             computed = [Replayed(function) for function in computed]
-        self._embed_slice, self._describe_slice, self._label = computed
+        self._embed_slice, self._describe_slice, self._label, self._embed_closely, self._describe_closely = computed
         self._compare_slice: Compute = partial(_compare, self._network)
-        # Not recorded: there are more or fewer of them every time.
-        self._embed_closely: Compute = partial(_embed, self._network, area_px=CLOSE_AREA_PX)
-        self._describe_closely: Compute = partial(_describe, self._network)
         self.reach = self._network.config.reach
         self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
         self._warming: threading.Thread | None = None
@@ -158,9 +157,9 @@ class CaptionModel:
             around: numbers among them of samples k-1, k, k+1 and k+2, for pairs (k, k+1); four times int64 (P,).
         """
         planes = [plane.to(self.device) for plane in (y, u, v)]
-        embeddings = self._for_each_slice(self._embed_closely, planes, self._close_slice)
+        embeddings = self._in_whole_slices(self._embed_closely, planes)
         chosen = [embeddings[numbers.to(self.device)] for numbers in around]
-        return self._for_each_slice(self._describe_closely, chosen, self._close_slice)
+        return self._in_whole_slices(self._describe_closely, chosen)
 
     def label(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
@@ -175,6 +174,13 @@ class CaptionModel:
         compute = torch.inference_mode()(self._label)
         found = self._threads.submit(compute, descriptions).result() if self._threads else compute(descriptions)
         return to_cpu(found)
+
+    def _in_whole_slices(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """For a few at once; on a GPU filled up with the last of them, so that all slices have the shape recorded."""
+        count, size = len(tensors[0]), self._close_slice
+        missing = 0 if self._threads else -count % size
+        filled = [torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) for tensor in tensors]
+        return self._for_each_slice(compute, filled, size)[:count]
 
     def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor], size: int = 0) -> torch.Tensor:
         size = size or self._slice

@@ -247,18 +247,19 @@ class _SecondLook:
             return pairs.descriptions
         numbers = torch.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
         samples, around = torch.unique(numbers.clamp(0, self._sample_count - 1), return_inverse=True)
-        y, u, v = self._planes_of(samples)
+        y, u, v = self._planes_of(samples.numpy())
         descriptions = pairs.descriptions.clone()
         descriptions[worth.to(descriptions.device)] = self._model.look_closely(y, u, v, around.unbind())
         return descriptions
 
-    def _planes_of(self, samples: torch.Tensor) -> list[torch.Tensor]:
+    def _planes_of(self, samples: np.ndarray) -> list[torch.Tensor]:
         """Y, U and V of samples, by their numbers in order."""
+        # With NumPy: PyTorch would copy with a thread for each core, and wait for cores that encoders have.
         parts = []
         for batch in self._batches:
             inside = samples[(samples >= batch.first_sample) & (samples < batch.first_sample + len(batch))]
-            parts.append([plane[inside - batch.first_sample] for plane in batch.planes])
-        return [torch.cat(plane) for plane in zip(*parts, strict=True)]
+            parts.append([plane.numpy()[inside - batch.first_sample] for plane in batch.planes])
+        return [torch.from_numpy(np.concatenate(plane)) for plane in zip(*parts, strict=True)]
 
 
 class _Held:
