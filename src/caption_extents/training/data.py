@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from caption_extents.model.preprocess import INPUT_AREA_PX, input_size
+from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size
 from caption_extents.pictures import resize_planes
 from caption_extents.training import backgrounds, clips, fonts
 
@@ -27,6 +27,9 @@ ASPECTS = (3.0, 42.0)
 
 INK_STRIDE = 4
 """Pixels of a picture for one of its ink: fine enough that one other letter shows."""
+
+_CLOSE_SHARE = 0.3
+"""Of groups: pictures as large as those that the network looks at closely."""
 
 _GRAPHICS_SHARE = 0.3
 """Of made-up backgrounds."""
@@ -66,10 +69,11 @@ def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int,
     """Random clips of one random input shape, at random source resolutions."""
     rng = random.Random(seed)
     aspect = math.exp(rng.uniform(*map(math.log, ASPECTS)))
-    height, width = input_size(100, round(100 * aspect), INPUT_AREA_PX)
+    area = CLOSE_AREA_PX if rng.random() < _CLOSE_SHARE else INPUT_AREA_PX
+    height, width = input_size(100, round(100 * aspect), area)
     pictures, ids, unsure, ink = [], [], [], []
     for _ in range(clip_count):
-        scale = math.exp(rng.uniform(math.log(0.5), math.log(2.0)))
+        scale = math.exp(rng.uniform(math.log(0.5), math.log(2.0))) * math.sqrt(INPUT_AREA_PX / area)
         squeeze = math.exp(rng.uniform(-0.08, 0.08))
         crop = (max(16, round(height * scale / 2) * 2), max(64, round(width * scale * squeeze / 2) * 2))
         clip = _clip(rng, source, samples, crop)
@@ -129,11 +133,11 @@ def load_groups(
 
 
 class ClipPool:
-    """The newest clips of every input shape, on the device.
+    """The newest clips of every input shape, on the device. Where pictures are twice as large, clips are half as many.
 
     Args:
         device: where the clips are kept.
-        capacity: clips kept of each shape.
+        capacity: clips kept of each shape, of pictures of the usual size.
     """
 
     def __init__(self, device: torch.device, capacity: int) -> None:
@@ -147,28 +151,29 @@ class ClipPool:
         moved = group.to(self.device)
         height, width = moved.pictures.shape[-2:]
         shape = (height, width)
+        count, capacity = len(moved.pictures), _as_many(self._capacity, shape)
         if shape not in self._groups:
-            self._groups[shape] = moved.each(lambda part: part.new_empty((self._capacity, *part.shape[1:])))
+            self._groups[shape] = moved.each(lambda part: part.new_empty((capacity, *part.shape[1:])))
             self._sizes[shape] = self._next[shape] = 0
-        count = len(moved.pictures)
-        at = (self._next[shape] + torch.arange(count, device=self.device)) % self._capacity
+        at = (self._next[shape] + torch.arange(count, device=self.device)) % capacity
         for field in fields(Group):
             getattr(self._groups[shape], field.name)[at] = getattr(moved, field.name)
-        self._next[shape] = (self._next[shape] + count) % self._capacity
-        self._sizes[shape] = min(self._capacity, self._sizes[shape] + count)
+        self._next[shape] = (self._next[shape] + count) % capacity
+        self._sizes[shape] = min(capacity, self._sizes[shape] + count)
 
     def draw(self, rng: random.Random, clip_count: int, samples: int = 0) -> Group:
         """Random clips of one random shape; shapes of which many clips came are drawn more often.
 
         Args:
             rng: decides.
-            clip_count: how many.
+            clip_count: how many, of pictures of the usual size.
             samples: cut so many out of each, from anywhere in it, now and then every other or every third; 0 for whole
                 clips.
         """
         shapes = list(self._groups)
         shape = rng.choices(shapes, [self._sizes[shape] for shape in shapes])[0]
         group, size = self._groups[shape], self._sizes[shape]
+        clip_count = _as_many(clip_count, shape)
         chosen = self._on_device([rng.randrange(size) for _ in range(clip_count)])
         if not samples:
             return group.each(lambda part: part[chosen])
@@ -179,6 +184,12 @@ class ClipPool:
     def _on_device(self, numbers: list[Any]) -> torch.Tensor:
         """Numbers as a tensor; the device need not be done with what it has for that."""
         return _moved(torch.tensor(numbers), self.device)
+
+
+def _as_many(count: int, shape: tuple[int, int]) -> int:
+    """How many clips of this height and width have about as many pixels as so many of the usual size."""
+    height, width = shape
+    return max(1, round(count / max(1, round(height * width / INPUT_AREA_PX))))
 
 
 def _window(rng: random.Random, length: int, samples: int) -> list[int]:

@@ -143,7 +143,7 @@ class _Learning:
         group = self._pool.draw(rng, arguments.clips, arguments.window)
         found = self._joint(group, seed=seed, rate=learning_rate(self._rate, state.step, over))
         state.step += 1
-        return found, arguments.clips * arguments.window * self._team.size
+        return found, group.caption_ids.numel() * self._team.size
 
     def context(self, over: float) -> tuple[Losses, int]:
         """The context head, from whole clips."""
@@ -156,7 +156,7 @@ class _Learning:
         group = self._pool.draw(rng, clips)
         found = self._context(group, seed=seed, rate=learning_rate(self._rate, state.context_step, over))
         state.context_step += 1
-        return found, clips * arguments.samples * self._team.size
+        return found, group.caption_ids.numel() * self._team.size
 
 
 def _own_seed(seed: int, team: Team) -> int:
@@ -392,7 +392,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=48, help="samples in a clip")
     parser.add_argument("--group-clips", type=int, default=4, help="clips that a process renders at a time")
     parser.add_argument("--reuse", type=int, default=0, help="steps for each group of clips; 0 for groups as they come")
-    parser.add_argument("--pool", type=int, default=600, help="clips of each input shape kept on the device")
+    parser.add_argument("--pool", type=int, default=400, help="clips of each input shape kept on the device")
     parser.add_argument("--warm-groups", type=int, default=150, help="groups rendered before the first step")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=1)

@@ -41,7 +41,7 @@ from caption_extents.video.source import VideoFacts
 SESSIONS = 4
 """In a process: few enough for one lock, many enough that processes, each with a CUDA context, do not fill a GPU."""
 
-_SLOTS = 3
+_SLOTS = 2
 """Parts of a session that may be under way between the processes."""
 
 _PART_SAMPLES = 64
