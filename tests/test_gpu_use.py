@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from caption_extents.nvml import memory_in_use, open_nvml
 from caption_extents.pipeline import gpu_use
 from caption_extents.pipeline.gpu_use import GpuWatch
 
@@ -23,7 +24,7 @@ def driver(**answers: Any) -> ModuleType:
     def refuse(*_: object) -> None:
         raise UnansweredError
 
-    names = ("MemoryInfo", "DecoderUtilization", "UtilizationRates", "PcieThroughput")
+    names = ["Count", "HandleByIndex", "UUID", "MemoryInfo", "DecoderUtilization", "UtilizationRates", "PcieThroughput"]
     library: Any = ModuleType("nvml")
     library.NVMLError = UnansweredError
     library.NVML_PCIE_UTIL_RX_BYTES, library.NVML_PCIE_UTIL_TX_BYTES = 1, 0
@@ -32,9 +33,9 @@ def driver(**answers: Any) -> ModuleType:
     return library  # type: ignore[no-any-return]
 
 
-def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType) -> GpuWatch:
+def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType, before: dict[str, int] | None = None) -> GpuWatch:
     monkeypatch.setattr(gpu_use, "_INTERVAL_SECONDS", 0.005)
-    monkeypatch.setattr(gpu_use._Gpu, "open", classmethod(lambda cls, device: cls(library, None)))
+    monkeypatch.setattr(gpu_use._Gpu, "open", classmethod(lambda cls, device: cls(library, None, "GPU-1")))
     read, readings = gpu_use._Gpu.read, []
 
     def counted(self: gpu_use._Gpu) -> dict[str, float]:
@@ -43,7 +44,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType) -> GpuWatch:
 
     monkeypatch.setattr(gpu_use._Gpu, "read", counted)
     deadline = time.monotonic() + 30
-    with GpuWatch(torch.device("cuda", 0), time.perf_counter()) as watched:
+    with GpuWatch(torch.device("cuda", 0), time.perf_counter(), before) as watched:
         while len(readings) < 20 and time.monotonic() < deadline:
             time.sleep(0.005)
     return watched
@@ -70,6 +71,22 @@ def test_means_and_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(watched.activities) == {"decoder", "compute", "memory", "pcie in", "pcie out"}
 
 
+def test_memory_counts_from_before_the_decoders_were_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = driver(MemoryInfo=lambda _: SimpleNamespace(used=500))
+    use = watch(monkeypatch, library, {"GPU-0": 300, "GPU-1": 100}).use
+    assert use is not None
+    assert (use.peak_memory_bytes, use.added_memory_bytes) == (500, 400)
+
+
+def test_memory_in_use_is_told_of_each_gpu() -> None:
+    def used(handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=handle)
+
+    library: Any = driver(MemoryInfo=used, Count=lambda: 2, HandleByIndex=lambda index: 10 + index, UUID=str)
+    assert memory_in_use(library) == {"10": 10, "11": 11}
+    assert memory_in_use(driver()) == memory_in_use(None) == {}
+
+
 def test_what_the_driver_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = watch(monkeypatch, driver(DecoderUtilization=lambda _: (20, 0)))
     assert watched.use is not None
@@ -90,5 +107,7 @@ def test_a_real_gpu_tells() -> None:
     pytest.importorskip("pynvml")
     with GpuWatch(torch.device("cuda", 0), time.perf_counter()) as watched:
         time.sleep(0.5)
+    assert watched._gpu is not None
+    assert watched._gpu.uuid in memory_in_use(open_nvml())
     assert watched.use is not None
     assert watched.use.peak_memory_bytes > 0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
 
 import torch
 
+from caption_extents.nvml import open_nvml
 from caption_extents.pipeline.activity import Activity
 
 _INTERVAL_SECONDS = 0.1
@@ -44,15 +46,21 @@ class GpuWatch:
     Args:
         device: a CUDA device; nothing is watched on others.
         origin: when the run started, on the clock of ``time.perf_counter``.
+        memory_before: bytes in use of each GPU before anything of the run was there, by the GPU's UUID; what is in use
+            now for those that it lacks.
     """
 
-    def __init__(self, device: torch.device, origin: float) -> None:
+    def __init__(self, device: torch.device, origin: float, memory_before: Mapping[str, int] | None = None) -> None:
         self.activities: dict[str, Activity] = {}
         """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
         self.use: GpuUse | None = None
         """What was seen; None where there is no GPU or no answer."""
         self._origin = origin
         self._gpu = _Gpu.open(device) if device.type == "cuda" else None
+        self._memory_before = 0
+        if self._gpu is not None:
+            now = int(self._gpu.read().get(MEMORY, 0))
+            self._memory_before = (memory_before or {}).get(self._gpu.uuid, now)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
 
@@ -79,7 +87,7 @@ class GpuWatch:
             readings.append(reading)
             before = now
         if readings:
-            self.use = _summary(readings, self._gpu.memory_before)
+            self.use = _summary(readings, self._memory_before)
 
 
 def _summary(readings: list[dict[str, float]], memory_before: int) -> GpuUse:
@@ -93,22 +101,20 @@ def _summary(readings: list[dict[str, float]], memory_before: int) -> GpuUse:
 class _Gpu:
     """One GPU, as NVML shows it. What its driver does not answer is left out."""
 
-    def __init__(self, nvml: ModuleType, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-        self.memory_before = int(self.read().get(MEMORY, 0))
+    def __init__(self, nvml: ModuleType, handle: Any, uuid: str = "") -> None:
+        self._nvml, self._handle, self.uuid = nvml, handle, uuid
 
     @classmethod
     def open(cls, device: torch.device) -> _Gpu | None:
         """None where NVML is not installed or does not know the device."""
+        nvml = open_nvml()
+        if nvml is None:
+            return None
+        # PyTorch's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
-            # PyTorch's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-            return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid.encode()))
-        except Exception:
-            # Whatever is wrong with it, a run does not fail for want of its figures.
+            return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid.encode()), uuid)
+        except nvml.NVMLError:
             return None
 
     def read(self) -> dict[str, float]:

@@ -120,7 +120,7 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
         with _acquire(job, plan, store, keys) as lease, closing(DatabaseWriter()) as rows, closing(found):
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
-                gpu = GpuWatch(plan.model.device, watch.started)
+                gpu = GpuWatch(plan.model.device, watch.started, plan.video.gpu_memory_before)
                 stages = _make_stages(job, plan, lease, done, encoders, rows, found, watch)
                 if _in_processes(job, plan.model.device):
                     stages.encoding.processes = processes

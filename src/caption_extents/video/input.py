@@ -6,9 +6,9 @@ way from a store, of which decoding begins at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -57,6 +57,8 @@ class VideoInput:
     open_decoder: OpenDecoder
     beside: tuple[Beside, ...] = ()
     """What reads and decodes the video elsewhere."""
+    gpu_memory_before: Mapping[str, int] = field(default_factory=dict)
+    """Bytes in use of each GPU's memory before that began, by the GPU's UUID; empty where no GPU decodes."""
 
 
 @contextmanager
@@ -168,4 +170,6 @@ def _video_input(
             started=sessions,
         )
 
-    return VideoInput(facts, timeline, open_here, (started.reader, started.sessions) if started else ())
+    if started is None:
+        return VideoInput(facts, timeline, open_here)
+    return VideoInput(facts, timeline, open_here, (started.reader, started.sessions), started.memory_before)

@@ -1,0 +1,31 @@
+"""The library that tells how NVIDIA's GPUs are used (NVML), where it is installed."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+
+def open_nvml() -> ModuleType | None:
+    """NVIDIA's own bindings, ready to be asked; None where they or a driver are missing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        # Whatever is wrong with it, a run does not fail for want of figures.
+        return None
+    return pynvml  # type: ignore[no-any-return]
+
+
+def memory_in_use(nvml: ModuleType | None) -> dict[str, int]:
+    """Bytes in use of each GPU's memory, by the GPU's UUID, of those that answer."""
+    found: dict[str, int] = {}
+    if nvml is None:
+        return found
+    try:
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            found[str(nvml.nvmlDeviceGetUUID(handle))] = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+    except nvml.NVMLError:
+        pass
+    return found
