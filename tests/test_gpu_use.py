@@ -78,12 +78,17 @@ def test_memory_counts_from_before_the_decoders_were_there(monkeypatch: pytest.M
     assert (use.peak_memory_bytes, use.added_memory_bytes) == (500, 400)
 
 
-def test_memory_in_use_is_told_of_each_gpu() -> None:
+def test_memory_in_use_is_told_of_each_gpu_that_answers() -> None:
     def used(handle: int) -> SimpleNamespace:
         return SimpleNamespace(used=handle)
 
-    library: Any = driver(MemoryInfo=used, Count=lambda: 2, HandleByIndex=lambda index: 10 + index, UUID=str)
-    assert memory_in_use(library) == {"10": 10, "11": 11}
+    def uuid(handle: int) -> str:
+        if handle == 11:
+            raise UnansweredError
+        return f"GPU-{handle}"
+
+    library: Any = driver(MemoryInfo=used, Count=lambda: 3, HandleByIndex=lambda index: 10 + index, UUID=uuid)
+    assert memory_in_use(library) == {"GPU-10": 10, "GPU-12": 12}
     assert memory_in_use(driver()) == memory_in_use(None) == {}
 
 

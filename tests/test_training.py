@@ -23,7 +23,7 @@ from caption_extents.model.weights import load_weights, save_weights
 from caption_extents.training import assets, backgrounds, captions, clips, distractors, fonts, steps, text
 from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
-from caption_extents.training.data import Group
+from caption_extents.training.data import ClipPool, Group
 from caption_extents.training.labels import pair_labels
 from caption_extents.training.losses import Losses, around_pairs, change_loss, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
@@ -154,6 +154,30 @@ def test_labels_of_pairs() -> None:
     first, second = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 1, 0, 1, 2])
     expected = [Label.EMPTY_EMPTY, Label.EMPTY_VALID, Label.VALID_EMPTY, Label.SAME, Label.DIFFERENT]
     assert pair_labels(first, second).tolist() == expected
+
+
+def _numbered_clips(first: int, count: int, height: int, width: int) -> Group:
+    """Clips of two samples, all of whose captions have the clip's number."""
+    ids = torch.arange(first, first + count)[:, None].repeat(1, 2)
+    pictures = torch.zeros(count, 2, 3, height, width, dtype=torch.uint8)
+    return Group(pictures, ids, torch.zeros_like(ids, dtype=torch.bool), pictures[:, :, 0, ::4, ::4])
+
+
+def test_a_pool_holds_the_newest_clips_and_fewer_of_large_ones() -> None:
+    pool = ClipPool(torch.device("cpu"), capacity=6)
+    for first in range(0, 10, 2):
+        pool.add(_numbered_clips(first, 2, 32, 1024))
+        pool.add(_numbered_clips(100 + first, 2, 64, 1024))
+    rng = random.Random(1)
+    drawn = [pool.draw(rng, clip_count=4, samples=2).caption_ids for _ in range(200)]
+    usual, large = ([ids for ids in drawn if (ids >= 100).all() == is_large] for is_large in (False, True))
+    assert {len(ids) for ids in usual} == {4}
+    assert {len(ids) for ids in large} == {2}
+    kept = set(torch.cat([*usual, *large]).flatten().tolist())
+    assert {number for number in kept if number < 100} == set(range(4, 10))
+    assert {number for number in kept if number >= 100} == {107, 108, 109}
+    # As many pixels of both in memory, so half as many clips are large, and a third of what is drawn.
+    assert 40 <= len(large) <= 95
 
 
 def _tiny_training(out: Path, **changed: Any) -> argparse.Namespace:

@@ -179,8 +179,9 @@ class CaptionModel:
         """For a few at once; on a GPU filled up with the last of them, so that all slices have the shape recorded."""
         count, size = len(tensors[0]), self._close_slice
         missing = 0 if self._threads else -count % size
-        filled = [torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) for tensor in tensors]
-        return self._for_each_slice(compute, filled, size)[:count]
+        if missing:
+            tensors = [torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) for tensor in tensors]
+        return self._for_each_slice(compute, tensors, size)[:count]
 
     def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor], size: int = 0) -> torch.Tensor:
         size = size or self._slice

@@ -110,11 +110,12 @@ class _Gpu:
         nvml = open_nvml()
         if nvml is None:
             return None
-        # PyTorch's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
         try:
+            # PyTorch's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
+            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid.encode()), uuid)
-        except nvml.NVMLError:
+        except Exception:
+            # Whatever is wrong with it, a run does not fail for want of its figures.
             return None
 
     def read(self) -> dict[str, float]:
