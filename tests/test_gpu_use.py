@@ -56,6 +56,9 @@ def test_means_and_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = watch(
         monkeypatch,
         driver(
+            Count=lambda: 1,
+            HandleByIndex=lambda _: None,
+            UUID=lambda _: "GPU-1",
             MemoryInfo=lambda _: SimpleNamespace(used=next(used, 300)),
             DecoderUtilization=lambda _: (50, 0),
             UtilizationRates=lambda _: SimpleNamespace(gpu=next(shares, 25)),

@@ -149,8 +149,8 @@ class CaptionModel:
     ) -> torch.Tensor:
         """Descriptions of pairs by twice as many pixels as :meth:`embed` looks at; float32 (P, 3, D).
 
-        The network was trained on letters of all sizes and does not mind that they are larger. On the third set of
-        docs/model-card.md this finds a third of the captions that were missed.
+        The network was trained on pictures of this size too, and on letters of all sizes. What it finds of the captions
+        that were missed is in docs/model-card.md.
 
         Args:
             y, u, v: samples, as :meth:`embed` takes them.

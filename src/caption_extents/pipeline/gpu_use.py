@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from caption_extents.nvml import open_nvml
+from caption_extents.nvml import memory_in_use, open_nvml
 from caption_extents.pipeline.activity import Activity
 
 _INTERVAL_SECONDS = 0.1
@@ -59,8 +59,8 @@ class GpuWatch:
         self._gpu = _Gpu.open(device) if device.type == "cuda" else None
         self._memory_before = 0
         if self._gpu is not None:
-            now = int(self._gpu.read().get(MEMORY, 0))
-            self._memory_before = (memory_before or {}).get(self._gpu.uuid, now)
+            before = {**memory_in_use(self._gpu.nvml), **(memory_before or {})}
+            self._memory_before = before.get(self._gpu.uuid, 0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
 
@@ -101,8 +101,8 @@ def _summary(readings: list[dict[str, float]], memory_before: int) -> GpuUse:
 class _Gpu:
     """One GPU, as NVML shows it. What its driver does not answer is left out."""
 
-    def __init__(self, nvml: ModuleType, handle: Any, uuid: str = "") -> None:
-        self._nvml, self._handle, self.uuid = nvml, handle, uuid
+    def __init__(self, nvml: ModuleType, handle: Any, uuid: str) -> None:
+        self.nvml, self._handle, self.uuid = nvml, handle, uuid
 
     @classmethod
     def open(cls, device: torch.device) -> _Gpu | None:
@@ -120,7 +120,7 @@ class _Gpu:
 
     def read(self) -> dict[str, float]:
         """What is in use now."""
-        nvml, handle, found = self._nvml, self._handle, dict[str, float]()
+        nvml, handle, found = self.nvml, self._handle, dict[str, float]()
         with contextlib.suppress(nvml.NVMLError):
             found[MEMORY] = nvml.nvmlDeviceGetMemoryInfo(handle).used
         with contextlib.suppress(nvml.NVMLError):

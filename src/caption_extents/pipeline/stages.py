@@ -209,14 +209,13 @@ class _Labelling:
         """Take the next pairs' descriptions, the last ones if it is over; what can be labelled now."""
         pairs, done, reach = self._pairs, self._done, self._model.reach
         pairs.add(descriptions)
-        self._done = pairs.end - (0 if over else reach)
-        if self._done <= done:
-            self._done = done
-            return
-        found = self._model.label(pairs.held)
-        now = slice(done - pairs.first, self._done - pairs.first)
-        yield _Labelled(done, pairs.held[now], found[now])
-        pairs.keep_from(self._done - reach)
+        end = pairs.end - (0 if over else reach)
+        if end > done:
+            found = self._model.label(pairs.held)
+            now = slice(done - pairs.first, end - pairs.first)
+            yield _Labelled(done, pairs.held[now], found[now])
+            self._done = end
+            pairs.keep_from(end - reach)
 
 
 class _SecondLook:

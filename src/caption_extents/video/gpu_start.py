@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +18,7 @@ class GpuStart:
 
     reader: IsolatedVideo
     sessions: GpuSessions
-    memory_before: dict[str, int] = field(default_factory=dict)
+    memory_before: dict[str, int]
     """Bytes in use of each GPU's memory before they were, by the GPU's UUID."""
 
     @classmethod
