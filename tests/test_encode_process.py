@@ -60,6 +60,7 @@ def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
     assert processes.peak_memory_bytes > 0
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("calls", [2, 5])
 def test_one_encoder_is_always_at_work_and_never_two(calls: int) -> None:
     works = [frames_of(32, 512 * number, height=128, width=1024) for number in range(10)]

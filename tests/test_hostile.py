@@ -17,6 +17,8 @@ from caption_extents.region import CropRegion
 from tests.media import Recipe, make_video, picture
 from tests.mutations import run_all
 
+pytestmark = pytest.mark.undisturbed
+
 LIMIT_SECONDS = 2.0
 
 

@@ -160,6 +160,7 @@ def test_a_codec_that_brings_its_process_down(sabotaged: str, video: Path, tmp_p
     assert [state.state for state in list_versions(open_store(tmp_path / "store"), KEYS)] == ["abandoned"]
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("sabotaged", ["hangs"], indirect=True)
 @pytest.mark.parametrize("implementation", ["pipelined", "sequential"])
 def test_a_codec_that_hangs(sabotaged: str, implementation: str, video: Path, tmp_path: Path) -> None:
@@ -199,6 +200,7 @@ def test_no_child_is_left(video: Path) -> None:
     assert process.returncode is not None
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("implementation", ["pipelined", "sequential"])
 def test_a_decoder_that_hangs_in_this_process(
     implementation: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

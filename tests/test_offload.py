@@ -201,6 +201,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(
     assert not [name for name in files(store) if "temporary" in name]
 
 
+@pytest.mark.undisturbed
 def test_ctrl_c_does_not_wait_for_workers(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     never = threading.Event()
 

@@ -150,6 +150,7 @@ def test_metrics_add_up(captioned_video: Path, tmp_path: Path) -> None:
     assert json.loads(json.dumps(result.to_dict()))["metrics"]["stages"]["upload"]["nbytes"] > 1000
 
 
+@pytest.mark.undisturbed
 def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(Recipe("many", pts=tuple(range(500))), tmp_path)
     quick = stages.encode_chunk
@@ -174,6 +175,7 @@ def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.Monke
     assert upload.wait_input_seconds > 1
 
 
+@pytest.mark.undisturbed
 def test_encoders_do_not_wait_for_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(Recipe("many", pts=tuple(range(200))), tmp_path)
     encoded, quick = threading.Event(), stages.encode_chunk
@@ -291,6 +293,7 @@ def _heed_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, long: Undisturbed, tmp_path: Path) -> None:
     store = tmp_path / "store"

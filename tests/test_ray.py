@@ -24,6 +24,8 @@ from tests.test_pipeline import run as run_with
 
 pytest.importorskip("ray")
 
+pytestmark = pytest.mark.undisturbed
+
 REGION = CropRegion(0, 0.2, 1, 1)
 OPTIONS: dict[str, Any] = {"model": QuickModel(), "frame_rate": 30.0, "encoder_workers": 2}
 

@@ -237,6 +237,7 @@ def test_a_tenth_of_all_requests_failing_changes_nothing(
     assert sorted(store.keys("t1/")) == sorted(expected.keys("t1/"))
 
 
+@pytest.mark.undisturbed
 @pytest.mark.parametrize("fault", ["500", "403", "reset"])
 def test_a_store_that_always_fails_is_reported_in_time(
     fault: str, honest_server: Server, monkeypatch: pytest.MonkeyPatch

@@ -158,7 +158,7 @@ class CaptionModel:
         """
         planes = [plane.to(self.device) for plane in (y, u, v)]
         embeddings = self._in_whole_slices(self._embed_closely, planes)
-        chosen = [embeddings[numbers.to(self.device)] for numbers in around]
+        chosen = [embeddings[numbers] for numbers in torch.stack(around).to(self.device)]
         return self._in_whole_slices(self._describe_closely, chosen)
 
     def label(self, descriptions: torch.Tensor) -> torch.Tensor:
