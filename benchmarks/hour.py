@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -137,35 +136,6 @@ def _warm_shares(metrics: dict[str, Any]) -> dict[str, float]:
     return shares
 
 
-class _GpuMemory:
-    """The most memory of a GPU in use while a block runs, above what was in use before."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _used(self) -> int:
-        free, total = torch.cuda.mem_get_info(self._device)
-        return total - free
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.05):
-            self.peak_bytes = max(self.peak_bytes, self._used() - self._before)
-
-    def __enter__(self) -> _GpuMemory:
-        if self._device.type == "cuda":
-            self._before = self._used()
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-
 def measure(video: Path, crop: str, device: torch.device, presets: list[str], workers: int) -> dict[str, Any]:
     """Runs and floors for each preset."""
     floors = _Floors(video, CropRegion.parse(crop), device)
@@ -182,12 +152,12 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             "inference": inference,
             "encoding": floors.encoding(preset, workers),
         }
-        with _GpuMemory(device) as gpu_memory:
-            options = ["--preset", preset, "--device", str(device), "--encoder-workers", str(workers)]
-            started = time.perf_counter()
-            run = run_cli(video, *options, crop=crop)
-            process_seconds = time.perf_counter() - started
+        options = ["--preset", preset, "--device", str(device), "--encoder-workers", str(workers)]
+        started = time.perf_counter()
+        run = run_cli(video, *options, crop=crop)
+        process_seconds = time.perf_counter() - started
         metrics = run["metrics"]
+        gpu_memory = metrics["gpu"]["added_memory_bytes"] if metrics["gpu"] else 0
         slowest = max(stages, key=lambda stage: stages[stage])
         record = result["runs"][preset] = {
             "alone_seconds": stages,
@@ -199,7 +169,7 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             "tail_seconds": _tail_seconds(metrics),
             "busy_shares": _busy_shares(metrics),
             "warm_busy_shares": _warm_shares(metrics),
-            "gpu_memory_bytes": gpu_memory.peak_bytes,
+            "gpu_memory_bytes": gpu_memory,
             "captions": run["caption_count"],
             "metrics": metrics,
         }
@@ -207,7 +177,7 @@ def measure(video: Path, crop: str, device: torch.device, presets: list[str], wo
             f"{preset}: total {metrics['total_seconds']:.2f} s (process {process_seconds:.2f} s, set-up "
             f"{metrics['setup_seconds']:.2f} s), slowest stage alone: {slowest} {stages[slowest]:.2f} s, total / floor "
             f"{record['total_over_floor']:.3f}; host {metrics['peak_memory_bytes'] / 2**20:.0f} MiB, "
-            f"GPU {gpu_memory.peak_bytes / 2**20:.0f} MiB",
+            f"GPU {gpu_memory / 2**20:.0f} MiB",
             flush=True,
         )
         print(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
 from caption_extents.region import CropRegion
+from caption_extents.storage.keys import LONGEST_ID
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -51,7 +52,6 @@ MAX_WORKERS = 256
 MAX_INFERENCE_THREADS = 16
 """Of those that are chosen without being asked for."""
 
-_LONGEST_ID = 128
 _ID_DIGITS = 8
 """Of a name's digest, where letters of the name were lost."""
 
@@ -256,10 +256,10 @@ def id_from_name(video: str) -> str:
     name = unicodedata.normalize("NFC", Path(video).stem)
     letters = [letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter)]
     kept = re.sub(r"\.{2,}", ".", re.sub(r"[^A-Za-z0-9._-]+", "-", "".join(letters))).strip("-._")
-    if kept and len(kept) <= _LONGEST_ID and all(letter.isascii() or not letter.isalnum() for letter in letters):
+    if kept and len(kept) <= LONGEST_ID and all(letter.isascii() or not letter.isalnum() for letter in letters):
         return kept
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_ID_DIGITS]
-    begin = kept[: _LONGEST_ID - _ID_DIGITS - 1].rstrip("-._")
+    begin = kept[: LONGEST_ID - _ID_DIGITS - 1].rstrip("-._")
     return f"{begin or 'video'}-{digest}"
 
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from caption_extents.errors import InputError
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+LONGEST_ID = 128
+"""Characters of an id."""
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,%d}" % (LONGEST_ID - 1))
 
 
 def check_id(value: str, name: str) -> str:
@@ -18,7 +21,7 @@ def check_id(value: str, name: str) -> str:
     """
     if not isinstance(value, str) or not _ID.fullmatch(value) or ".." in value:
         raise InputError(
-            f"{name} {value!r} cannot be used: give 1 to 128 letters, digits, '.', '_' or '-', "
+            f"{name} {value!r} cannot be used: give 1 to {LONGEST_ID} letters, digits, '.', '_' or '-', "
             "starting with a letter or digit and without '..'"
         )
     return value
