@@ -10,7 +10,7 @@ from caption_extents.errors import InputError
 LONGEST_ID = 128
 """Characters of an id."""
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,%d}" % (LONGEST_ID - 1))
+_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
 
 
 def check_id(value: str, name: str) -> str:
