@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,8 @@ from caption_extents.video.ahead import AheadDecoder
 from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.input import VideoInput, open_arriving, open_input
+from caption_extents.video.source import probe
+from caption_extents.video.timeline import build_timeline
 from tests.media import Recipe, make_video, reference_samples
 from tests.mutations import mutate
 from tests.test_exactness import RECIPES, REGION, check_batches
@@ -194,3 +197,28 @@ def test_giving_up_does_not_wait_for_the_store(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt), start(path, tmp_path, store):
         raise KeyboardInterrupt
     assert time.monotonic() - started < 5.0
+
+
+def test_closing_while_a_batch_is_awaited_ends_the_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And does not begin to decode again from the start."""
+    path = make_video(Recipe("long", pts=tuple(range(900))), tmp_path)
+    facts = probe(path)
+    timeline = build_timeline(facts, RATE)
+    go_on = threading.Event()
+
+    def waiting(*_: object) -> Iterator[tuple[int, object]]:
+        go_on.wait(10)
+        return iter(())
+
+    monkeypatch.setattr(ahead, "good_frames", waiting)
+    decoder = AheadDecoder(facts, RATE, resolve_crop(REGION, facts), lambda: path.open("rb"))
+    decoder.set_timeline(timeline)
+    batches: list[CropBatch] = []
+    iterating = threading.Thread(target=lambda: batches.extend(decoder))
+    iterating.start()
+    threading.Timer(0.3, go_on.set).start()
+    time.sleep(0.1)
+    decoder.close()
+    iterating.join(5)
+    assert not iterating.is_alive()
+    assert batches == []

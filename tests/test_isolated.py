@@ -191,6 +191,28 @@ def test_a_bad_video_is_the_users_error(tmp_path: Path) -> None:
     assert not (tmp_path / "store").exists()
 
 
+def test_closing_ends_a_thread_that_reads(video: Path) -> None:
+    """Whenever it comes to it; a pipe that is closed first would leave the thread waiting for as long as it may."""
+    for wait_seconds in (0.0, 0.0, 0.0, 0.2):
+        child = IsolatedVideo(video, Fraction(10), LIMITS)
+        child.wait_until_indexed()
+        errors: list[BaseException] = []
+
+        def read(child: IsolatedVideo = child, errors: list[BaseException] = errors) -> None:
+            try:
+                child._read(1)
+            except DecodeError as error:
+                errors.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        time.sleep(wait_seconds)
+        child.close()
+        reader.join(5.0)
+        assert not reader.is_alive()
+        assert len(errors) == 1
+
+
 def test_no_child_is_left(video: Path) -> None:
     with IsolatedVideo(video, Fraction(10), LIMITS) as child:
         decoder = child.open_decoder(resolve_crop(REGION, child.facts), threads=1)

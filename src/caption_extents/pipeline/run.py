@@ -232,7 +232,9 @@ def _limits(job: Job) -> DecoderLimits | None:
 def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]) -> _Plan:
     preset = find_preset(job.preset)
     if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES:
-        raise VideoError(f"{job.video_key!r} keeps no presentation times, so it cannot be refined; remux it to MKV")
+        raise VideoError(
+            f"{job.video_key!r} keeps no presentation times, so it cannot be refined; encode it anew as MKV"
+        )
     loaded = model.result()
     return _Plan(
         video=video,

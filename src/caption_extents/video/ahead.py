@@ -47,7 +47,7 @@ class AheadDecoder:
         self._timeline: Timeline | None = None
         self._known = threading.Event()
         self._skippable: frozenset[int | None] = frozenset()
-        self._closing = False
+        self._closing = self._closed = False
         sample_bytes = crop.width * crop.height * 3 // 2
         self._spool: queue.Queue[tuple[CropBatch, list[int]] | None] = queue.Queue(
             max(2, SPOOL_BYTES // (sample_bytes * BATCH_SAMPLES))
@@ -65,8 +65,10 @@ class AheadDecoder:
     def __iter__(self) -> Iterator[CropBatch]:
         assert self._timeline is not None
         expected, given = self._timeline.sample_pts, 0
-        while given < len(expected) and not self._closing:
+        while given < len(expected):
             item = self._take()
+            if self._closed:
+                return
             if item is None or item[1] != expected[given : given + len(item[0])].tolist():
                 yield from self._decode_again(self._timeline, given)
                 return
@@ -75,7 +77,7 @@ class AheadDecoder:
 
     def close(self) -> None:
         """Stop decoding. A thread that hangs in a codec is left behind."""
-        self._closing = True
+        self._closing = self._closed = True
         self._known.set()
         if self._again is not None:
             self._again.close()

@@ -13,6 +13,7 @@ from av.video.frame import VideoFrame
 from caption_extents.video.batch import Planes
 from caption_extents.video.cpu import crop_planes
 from caption_extents.video.crop import CropPixels
+from caption_extents.video.settling import is_good
 from caption_extents.video.source import VideoFacts, decode_or_skip, open_video, read_packets
 
 _READ_ON_SECONDS = 2.0
@@ -78,17 +79,17 @@ def _frames_from(
     """
     for seconds in _SEEK_AHEAD_SECONDS:
         container.seek(first - int(seconds / facts.time_base), stream=stream, backward=True)
-        reader = _frames(container, stream)
+        reader = _frames(container, stream, facts)
         frame = next(reader, None)
         if frame is not None and (_pts(frame) <= first or seconds == _SEEK_AHEAD_SECONDS[-1]):
             return itertools.chain([frame], reader)
     return iter(())
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[VideoFrame]:
+def _frames(container: av.container.InputContainer, stream: av.VideoStream, facts: VideoFacts) -> Iterator[VideoFrame]:
     try:
         for packet in read_packets(container, stream):
-            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and not frame.is_corrupt)
+            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and is_good(frame, facts))
     except av.error.FFmpegError:
         return
 

@@ -141,7 +141,7 @@ def good_frames(
         is_closing: asked before each packet; when true, the iteration ends.
         arriving: how to read the file, if it is not all there yet.
     """
-    last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container)
+    last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container, facts.usual_duration)
     with open_video(facts.path, threads, arriving) as (container, stream):
         try:
             for packet in read_packets(container, stream):

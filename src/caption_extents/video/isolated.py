@@ -76,6 +76,8 @@ class IsolatedVideo:
         self._indexed = False
         self._index_error: BaseException | None = None
         self._measured = (0, 0.0)
+        self._reading = threading.Lock()
+        self._closed = False
         # What goes wrong in the child comes as a message; what its libraries print is lost.
         self._child = subprocess.Popen(
             _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=child_environment()
@@ -144,11 +146,14 @@ class IsolatedVideo:
     def close(self) -> None:
         """End the child, whatever it is doing."""
         self._measure()
+        self._closed = True
         self._child.kill()
         self._child.wait()
-        for pipe in (self._child.stdin, self._child.stdout):
-            if pipe is not None:
-                pipe.close()
+        # A thread that waits for the child finds the end of the pipe now; a pipe closed before, it would not notice.
+        with self._reading:
+            for pipe in (self._child.stdin, self._child.stdout):
+                if pipe is not None:
+                    pipe.close()
 
     def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
         """A decoder in the child."""
@@ -229,7 +234,9 @@ class IsolatedVideo:
     def _read_into(self, view: memoryview) -> None:
         assert self._child.stdout is not None
         deadline = time.monotonic() + self._limits.stall_seconds
-        with selectors.DefaultSelector() as selector:
+        with self._reading, selectors.DefaultSelector() as selector:
+            if self._closed:
+                raise DecodeError(f"{str(self._path)!r} is not read any more")
             selector.register(self._child.stdout, selectors.EVENT_READ)
             while view:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
@@ -290,6 +297,7 @@ def facts_from_json(data: dict[str, Any], path: Path) -> VideoFacts:
         values["average_rate"] = None if values["average_rate"] is None else Fraction(values["average_rate"])
         values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
         values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
+        values["interlaced"] = bool(values["interlaced"])
         for name in ("width", "height", "stream_index", "first_pts", "size_bytes"):
             values[name] = int(values[name])
         return VideoFacts(path=path, **values)

@@ -7,6 +7,7 @@ threads, processes or PyTorch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -52,6 +53,10 @@ class Engine(Protocol):
 def new_room(engine: Engine) -> Room:
     """Memory of its own for every part."""
     return lambda count: tuple(np.empty((count, *shape), np.uint8) for shape in engine.shapes)
+
+
+_PREPARING_PACKETS = 48
+"""Some groups of B frames."""
 
 
 class DependentError(Exception):
@@ -150,6 +155,8 @@ class Session:
         """Good frames of a segment and their times, in presentation order."""
         if self._context is None:
             self._context = self._engine.open()
+            if self._facts.codec == "h264":
+                _prepare(self._context, segment.packets[:_PREPARING_PACKETS])
         span, context = segment.span, self._context
         last_pts = span.start_pts - 1
         packets: list[Packet | None] = [*segment.packets, None]
@@ -169,6 +176,18 @@ class Session:
                     yield pts, frame
         context.flush_buffers()
         self._is_drained = True
+
+
+def _prepare(context: VideoCodecContext, packets: list[Packet]) -> None:
+    """Have a decoder learn how many frames are shown later than they are decoded.
+
+    H.264 need not say so (``bitstream_restriction_flag`` in its annex E). FFmpeg's decoder then finds out at the first
+    frame that comes too late, and does not forget it when it is flushed; that frame is lost.
+    """
+    for packet in [*packets, None]:
+        with suppress(av.error.FFmpegError):
+            context.decode(packet)
+    context.flush_buffers()
 
 
 def _cut(crops: Crops, start: int, end: int) -> Crops:

@@ -45,6 +45,11 @@ CODECS = frozenset(
 WITHOUT_PRESENTATION_TIMES = frozenset({"avi"})
 """Containers that store the order of decoding only; what their demuxers call pts is a guess."""
 
+SPARSE_PRESENTATION_TIMES = frozenset({"mpeg"})
+"""Containers in which some frames have no time of their own: those that do not begin a packet of the container."""
+
+_FALLBACK_FRAME_SECONDS = Fraction(1, 25)
+
 MAX_SIDE_PX = 16_384
 MAX_PIXELS = 8_192 * 8_192
 MAX_STREAMS = 200
@@ -90,6 +95,7 @@ class VideoFacts:
         orientation: how decoded frames are turned for display.
         sample_aspect_ratio: width over height of a displayed pixel.
         colour: colour description.
+        interlaced: whether a frame is two fields.
         time_base: seconds in a tick of pts.
         average_rate: frames a second from the header; None if unknown.
         first_pts: pts of the first frame that decodes, in ticks.
@@ -106,6 +112,7 @@ class VideoFacts:
     orientation: Orientation
     sample_aspect_ratio: Fraction
     colour: Colour
+    interlaced: bool
     time_base: Fraction
     average_rate: Fraction | None
     first_pts: int
@@ -120,6 +127,12 @@ class VideoFacts:
     def display_height(self) -> int:
         """Height of the displayed picture in pixels (an odd last row of the frame is dropped)."""
         return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[1]
+
+    @property
+    def usual_duration(self) -> int:
+        """Ticks that a frame is shown, by the header's average."""
+        seconds = 1 / self.average_rate if self.average_rate else _FALLBACK_FRAME_SECONDS
+        return max(1, round(seconds / self.time_base))
 
 
 OpenFile = Callable[[], BinaryIO]
@@ -192,21 +205,33 @@ class PresentationClock:
 
     Where the container keeps no presentation times, frames leave the decoder in the order in which they are shown, and
     the decoding times of the packets that released them say when (as FFmpeg's own ``best_effort_timestamp`` does). The
-    last frames are released by the end of the file: each is shown when the one before it ends.
+    last frames are released by the end of the file: each is shown when the one before it ends. So is a frame without a
+    time where the container leaves some out.
+
+    Args:
+        container: FFmpeg's name of the demuxer.
+        usual_duration: ticks that a frame is shown.
     """
 
-    def __init__(self, container: str) -> None:
-        self._guessed = container in WITHOUT_PRESENTATION_TIMES
+    def __init__(self, container: str, usual_duration: int) -> None:
+        self._guessed, self._sparse = container in WITHOUT_PRESENTATION_TIMES, container in SPARSE_PRESENTATION_TIMES
+        self._usual_duration = usual_duration
         self._last: int | None = None
 
     def __call__(self, frame: VideoFrame) -> int | None:
         """The time of the next frame; None if it is unknown."""
-        if not self._guessed:
+        if self._guessed:
+            if frame.dts is not None:
+                self._last = frame.dts
+            elif self._last is not None:
+                self._last += frame.duration or 1
+            return self._last
+        if not self._sparse:
             return frame.pts
-        if frame.dts is not None:
-            self._last = frame.dts
+        if frame.pts is not None:
+            self._last = frame.pts
         elif self._last is not None:
-            self._last += frame.duration or 1
+            self._last += self._usual_duration
         return self._last
 
 
@@ -255,9 +280,9 @@ def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
     with open_video(path, arriving=arriving) as (container, stream):
         frame = _first_frame(container, stream, path)
         _check_size(path, frame.width, frame.height)
-        first_pts = PresentationClock(container.format.name)(frame)
+        first_pts = PresentationClock(container.format.name, 1)(frame)
         if first_pts is None or stream.time_base is None:
-            raise VideoError(f"{str(path)!r} gives its frames no timestamps; remux it, for example with ffmpeg -c copy")
+            raise no_times(path)
         orientation = Orientation.from_frame(frame)
         aspect = Fraction(stream.sample_aspect_ratio or 1)
         return VideoFacts(
@@ -271,11 +296,19 @@ def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
             orientation=orientation,
             sample_aspect_ratio=1 / aspect if orientation.transpose else aspect,
             colour=_colour(frame),
+            interlaced=bool(frame.interlaced_frame),
             time_base=Fraction(stream.time_base),
             average_rate=Fraction(stream.average_rate) if stream.average_rate else None,
             first_pts=first_pts,
             size_bytes=path.stat().st_size,
         )
+
+
+def no_times(path: Path) -> VideoError:
+    """What there is to say of a video whose frames have no timestamps."""
+    return VideoError(
+        f"{str(path)!r} gives frames no timestamps; encode it anew, for example: ffmpeg -fflags +genpts -i IN out.mkv"
+    )
 
 
 def _colour(frame: VideoFrame) -> Colour:
@@ -284,7 +317,9 @@ def _colour(frame: VideoFrame) -> Colour:
         # swscale turns RGB into limited-range BT.601.
         return Colour(range=1, space=6, primaries=primaries, transfer=transfer)
     full_range = frame.format.name.startswith("yuvj")
-    return Colour(2 if full_range else int(frame.color_range), int(frame.colorspace), primaries, transfer)
+    # 0 says RGB, which these planes are not; 2 that nobody knows.
+    space = int(frame.colorspace) or 2
+    return Colour(2 if full_range else int(frame.color_range), space, primaries, transfer)
 
 
 def _first_frame(container: av.container.InputContainer, stream: VideoStream, path: Path) -> VideoFrame:

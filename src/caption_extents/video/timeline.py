@@ -16,11 +16,13 @@ from caption_extents.errors import VideoError
 from caption_extents.video.packets import NonReferenceFinder
 from caption_extents.video.source import (
     MAX_PACKETS_PER_SECOND,
+    SPARSE_PRESENTATION_TIMES,
     WITHOUT_PRESENTATION_TIMES,
     OpenFile,
     PresentationClock,
     VideoFacts,
     decode_or_skip,
+    no_times,
     open_video,
     read_packets,
 )
@@ -34,7 +36,17 @@ MAX_PACKETS = 48 * 3600 * 120
 MAX_FRAME_SECONDS = 600
 """Films and screen recordings show no picture longer than this without storing it again."""
 
-_FALLBACK_FRAME_SECONDS = Fraction(1, 25)
+_WITH_FIELDS_APART = frozenset({"mpegts", "mpeg"})
+"""Containers in which each field of a frame may be a packet with a time of its own."""
+
+_CLOCKS_THAT_START_AGAIN = frozenset({"mpegts", "mpeg", "flv"})
+"""Containers that can be put one after the other as they are, each part with a clock of its own."""
+
+_BACK_SECONDS = 0.1
+_MAX_LATE_PACKETS = 25
+"""Packets whose time has passed already: more are no damage but another recording. As many are a second of video."""
+
+_MAX_UNTIMED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -130,28 +142,32 @@ def sample_times(first_pts: int, count: int, time_base: Fraction, frame_rate: Fr
 
 def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIndex:
     """Timestamps of all frames: from packets where the container keeps presentation times, else by decoding."""
-    if facts.container in WITHOUT_PRESENTATION_TIMES:
+    # Of a frame in two packets the first one's time is that of the frame: decoding tells which is the first.
+    in_fields = facts.interlaced and facts.codec == "h264" and facts.container in _WITH_FIELDS_APART
+    if facts.container in WITHOUT_PRESENTATION_TIMES or in_fields:
         return _index_by_decoding(facts, arriving)
     pts: list[int] = []
     durations: list[int] = []
     non_reference: list[int] = []
     keys: list[int] = []
-    count = 0
+    count, order, is_one_stream = 0, _Order(facts), True
     with open_video(facts.path, arriving=arriving) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
             for packet in read_packets(container, stream):
                 if count > MAX_PACKETS:
                     raise VideoError(f"{str(facts.path)!r} has more than {MAX_PACKETS} packets of video")
-                if packet.size == 0:
+                if packet.size == 0 or (facts.codec == "vp8" and _is_hidden_vp8(packet)):
                     continue
                 count += 1
+                order.add(packet)
                 if packet.pts is None:
                     return _index_by_decoding(facts, arriving)
                 if packet.is_discard or packet.pts < facts.first_pts:
                     continue
                 pts.append(packet.pts)
                 durations.append(packet.duration or 0)
+                is_one_stream = is_one_stream and not packet.has_sidedata("new_extradata")
                 if packet.is_keyframe:
                     keys.append(packet.pts)
                 elif finder(packet):
@@ -160,24 +176,75 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
             # A damaged tail ends the video where reading ends; what can be decoded is decided by the decoder.
             if not pts:
                 raise
+    order.check()
     skippable = non_reference if finder.reliable else []
-    return _frame_index(facts, pts, durations, skippable, keys, count)
+    # A decoder that starts at a key frame would not know parameters that came with an earlier packet.
+    return _frame_index(facts, pts, durations, skippable, keys if is_one_stream else [], count)
+
+
+def _is_hidden_vp8(packet: av.Packet[av.VideoStream]) -> bool:
+    """Whether a packet's frame is there for others to refer to, and never shown (RFC 6386, 9.1)."""
+    return not memoryview(packet)[0] >> 4 & 1
+
+
+class _Order:
+    """Notices that a video's clock starts again, so that frames after that would be lost among those before."""
+
+    def __init__(self, facts: VideoFacts) -> None:
+        self._facts = facts
+        self._latest: int | None = None
+        self._count = self._late = self._first_late = self._back = 0
+
+    def add(self, packet: av.Packet[av.VideoStream]) -> None:
+        """Take the next packet, in the order of the file."""
+        self._count += 1
+        dts = packet.dts
+        if dts is None or self._facts.container not in _CLOCKS_THAT_START_AGAIN:
+            return
+        if self._latest is None or dts > self._latest:
+            self._latest = dts
+        elif (self._latest - dts) * self._facts.time_base > _BACK_SECONDS:
+            if not self._late:
+                self._first_late, self._back = self._count - 1, self._latest - dts
+            self._late += 1
+
+    def check(self) -> None:
+        """Raise a VideoError if that was so."""
+        if self._late > _MAX_LATE_PACKETS:
+            raise VideoError(
+                f"the timestamps of {str(self._facts.path)!r} go back by "
+                f"{float(self._back * self._facts.time_base):.1f} s at frame {self._first_late}, as in recordings "
+                "that were put one after the other; give them one clock: ffmpeg -i IN -c copy out.mkv"
+            )
 
 
 def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameIndex:
     """Presentation times as the decoder knows them: the file is decoded once more than otherwise."""
     pts: list[int] = []
     durations: list[int] = []
-    count, clock = 0, PresentationClock(facts.container)
+    keys: set[int] = set()
+    count = untimed = 0
+    clock, order = PresentationClock(facts.container, facts.usual_duration), _Order(facts)
     with open_video(facts.path, 0, arriving) as (container, stream):
         for packet in read_packets(container, stream):
-            count += packet.size > 0
+            if packet.size:
+                count += 1
+                order.add(packet)
+            if packet.is_keyframe and packet.pts is not None:
+                keys.add(packet.pts)
             for frame in decode_or_skip(packet):
+                untimed += frame.pts is None
                 time = clock(frame)
                 if time is not None and time >= facts.first_pts:
                     pts.append(time)
-                    durations.append(frame.duration or 0)
-    return _frame_index(facts, pts, durations, [], [], count)
+                    # Of a frame in two packets it is half of what the frame is shown.
+                    durations.append(0 if facts.interlaced else frame.duration or 0)
+    order.check()
+    guesses = facts.container in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES
+    if untimed > _MAX_UNTIMED_SHARE * len(pts) and not guesses:
+        raise no_times(facts.path)
+    # Decoders that start at a key frame could not guess as one that starts at the first does.
+    return _frame_index(facts, pts, durations, [], [] if guesses else sorted(keys.intersection(pts)), count)
 
 
 def _frame_index(
@@ -227,5 +294,4 @@ def _likely_duration(facts: VideoFacts, pts: np.ndarray) -> int:
     """Ticks of a last frame that does not tell: as the one before it, or as the header's average."""
     if len(pts) > 1:
         return int(pts[-1] - pts[-2])
-    seconds = 1 / facts.average_rate if facts.average_rate else _FALLBACK_FRAME_SECONDS
-    return max(1, round(seconds / facts.time_base))
+    return facts.usual_duration
