@@ -30,4 +30,6 @@ def main(address: str, tenant_id: str, video_id: str, sample: int = 0) -> None:
 
 
 if __name__ == "__main__":
+    if not 4 <= len(sys.argv) <= 5:
+        sys.exit(__doc__)
     main(*sys.argv[1:4], *map(int, sys.argv[4:5]))

@@ -81,14 +81,31 @@ def test_an_entry_whose_line_changed_is_done_again(tmp_path: Path) -> None:
     assert summary.cost == 0.5
 
 
+def test_another_store_or_preset_is_another_run(tmp_path: Path) -> None:
+    entry = Entry("a.mp4", (0, 0, 1, 1), "a", "t", 10.0)
+
+    class Counting:
+        count = 0
+
+        def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+            self.count += len(entries)
+            return (Outcome(entry.digest, entry.video_id) for entry in entries)
+
+    counting, journal = Counting(), Journal(tmp_path / "journal")
+    for options in ({"store": "one"}, {"store": "two"}, {"store": "one", "preset": "reference"}, {"store": "one"}):
+        run_batch([entry], journal, counting, options)  # type: ignore[arg-type]
+    assert counting.count == 3
+
+
 def test_a_journal_that_was_cut_off(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal")
-    journal.add(Outcome("a", "a"))
+    journal.add(Outcome("a", "a"), "here")
+    journal.add(Outcome("b", "b"), "elsewhere")
     with (tmp_path / "journal").open("a") as file:
         file.write('{"digest": "b", "vid')
-    journal.add(Outcome("c", "c"))
-    journal.add(Outcome("d", "d", error="no"))
-    assert set(journal.done()) == {"a", "c"}
+    journal.add(Outcome("c", "c"), "here")
+    journal.add(Outcome("d", "d", error="no"), "here")
+    assert journal.done("here") == {"a", "c"}
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from caption_extents.storage.keys import VideoKeys, check_id
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import open_store
+from caption_extents.storage.versions import read_manifest
 from tests.media import Recipe, make_video
 
 CROP = "0,0.3,1,0.9"
@@ -102,8 +104,14 @@ def test_videos_of_a_list_are_encoded_with_their_share(
         (["--crop", "0,0,1,1.2"], "between 0 and 1"),
         (["--crop", "0.9,0,0.1,1"], "must be smaller"),
         (["--crop", "0,0,0.05,1"], "at least 16x16"),
-        (["--rate", "0"], "frame_rate is 0.0"),
-        (["--rate", "100000"], "frame_rate is 100000.0"),
+        (["--rate", "0"], "frame_rate is 0;"),
+        (["--rate", "100000"], "frame_rate is 100000;"),
+        (["--rate", "ten"], "the rate is 'ten'"),
+        (["--rate", "1/0"], "the rate is '1/0'"),
+        (["--subtitles", "nowhere/film.srt"], "there is no folder 'nowhere'"),
+        (["--trace", "nowhere/trace.json"], "there is no folder 'nowhere'"),
+        (["--trace", "."], "it is a folder"),
+        (["--device", "cuda:99"], "device 'cuda:99' is not there"),
         (["--tenant", "../up"], "tenant_id '../up'"),
         (["--video-id", "a/b"], "video_id 'a/b'"),
         (["--video-id", ".."], "video_id '..'"),
@@ -121,6 +129,33 @@ def test_bad_usage_exits_with_2_and_writes_nothing(options: list[str], message: 
     assert code == 2
     assert message in " ".join(errors.split())
     assert not store.exists()
+
+
+def test_text_that_cannot_be_read_is_known_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, store = make_video(Recipe("video"), tmp_path), tmp_path / "store"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    code, _, errors = call("run", str(video), "--crop", CROP, "--store", str(store), "--ocr")
+    assert code == 2
+    assert "needs the extra 'ocr'" in errors
+    assert not store.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_a_gpu_that_is_not_there_is_told_in_a_line(tmp_path: Path) -> None:
+    """Also by the processes that would have begun to use it."""
+    command = [sys.executable, "-m", "caption_extents", "run", str(make_video(Recipe("video"), tmp_path))]
+    command += ["--crop", CROP, "--store", str(tmp_path / "store"), "--device", "cuda"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_exact_rates(tmp_path: Path) -> None:
+    video = make_video(Recipe("video"), tmp_path)
+    options = ["--crop", CROP, "--store", str(tmp_path / "s"), "--rate", "30000/1001"]
+    code, _, errors = call("run", str(video), *options, "--tenant", "t1", "--video-id", "v1", "--json")
+    assert code == 0, errors
+    assert read_manifest(open_store(str(tmp_path / "s")), VideoKeys("t1", "v1")).frame_rate == "30000/1001"
 
 
 @pytest.mark.parametrize(

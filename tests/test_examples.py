@@ -27,14 +27,14 @@ def test_read_results(captioned_video: Path, tmp_path: Path) -> None:
 
 def test_the_way_of_a_first_time_user(tmp_path: Path) -> None:
     """As in the guide: doctor, crop, run, subtitles, report; what comes out is the film's text."""
-    film = tmp_path / "my film.mp4"
+    film = tmp_path / "映画 1.mp4"
     planned = make_film(film, [(15, 60), (75, 120), (135, 190), (190, 240)])
     bin_folder = str(Path(sys.executable).parent)
     command = ["sh", str(EXAMPLES / "first_time.sh"), str(film), str(tmp_path / "results")]
     environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    subtitles = pysubs2.load(str(tmp_path / "results" / "my-film.srt"))
+    subtitles = pysubs2.load(str(tmp_path / "results" / "film.srt"))
     assert [event.plaintext for event in subtitles] == ["\n".join(caption.lines) for caption in planned]
     times = [(round(event.start * 30 / 1000), round(event.end * 30 / 1000)) for event in subtitles]
     assert times == [(caption.start_frame, caption.end_frame) for caption in planned]

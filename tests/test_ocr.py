@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
 from caption_extents.cli import app
 from caption_extents.ocr.captions import SampleReader, caption_picture, median_samples, store_texts
 from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
-from caption_extents.results.database import open_database
+from caption_extents.results.database import CaptionRow, open_database, with_captions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.versions import replace_database
 from caption_extents.training import sample_video
 from tests.films import WORDS, make_film
 
@@ -71,6 +73,22 @@ def test_each_caption_is_read_once(store: Path) -> None:
     assert told[-1] == (4, 4)
     assert texts(opened) == [("text 1", 0.5), (None, None), ("text 3", 0.5), ("text 4", 0.5)]
     assert opened.get(KEYS.database()) == opened.get(KEYS.database(1))
+
+
+def test_what_a_person_wrote_stays(store: Path) -> None:
+    opened = open_store(store)
+    store_texts(opened, KEYS, CountingReader(lambda number: ReadText(f"text {number}", 0.5)))
+    data = opened.get(KEYS.database(1))
+    rows = [
+        CaptionRow(**{name: row[name] for name in CaptionRow.__dataclass_fields__})
+        for row in open_database(data).execute("SELECT * FROM captions ORDER BY caption_index")
+    ]
+    rows[1] = replace(rows[1], text="as I say", text_confidence=None)
+    replace_database(opened, KEYS, 1, with_captions(data, rows))
+    again = CountingReader(lambda number: ReadText(f"again {number}", 0.6))
+    assert store_texts(opened, KEYS, again) == 3
+    assert texts(opened) == [("again 1", 0.6), ("as I say", None), ("again 2", 0.6), ("again 3", 0.6)]
+    replace_database(opened, KEYS, 1, data)
 
 
 def test_the_words_are_read(store: Path, film: tuple[Path, list[dict[str, object]]], tmp_path: Path) -> None:

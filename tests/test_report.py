@@ -26,6 +26,7 @@ from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import replace_database
+from caption_extents.training.evaluate import find_labelled
 from caption_extents.training.sample_video import CROP
 from tests.browser import open_browser
 
@@ -216,7 +217,14 @@ def test_corrections_come_back(page: Any, store: Path, tmp_path: Path) -> None:
     assert after[2]["start_frame"] == second["start_frame"] + 2
     assert after[-1]["confidence"] == rows[-1]["confidence"]
     assert after[0]["confidence"] == 1
-    assert [record["text"] for record in json.loads(truth.read_text())][2] == "corrected\nin two lines"
+    labels = json.loads(truth.read_text())
+    assert labels["captions"][2]["text"] == "corrected\nin two lines"
+    assert CropRegion(*labels["crop"]) == CropRegion(*CROP)
+    (tmp_path / "truth.mp4").touch()
+    (labelled,) = find_labelled([truth])
+    assert list(labelled.captions) == [
+        (row["start_frame"], row["end_frame"]) for row in after
+    ]
     srt = tmp_path / "again.srt"
     assert CliRunner().invoke(app, ["subtitles", "v1", str(srt), "--store", str(copy), "--tenant", "t1"]).exit_code == 0
     assert srt.read_text().count("-->") == len(after)

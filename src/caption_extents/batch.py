@@ -2,7 +2,8 @@
 
 A list is CSV with a header, or JSON lines. Each entry has ``video`` and ``crop`` (``L,T,R,B``, or four numbers), and
 may have ``video_id``, ``tenant`` and ``rate``. How entries ended is appended to a file beside the list, so that the
-next run does only what is missing; an entry whose line has changed is another entry.
+next run does only what is missing; an entry whose line has changed is another entry, and so is one for another store or
+preset.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caption_extents.errors import InputError, ProcessingError
-from caption_extents.job import DEFAULT_DEVICE, DEFAULT_FRAME_RATE, JobOptions, id_from_name
+from caption_extents.job import DEFAULT_DEVICE, DEFAULT_FRAME_RATE, DEFAULT_PRESET, JobOptions, id_from_name
 from caption_extents.region import CropRegion
 
 _FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
@@ -48,6 +49,12 @@ class Entry:
     def digest(self) -> str:
         """Tells entries apart across runs."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _what_for(options: BatchOptions) -> str:
+    """Tells apart runs of one list whose results differ, or go elsewhere."""
+    shared = [str(options.get("store")), options.get("preset", DEFAULT_PRESET)]
+    return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the list {str(path)!r}: {error}") from error
-    rows = _read_json_lines(text, path) if path.suffix in {".jsonl", ".ndjson"} else _read_csv(text, path)
+    rows = _read_json_lines(text, path) if text.lstrip().startswith("{") else _read_csv(text, path)
     entries: dict[tuple[str, str], Entry] = {}
     for line, row in rows:
         try:
@@ -136,6 +143,8 @@ def _read_json_lines(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _entry(row: dict[str, Any], tenant: str) -> Entry:
+    if None in row:
+        raise ValueError('more values than columns; a crop stands in quotes, as "0.05,0.8,0.95,0.98"')
     unknown = set(row) - _FIELDS
     if unknown:
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}; there are {', '.join(sorted(_FIELDS))}")
@@ -143,6 +152,8 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
     if missing:
         raise ValueError(f"no {sorted(missing)[0]}")
     crop = row["crop"]
+    if not isinstance(crop, str) and len(crop) != 4:
+        raise ValueError(f"crop is {crop!r}; give left, top, right and bottom")
     region = CropRegion.parse(crop) if isinstance(crop, str) else CropRegion(*crop)
     video = str(row["video"])
     return Entry(
@@ -160,25 +171,25 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def done(self) -> dict[str, Outcome]:
-        """Entries that are done, by digest."""
+    def done(self, what_for: str) -> set[str]:
+        """Digests of the entries that are done for a store and a preset."""
         if not self._path.exists():
-            return {}
-        outcomes = {}
+            return set()
+        digests = set()
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
-                outcome = Outcome(**json.loads(line))
-            except (ValueError, TypeError):
+                noted = json.loads(line)
+                if noted["what_for"] == what_for and noted["error"] is None:
+                    digests.add(noted["digest"])
+            except (ValueError, TypeError, KeyError):
                 continue
-            if outcome.error is None:
-                outcomes[outcome.digest] = outcome
-        return outcomes
+        return digests
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, what_for: str) -> None:
         """Remember how an entry ended."""
         # A line that a kill has cut off must not swallow this one.
         with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._cut_off() + json.dumps(asdict(outcome)) + "\n")
+            file.write("\n" * self._cut_off() + json.dumps({**asdict(outcome), "what_for": what_for}) + "\n")
 
     def _cut_off(self) -> bool:
         if not self._path.exists() or self._path.stat().st_size == 0:
@@ -334,11 +345,12 @@ def run_batch(
         tell: called with each outcome as it comes.
     """
     started = time.perf_counter()
-    before = journal.done()
+    what_for = _what_for(options)
+    before = journal.done(what_for)
     missing = [entry for entry in entries if entry.digest not in before]
     summary = Summary(skipped=len(entries) - len(missing))
     for outcome in executor.outcomes(missing, options):
-        journal.add(outcome)
+        journal.add(outcome, what_for)
         summary.add(outcome)
         tell(outcome)
     summary.seconds = time.perf_counter() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ import typer
 
 import caption_extents
 from caption_extents import job as jobs
+from caption_extents.chunks.presets import PRESETS
 from caption_extents.errors import InputError, ProcessingError
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
@@ -32,6 +34,7 @@ _PAGE_PICTURES = 16
 _USUAL_REGION = CropRegion(0.05, 0.8, 0.95, 0.98)
 EXECUTOR_NAMES = ("local", "ray", "modal")
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+_INTERRUPTED = "interrupted"
 
 app = typer.Typer(
     help="Find burned-in captions in video, exact to the frame.",
@@ -73,7 +76,7 @@ def run(
     crop: Annotated[
         str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture; or auto.")
     ],
-    rate: Annotated[float, typer.Option(help="Samples a second.")] = jobs.DEFAULT_FRAME_RATE,
+    rate: Annotated[str, typer.Option(help="Samples a second, as 10 or 30000/1001.")] = str(jobs.DEFAULT_FRAME_RATE),
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
     video_id: Annotated[
@@ -92,7 +95,7 @@ def run(
     encoder_workers: Annotated[
         int | None, typer.Option(help="Chunks encoded at once; by default one for each core, at least 4.")
     ] = None,
-    preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
+    preset: Annotated[str, typer.Option(help=f"Encoder settings: {_choices(tuple(PRESETS))}.")] = jobs.DEFAULT_PRESET,
     encoder: Annotated[
         str, typer.Option(help=f"Where chunks are encoded: {_choices(jobs.ENCODER_NAMES)}.")
     ] = jobs.DEFAULT_ENCODER,
@@ -135,11 +138,15 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
-    with _errors_as_exit_codes():
+    with _errors_as_exit_codes(f"{_INTERRUPTED}; the same command goes on with the chunks that are stored"):
         video_id = video_id or jobs.id_from_name(video)
-        if subtitles is not None:
-            _check_subtitle_path(subtitles)
+        _check_subtitle_path(subtitles)
+        _check_output(trace)
+        if ocr:
+            _check_ocr()
         if crop == "auto":
+            if not Path(video).is_file():
+                raise InputError(f"--crop auto looks at a file of this machine, and {video!r} is none; give the crop")
             crop = _as_option(_suggest(Path(video), as_json or quiet)[0][0].region)
             if not (as_json or quiet):
                 typer.echo(f"crop {crop}", err=True)
@@ -149,7 +156,7 @@ def run(
                 tenant,
                 video_id,
                 CropRegion.parse(crop),
-                rate,
+                jobs.parse_rate(rate),
                 _encoders_of_run(encoder_workers, encoder),
                 implementation=implementation,
                 store=store,
@@ -182,7 +189,7 @@ def run(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
-        _print_result(result)
+        _print_result(result, video_id, _opened(store, tenant, video_id)[0].address)
 
 
 @app.command()
@@ -205,6 +212,7 @@ def crop(
     with _errors_as_exit_codes():
         if picture is not None and picture.suffix.lower() != ".png":
             raise InputError(f"cannot write a picture to {str(picture)!r}; the name must end with .png")
+        _check_output(picture)
         bands, drawn = _suggest(video, quiet or as_json)
         if picture is not None:
             from PIL import Image
@@ -286,6 +294,8 @@ def subtitles(
     """Write a video's captions as subtitles; captions whose text was not read are numbered."""
     with _errors_as_exit_codes():
         _check_subtitle_path(output)
+        if ocr:
+            _check_ocr()
         opened, keys = _opened(store, tenant, video_id)
         if ocr:
             _read_texts(opened, keys, version, quiet)
@@ -328,10 +338,12 @@ def import_corrections(
         from caption_extents.report.corrections import read_corrections
         from caption_extents.storage.store import open_store
 
-        corrections = read_corrections(file)
-        changed = write(open_store(store or jobs.DEFAULT_STORE), corrections)
+        _check_output(truth)
+        corrections, opened = read_corrections(file), open_store(store or jobs.DEFAULT_STORE)
+        changed = write(opened, corrections)
         if truth is not None:
-            truth.write_text(json.dumps(corrections.truth(), ensure_ascii=False, indent=1), encoding="utf-8")
+            labels = json.dumps(corrections.truth(opened), ensure_ascii=False, indent=1)
+            truth.write_text(labels, encoding="utf-8")
     typer.echo(f"{changed} captions corrected of {len(corrections.captions)}, version {corrections.version}")
 
 
@@ -372,7 +384,10 @@ def prune(
 
     with _errors_as_exit_codes():
         opened, keys = _opened(store, tenant, video_id)
-        for state in prunable_versions(opened, keys, keep):
+        states = prunable_versions(opened, keys, keep)
+        if not states:
+            typer.echo(f"nothing of {video_id} to remove")
+        for state in states:
             what = f"v{state.version} ({state.state}, {state.chunk_count} chunks)"
             if dry_run:
                 typer.echo(f"would remove {what}")
@@ -430,7 +445,7 @@ def batch(
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
     device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
-    preset: Annotated[str, typer.Option(help="Encoder settings, by name.")] = jobs.DEFAULT_PRESET,
+    preset: Annotated[str, typer.Option(help=f"Encoder settings: {_choices(tuple(PRESETS))}.")] = jobs.DEFAULT_PRESET,
     encoder_workers: Annotated[
         int | None,
         typer.Option(min=1, help="Chunks of each video encoded at once; by default their share of the cores."),
@@ -442,11 +457,13 @@ def batch(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
 ) -> None:
     """Do a list of videos, and go on where an earlier run stopped. Exits with 1 if any failed."""
-    with _errors_as_exit_codes():
+    with _errors_as_exit_codes(f"{_INTERRUPTED}; the same command goes on from here"):
         from caption_extents import batch as batches
 
         entries = batches.read_list(videos, tenant)
-        noted = batches.Journal(journal or videos.with_name(f"{videos.name}.journal"))
+        journal = journal or videos.with_name(f"{videos.name}.journal")
+        _check_output(journal)
+        noted = batches.Journal(journal)
         # Not left to the environment: other machines have others.
         store = store or jobs.DEFAULT_STORE
         options: batches.BatchOptions = {
@@ -567,7 +584,7 @@ def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, Video
 
 
 @contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
+def _errors_as_exit_codes(interrupted: str = _INTERRUPTED) -> Iterator[None]:
     """Report an error in a line on stderr and end with its exit code."""
     try:
         yield
@@ -576,7 +593,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
     except ProcessingError as error:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted; the next run with the same input goes on from here", EXIT_INTERRUPTED)
+        _fail(interrupted, EXIT_INTERRUPTED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -584,13 +601,16 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _print_result(result: caption_extents.CropInferResult) -> None:
+def _print_result(result: caption_extents.CropInferResult, video_id: str, store: str) -> None:
     from caption_extents.pipeline.report import format_metrics
 
     labels = ", ".join(f"{name} {count}" for name, count in result.label_counts.items())
     typer.echo(f"{result.caption_count} captions in {result.frame_count} samples ({labels})")
     if result.undecodable_samples:
         typer.echo(f"{len(result.undecodable_samples)} samples could not be decoded and show the frame before them")
+    if not result.caption_count:
+        typer.echo("no captions: is this where they stand? `caption-extents crop VIDEO --picture crop.png` shows it")
+    typer.echo(f"video id  {video_id}, version {result.version} in {store}")
     typer.echo(f"chunks    {result.cropped_frames_prefix}")
     typer.echo(f"database  {result.caption_frame_extents_db_key}")
     typer.echo(format_metrics(result.metrics))
@@ -610,10 +630,30 @@ def _write_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: 
     path.write_text(render_subtitles(events, path.suffix[1:].lower()), encoding="utf-8")
 
 
-def _check_subtitle_path(path: Path) -> None:
-    if path.suffix.lower() not in SUBTITLE_SUFFIXES:
+def _check_subtitle_path(path: Path | None) -> None:
+    if path is not None and path.suffix.lower() not in SUBTITLE_SUFFIXES:
         allowed = ", ".join(SUBTITLE_SUFFIXES)
         raise InputError(f"cannot write subtitles to {str(path)!r}; the name must end with {allowed}")
+    _check_output(path)
+
+
+def _check_output(path: Path | None) -> None:
+    """Raise an InputError if a file cannot be written there, before there is work to lose."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file's name")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"cannot write {str(path)!r}: it may not be written by this user; choose another place")
+
+
+def _check_ocr() -> None:
+    """Raise an InputError if text cannot be read, before there is work to lose."""
+    from caption_extents.ocr.reader import check_reader
+
+    check_reader()
 
 
 def _read_texts(opened: Store, keys: VideoKeys, version: int | None, quiet: bool) -> None:

@@ -205,6 +205,8 @@ class Job:
         object.__setattr__(self, "video_key", os.fspath(self.video_key))
         if self.price_per_hour is None and os.environ.get(PRICE_VARIABLE):
             object.__setattr__(self, "price_per_hour", _price(os.environ[PRICE_VARIABLE]))
+        if self.price_per_hour is not None and not 0 <= self.price_per_hour < math.inf:
+            raise InputError(f"price_per_hour is {self.price_per_hour!r}; give a price, 0 or more")
 
     @property
     def machine_prices(self) -> Prices:
@@ -243,8 +245,9 @@ def _check_count(name: str, value: object, least: int) -> None:
 
 def _check_rate(rate: float | Fraction) -> None:
     usable = isinstance(rate, (int, float, Fraction)) and not isinstance(rate, bool)
+    shown = str(rate) if isinstance(rate, Fraction) else repr(rate)
     if not usable or not math.isfinite(rate) or not 0.001 <= rate <= MAX_FRAME_RATE:
-        raise InputError(f"frame_rate is {rate!r}; give samples a second between 0.001 and {MAX_FRAME_RATE}")
+        raise InputError(f"frame_rate is {shown}; give samples a second between 0.001 and {MAX_FRAME_RATE}")
 
 
 def id_from_name(video: str) -> str:
@@ -261,6 +264,20 @@ def id_from_name(video: str) -> str:
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:_ID_DIGITS]
     begin = kept[: LONGEST_ID - _ID_DIGITS - 1].rstrip("-._")
     return f"{begin or 'video'}-{digest}"
+
+
+def parse_rate(text: str) -> Fraction:
+    """Samples a second, exactly, as ``10``, ``12.5`` or ``30000/1001``.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"the rate is {text!r}; give samples a second, as 10 or 30000/1001") from None
+    _check_rate(rate)
+    return rate
 
 
 def _price(text: str) -> float:
@@ -309,7 +326,7 @@ def crop_and_infer_caption_frame_extents(
     tenant_id: str,
     video_id: str,
     crop_region: CropRegion,
-    frame_rate: float = DEFAULT_FRAME_RATE,
+    frame_rate: float | Fraction = DEFAULT_FRAME_RATE,
     encoder_workers: int = DEFAULT_ENCODER_WORKERS,
     *,
     implementation: str | None = None,
@@ -353,9 +370,10 @@ def crop_and_infer_caption_frame_extents(
 @contextmanager
 def _early_start(job: Job) -> Iterator[GpuStart | None]:
     """Processes that index and decode the video while this one imports PyTorch, where a GPU is likely to decode it."""
+    from caption_extents.video import driver
+
     path = Path(job.video_key).expanduser()
-    likely = job.device.startswith("cuda") or (job.device == "auto" and Path("/dev/nvidiactl").exists())
-    if not likely or job.isolate or not path.is_file():
+    if job.device == "cpu" or job.isolate or not path.is_file() or not driver.is_there():
         yield None
         return
     from caption_extents.video.gpu_start import GpuStart
@@ -370,7 +388,7 @@ def crop_and_infer_caption_frame_extents_pipelined(
     tenant_id: str,
     video_id: str,
     crop_region: CropRegion,
-    frame_rate: float = DEFAULT_FRAME_RATE,
+    frame_rate: float | Fraction = DEFAULT_FRAME_RATE,
     encoder_workers: int = DEFAULT_ENCODER_WORKERS,
     **options: Unpack[JobOptions],
 ) -> CropInferResult:
@@ -385,7 +403,7 @@ def crop_and_infer_caption_frame_extents_sequential(
     tenant_id: str,
     video_id: str,
     crop_region: CropRegion,
-    frame_rate: float = DEFAULT_FRAME_RATE,
+    frame_rate: float | Fraction = DEFAULT_FRAME_RATE,
     encoder_workers: int = DEFAULT_ENCODER_WORKERS,
     **options: Unpack[JobOptions],
 ) -> CropInferResult:

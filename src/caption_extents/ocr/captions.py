@@ -41,10 +41,14 @@ def caption_picture(read_sample: Callable[[int], Planes], start: int, end: int) 
 def read_captions(
     store: Store, keys: VideoKeys, version: int, reader: TextReader
 ) -> Iterator[tuple[int, ReadText | None]]:
-    """Number and text of each caption of a version, in order; the reader is asked once for each."""
+    """Number and text of each caption of a version, in order; the reader is asked once for each.
+
+    Captions whose text a person wrote are passed over.
+    """
     read_sample = SampleReader(store, keys, version)
     rows = open_database(store.get(keys.database(version))).execute(
-        "SELECT caption_index, start_frame, end_frame FROM captions ORDER BY caption_index"
+        "SELECT caption_index, start_frame, end_frame FROM captions "
+        "WHERE text IS NULL OR text_confidence IS NOT NULL ORDER BY caption_index"
     )
     for row in rows.fetchall():
         yield row["caption_index"], reader.read(caption_picture(read_sample, row["start_frame"], row["end_frame"]))
@@ -59,6 +63,8 @@ def store_texts(
 ) -> int:
     """Read the captions of a version and write their text into its database; returns how many had text.
 
+    Captions whose text a person wrote keep it.
+
     Args:
         store: where the version is.
         keys: of the video.
@@ -72,7 +78,11 @@ def store_texts(
     """
     number = read_manifest(store, keys, version).version
     data = store.get(keys.database(number))
-    total = open_database(data).execute("SELECT count(*) FROM captions").fetchone()[0]
+    total = (
+        open_database(data)
+        .execute("SELECT count(*) FROM captions WHERE text IS NULL OR text_confidence IS NOT NULL")
+        .fetchone()[0]
+    )
     texts: dict[int, tuple[str, float]] = {}
     for done, (index, found) in enumerate(read_captions(store, keys, number, reader), start=1):
         if found is not None:

@@ -9,6 +9,12 @@ from typing import Any
 from caption_extents.errors import InputError
 
 
+def check_engine(without_it: str) -> None:
+    """Raise an InputError that says so where rapidocr is not installed."""
+    if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
+        raise InputError(without_it)
+
+
 def rapid_engine(longest_side_px: int, without_it: str) -> Any:
     """An engine that finds text, and reads it; captions stand upright, so it does not look for turned text.
 
@@ -21,8 +27,7 @@ def rapid_engine(longest_side_px: int, without_it: str) -> Any:
     Raises:
         InputError: rapidocr is not installed.
     """
-    if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
-        raise InputError(without_it)
+    check_engine(without_it)
     from rapidocr import RapidOCR
 
     engine = RapidOCR(

@@ -7,13 +7,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from caption_extents.ocr.engine import rapid_engine
+from caption_extents.ocr.engine import check_engine, rapid_engine
 
 _BORDER_PX = 24
 """Added around a picture: detectors miss text that touches the edge."""
 
 _LONGEST_SIDE_PX = 1280
 """Of a picture whose text is read."""
+
+
+_WITHOUT_IT = "reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'"
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class TextReader(Protocol):
         ...
 
 
+def check_reader() -> None:
+    """Raise an InputError where :class:`RapidReader` cannot be."""
+    check_engine(_WITHOUT_IT)
+
+
 class RapidReader:
     """PP-OCR; see :func:`~caption_extents.ocr.engine.rapid_engine`.
 
@@ -40,9 +48,7 @@ class RapidReader:
     """
 
     def __init__(self) -> None:
-        self._engine = rapid_engine(
-            _LONGEST_SIDE_PX, "reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'"
-        )
+        self._engine = rapid_engine(_LONGEST_SIDE_PX, _WITHOUT_IT)
 
     def read(self, picture: np.ndarray) -> ReadText | None:
         """See the protocol."""

@@ -29,12 +29,18 @@ class Corrections:
     run_id: str
     captions: list[CaptionRow]
 
-    def truth(self) -> list[dict[str, object]]:
-        """The captions as labels beside a video, for training and evaluation."""
-        return [
+    def truth(self, store: Store) -> dict[str, object]:
+        """The captions as labels beside a video, for training and evaluation (docs/formats.md).
+
+        Raises:
+            StoreError: the version is gone.
+        """
+        manifest = read_manifest(store, self.keys, self.version)
+        captions = [
             {"start_frame": row.start_frame, "end_frame": row.end_frame, "text": row.text or ""}
             for row in self.captions
         ]
+        return {"crop": list(manifest.crop), "rate": manifest.frame_rate, "captions": captions}
 
 
 def read_corrections(path: Path) -> Corrections:

@@ -165,10 +165,13 @@ def _compressed(connection: sqlite3.Connection) -> bytes:
 
 
 def with_texts(data: bytes, texts: Mapping[int, tuple[str, float]]) -> bytes:
-    """A gzipped database with other texts: text and confidence by caption; captions without have none."""
+    """A gzipped database with other texts: text and confidence by caption; captions without have none.
+
+    A text without a confidence was written by a person, and stays.
+    """
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.deserialize(gzip.decompress(data))
-        connection.execute("UPDATE captions SET text = NULL, text_confidence = NULL")
+        connection.execute("UPDATE captions SET text = NULL, text_confidence = NULL WHERE text_confidence IS NOT NULL")
         connection.executemany(
             "UPDATE captions SET text = ?, text_confidence = ? WHERE caption_index = ?",
             [(text, confidence, index) for index, (text, confidence) in texts.items()],

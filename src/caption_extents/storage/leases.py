@@ -76,6 +76,10 @@ class Claim:
             raise StoreError(f"damaged claim: {error}") from error
 
 
+_PATIENCE_SECONDS = 3.0
+"""Longer waits are spoken of."""
+
+
 @dataclass(frozen=True)
 class JournalEntry:
     """A chunk that was stored, and the tag that the store gave it."""
@@ -183,7 +187,7 @@ def is_dead(store: Store, keys: VideoKeys, version: int, generation: int, claim:
     With ``wait``, waits until the lease is over or a heartbeat is seen; without, a lease that is not over counts as
     alive.
     """
-    key = keys.claim(version, generation)
+    key, told = keys.claim(version, generation), False
     while not claim.released:
         age = _age_seconds(store, keys, key)
         if age is None:
@@ -193,7 +197,9 @@ def is_dead(store: Store, keys: VideoKeys, version: int, generation: int, claim:
             return True
         if not wait:
             return False
-        log.info("waiting up to %.0f s to see whether run %s still lives", left, claim.run_id)
+        if not told and left > _PATIENCE_SECONDS:
+            log.warning("waiting up to %.0f s to see whether another run of this video still lives", left)
+        told = True
         time.sleep(min(left, max(0.2, claim.lease_seconds / _BEATS_IN_A_LEASE / 2)))
         found = latest_claim(store, keys, version)
         if found is None or found[0] != generation or (found[1].beat != claim.beat and not found[1].released):

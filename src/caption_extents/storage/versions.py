@@ -33,6 +33,9 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
                 f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
             )
         version = versions[-1]
+    elif not store.exists(keys.manifest(version)):
+        there = ", ".join(map(str, complete_versions(store, keys))) or "none"
+        raise StoreError(f"video {keys.video_id!r} has no complete version {version}; complete are {there}")
     return Manifest.from_json(store.get(keys.manifest(version)))
 
 

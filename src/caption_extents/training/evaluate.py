@@ -94,9 +94,13 @@ def find_labelled(paths: Iterable[Path]) -> list[LabelledVideo]:
 def _read_labelled(file: Path) -> LabelledVideo:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("it is no object with crop, rate and captions")
         rate = Fraction(str(data["rate"]))
         videos = [file.parent / data["video"]] if "video" in data else sorted(file.parent.glob(f"{file.stem}.*"))
-        video = next(path for path in videos if path.suffix != ".json")
+        video = next((path for path in videos if path.suffix != ".json"), None)
+        if video is None:
+            raise ValueError("there is no video of its name beside it; name one in 'video'")
         return LabelledVideo(
             name=file.stem,
             video=video,
@@ -105,8 +109,9 @@ def _read_labelled(file: Path) -> LabelledVideo:
             captions=tuple(_extent(caption, rate) for caption in data["captions"]),
             facets={name: str(data[name]) for name in GROUPS if data.get(name)},
         )
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise InputError(f"{str(file)!r} does not describe a labelled video: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{str(file)!r} does not describe a labelled video (docs/formats.md): {what}") from error
 
 
 def _extent(caption: dict[str, Any], rate: Fraction) -> Extent:

@@ -27,6 +27,15 @@ def _library() -> ctypes.CDLL:
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
+def is_there() -> bool:
+    """Whether this machine has a driver."""
+    try:
+        _library()
+    except OSError:
+        return False
+    return True
+
+
 def _call(name: str, *arguments: object) -> None:
     if (status := getattr(_library(), name)(*arguments)) != 0:
         raise DecodeError(f"the GPU's driver refused: {name} gave {status}")
