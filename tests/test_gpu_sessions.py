@@ -8,6 +8,7 @@ from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -74,6 +75,43 @@ def test_key_frames_that_are_none_are_found_out(tmp_path: Path, monkeypatch: pyt
     path = make_video(Recipe("refresh", pts=tuple(range(150)), options=options), tmp_path)
     with closing(open_remote(GpuSessions(0, SOFTWARE), path, Fraction(10))) as decoder:
         check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
+
+
+def test_a_damaged_key_frame_costs_one_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The film is still decoded side by side; what depends on the damage, five samples, is anybody's guess."""
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    options = {"bf": "0", "x264-params": "keyint=15:min-keyint=15:log-level=none"}
+    path = make_video(Recipe("long", pts=tuple(range(300)), options=options), tmp_path)
+    with av.open(str(path)) as container:
+        keys = [packet for packet in container.demux(video=0) if packet.is_keyframe]
+    data = bytearray(path.read_bytes())
+    middle, end = keys[9].pos + keys[9].size // 2, keys[9].pos + keys[9].size
+    data[middle:end] = bytes(end - middle)
+    path.write_bytes(data)
+    facts = probe(path)
+    timeline, crop = build_timeline(facts, Fraction(10)), resolve_crop(REGION, facts)
+    alone = CpuDecoder(facts, timeline, crop, threads=1)
+    expected, begun = list(alone), list[int]()
+    assert alone.undecodable_samples == [45]
+    gpu = GpuSessions(0, SOFTWARE)
+    begin = gpu.begin
+    monkeypatch.setattr(gpu, "begin", lambda work, there: begun.append(len(work.spans)) or begin(work, there))
+    with closing(open_remote(gpu, path, Fraction(10))) as decoder:
+        found = list(decoder)
+    assert begun == [20, 19]
+    assert decoder.undecodable_samples == [45]
+    whole = [*range(46), *range(50, 100)]
+    luma, other = (np.concatenate([batch.y for batch in batches]) for batches in (found, expected))
+    assert np.array_equal(luma[whole], other[whole])
+
+
+def test_a_large_film_in_one_piece_is_decoded_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_sessions, "_SHARED_BYTES", 0)
+    monkeypatch.setattr(segments, "cut_segments", None)
+    path = make_video(Recipe("one-group", pts=tuple(range(300)), options={"bf": "2", "g": "1000"}), tmp_path)
+    with closing(open_remote(GpuSessions(0, SOFTWARE), path, Fraction(30))) as decoder:
+        check_batches(list(decoder), path, reference_samples(path, Fraction(30)))
+    assert decoder.undecodable_samples == []
 
 
 def test_what_cannot_be_sent_is_decoded_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,9 +222,7 @@ def test_corrections_come_back(page: Any, store: Path, tmp_path: Path) -> None:
     assert CropRegion(*labels["crop"]) == CropRegion(*CROP)
     (tmp_path / "truth.mp4").touch()
     (labelled,) = find_labelled([truth])
-    assert list(labelled.captions) == [
-        (row["start_frame"], row["end_frame"]) for row in after
-    ]
+    assert list(labelled.captions) == [(row["start_frame"], row["end_frame"]) for row in after]
     srt = tmp_path / "again.srt"
     assert CliRunner().invoke(app, ["subtitles", "v1", str(srt), "--store", str(copy), "--tenant", "t1"]).exit_code == 0
     assert srt.read_text().count("-->") == len(after)

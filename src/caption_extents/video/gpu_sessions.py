@@ -27,6 +27,9 @@ from caption_extents.video.timeline import Timeline
 SPARE_SESSIONS = 1
 """Beyond one for each engine: work for the engine whose session is between two segments."""
 
+_SHARED_BYTES = 64 << 20
+"""Of a film that is one segment; larger ones are decoded in this process, as they are read."""
+
 _PROCESSES = 2
 """For the sessions of up to seven engines."""
 
@@ -64,6 +67,7 @@ class GpuSessions:
         can_share = hasattr(os, "memfd_create")
         self._fresh = [SessionProcess(self._kind) for _ in range(_PROCESSES)] if can_share else []
         self._all = list(self._fresh)
+        self._busy: list[SessionProcess] = []
         self._can_share = can_share
         self._early: tuple[Work, SideBySide] | None = None
         self._beginning: threading.Thread | None = None
@@ -109,6 +113,9 @@ class GpuSessions:
 
     def _begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
         facts, stopped = work.facts, threading.Event()
+        if len(work.spans) == 1 and facts.size_bytes > _SHARED_BYTES:
+            # In one piece it cannot be sent to another process.
+            return SideBySide(facts, work.timeline, work.spans, self._local(work, 1, stopped), None, stopped)
         count = min(work.sessions or self._session_count(facts), len(work.spans))
         sessions = self._remote(work, count) if self._can_share else self._local(work, count, stopped)
         return SideBySide(facts, work.timeline, work.spans, sessions, read_there, stopped)
@@ -123,7 +130,10 @@ class GpuSessions:
             process = SessionProcess(self._kind)
             self._fresh.append(process)
             self._all.append(process)
+        for process in self._busy:
+            process.close()  # those that worked on other spans of the film
         processes, self._fresh = self._fresh[:needed], self._fresh[needed:]
+        self._busy = processes
         theirs = [process.sessions(work.facts, work.crop) for process in processes]
         in_turn = itertools.chain.from_iterable(zip(*theirs, strict=True))
         return list(itertools.islice(in_turn, count))

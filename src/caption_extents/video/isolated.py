@@ -376,7 +376,7 @@ def _send_segments(parent: _Parent, path: Path, timeline: Timeline, spans: list[
         if packed is None:
             break
         data = np.frombuffer(packed.data, np.uint8)
-        parent.reply({"number": segment.number, "packets": len(segment.packets)}, packed.table, data)
+        parent.reply({"number": segment.number, "packets": len(packed.table)}, packed.table, data)
     parent.reply({"number": None})
 
 

@@ -12,10 +12,13 @@ from caption_extents.errors import DecodeError
 from caption_extents.video import segments
 from caption_extents.video.batch import CropBatch, Planes
 from caption_extents.video.decoder import BATCH_SAMPLES
-from caption_extents.video.segments import Span, plan_spans
+from caption_extents.video.segments import Span, merged, plan_spans
 from caption_extents.video.session import Crops, DependentError, Part
 from caption_extents.video.side_by_side import SideBySide
 from caption_extents.video.timeline import Timeline
+
+_DAMAGED_KEY_FRAMES = 3
+"""So many are decoded with what is before them; where there are more, one decoder does the whole film."""
 
 Begin: TypeAlias = Callable[[list[Span]], SideBySide]
 """Begins to decode the given spans."""
@@ -63,11 +66,19 @@ class SegmentedDecoder:
     def _decode(self) -> Iterator[CropBatch]:
         spans = plan_spans(self._timeline, segments.SEGMENT_SAMPLES)
         cutter = _BatchCutter(len(self._timeline), self._batch_samples, self._to_planes)
-        try:
-            yield from self._decode_spans(spans, cutter)
-        except DependentError:
-            # Key frames that are none, as with intra refresh: one decoder, from the start, past what is given already.
-            yield from self._decode_spans([Span(spans[0].start_pts, None, 0, len(self._timeline))], cutter)
+        failures = 0
+        while True:
+            try:
+                yield from self._decode_spans(spans, cutter)
+                break
+            except DependentError as error:
+                # Once more from the start, past what is given already, without a cut at this key frame: it is damaged.
+                # With intra refresh all of them are none: one decoder then.
+                failures += 1
+                if failures <= _DAMAGED_KEY_FRAMES:
+                    spans = merged(spans, error.segment)
+                else:
+                    spans = [Span(spans[0].start_pts, None, 0, len(self._timeline))]
         # While later stages are still at work: it takes a GPU's processes a while to end.
         self._free()
 

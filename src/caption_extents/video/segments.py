@@ -64,11 +64,19 @@ class Span:
 
 @dataclass
 class Segment(Generic[P]):
-    """A span and the packets that it takes, in decoding order."""
+    """A span and the packets that it takes, in decoding order.
+
+    Attributes:
+        number: place among the spans.
+        span: its samples.
+        packets: all of them, or the first.
+        later: those after them, read when they are asked for: a film that is one segment does not fit into memory.
+    """
 
     number: int
     span: Span
     packets: list[P] = field(default_factory=list)
+    later: Iterator[P] = field(default_factory=lambda: iter(()))
 
 
 def plan_spans(timeline: Timeline, min_samples: int) -> list[Span]:
@@ -114,7 +122,15 @@ def read_segments(
     path: Path, timeline: Timeline, spans: list[Span], stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Segment[Packet]]:
     """The segments of a file, without the packets that nothing needs; those after damage to the file do not come."""
-    return cut_segments(_needed_packets(path, frozenset(timeline.skippable_pts.tolist()), stopped), spans)
+    packets = _needed_packets(path, frozenset(timeline.skippable_pts.tolist()), stopped)
+    return iter([Segment(0, spans[0], later=packets)]) if len(spans) == 1 else cut_segments(packets, spans)
+
+
+def merged(spans: list[Span], number: int) -> list[Span]:
+    """Spans without the cut at the beginning of one of them, which is not the first."""
+    before, after = spans[number - 1], spans[number]
+    joined = Span(before.start_pts, after.end_pts, before.first_sample, after.last_sample)
+    return [*spans[: number - 1], joined, *spans[number + 1 :]]
 
 
 def _needed_packets(path: Path, skippable: frozenset[int], stopped: Callable[[], bool]) -> Iterator[Packet]:

@@ -6,6 +6,7 @@ threads, processes or PyTorch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,7 +61,13 @@ _PREPARING_PACKETS = 48
 
 
 class DependentError(Exception):
-    """A segment's first frame cannot be decoded without what was before it."""
+    """A segment's first frame cannot be decoded without what was before it.
+
+    Attributes:
+        segment: its number; 0 where it is not known.
+    """
+
+    segment = 0
 
 
 @dataclass(frozen=True)
@@ -153,14 +160,16 @@ class Session:
 
     def _frames(self, segment: Segment[Packet]) -> Iterator[tuple[int, VideoFrame]]:
         """Good frames of a segment and their times, in presentation order."""
+        packets: Iterator[Packet] = itertools.chain(segment.packets, segment.later)
         if self._context is None:
             self._context = self._engine.open()
             if self._facts.codec == "h264":
-                _prepare(self._context, segment.packets[:_PREPARING_PACKETS])
+                first = list(itertools.islice(packets, _PREPARING_PACKETS))
+                _prepare(self._context, first)
+                packets = itertools.chain(first, packets)
         span, context = segment.span, self._context
         last_pts = span.start_pts - 1
-        packets: list[Packet | None] = [*segment.packets, None]
-        for packet in packets:
+        for packet in itertools.chain(packets, [None]):
             if self._stopped():
                 return
             try:

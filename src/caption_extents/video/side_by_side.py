@@ -19,7 +19,7 @@ import numpy as np
 
 from caption_extents.video.packed import PackedSegment
 from caption_extents.video.segments import Packet, Segment, Span, read_segments
-from caption_extents.video.session import Part, Session
+from caption_extents.video.session import DependentError, Part, Session
 from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
 
@@ -175,8 +175,12 @@ class SideBySide:
             while (segment := self._segments.get()) is not None and not self._stopped.is_set():
                 span = segment.span
                 sample_pts = self._timeline.sample_pts[span.first_sample : span.last_sample]
-                for part in session.decode(segment, sample_pts):
-                    self._put(segment.number, part)
+                try:
+                    for part in session.decode(segment, sample_pts):
+                        self._put(segment.number, part)
+                except DependentError as error:
+                    error.segment = segment.number
+                    raise
         except BaseException as error:
             self._fail(error)
 
