@@ -274,6 +274,14 @@ def test_versions_and_prune(tmp_path: Path) -> None:
     assert call("versions", "video", "--store", store)[1].startswith("v2")
     assert call("prune", "video", "--store", store, "--keep", "0")[0] == 2
     assert call("versions", "../x", "--store", store)[0] == 2
+    code, _, errors = call("versions", "мой фильм", "--store", store)
+    assert code == 2
+    assert f"the id '{id_from_name('мой фильм.mp4')}'" in errors
+    assert call("prune", "video", "--store", store, "--yes")[1] == "nothing of video to remove\n"
+    assert (
+        "has no complete version 9; complete are 2"
+        in call("subtitles", "video", "x.srt", "--version", "9", "--store", store)[2]
+    )
 
 
 @pytest.mark.parametrize(("shell", "what"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --")])

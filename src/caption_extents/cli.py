@@ -577,9 +577,14 @@ def doctor(
 
 
 def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, VideoKeys]:
-    from caption_extents.storage.keys import VideoKeys
+    from caption_extents.storage.keys import VideoKeys, check_id
     from caption_extents.storage.store import open_store
 
+    try:
+        check_id(video_id, "video_id")
+    except InputError as error:
+        likely = jobs.id_from_name(video_id)
+        raise InputError(f"{error}; a run of a file of this name has the id {likely!r}") from error
     return open_store(store or jobs.DEFAULT_STORE), VideoKeys(tenant, video_id)
 
 

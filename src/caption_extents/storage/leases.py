@@ -339,7 +339,7 @@ class VersionLease:
         # Packed samples, of this run or of one before it that died.
         store.delete_below(f"{keys.segments(self.version)}/")
         if self.generation > 1:
-            for prefix in (keys.cropped_frames(self.version), keys.server_prefix):
+            for prefix in (keys.cropped_frames(self.version), keys.server_prefix, keys.segments(self.version)):
                 store.remove_leftovers(prefix)
         left = sorted(store.keys(f"{keys.claims}/v{self.version}/"))
         journals = [key for key in left if "/journal_" in key]
