@@ -55,6 +55,9 @@ MAX_INFERENCE_THREADS = 16
 _ID_DIGITS = 8
 """Of a name's digest, where letters of the name were lost."""
 
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""What stands for NVIDIA's GPUs, on Linux and in Windows' Linux."""
+
 STORE_VARIABLE = "CAPTION_EXTENTS_STORE"
 IMPLEMENTATION_VARIABLE = "CAPTION_EXTENTS_IMPLEMENTATION"
 PRICES_VARIABLE = "CAPTION_EXTENTS_PRICES"
@@ -373,7 +376,9 @@ def _early_start(job: Job) -> Iterator[GpuStart | None]:
     from caption_extents.video import driver
 
     path = Path(job.video_key).expanduser()
-    if job.device == "cpu" or job.isolate or not path.is_file() or not driver.is_there():
+    # A driver without a device is no reason to begin, unless a GPU was asked for.
+    likely = job.device.startswith("cuda") or any(map(os.path.exists, _GPU_DEVICES))
+    if job.device == "cpu" or not likely or job.isolate or not path.is_file() or not driver.is_there():
         yield None
         return
     from caption_extents.video.gpu_start import GpuStart
