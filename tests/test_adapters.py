@@ -150,7 +150,13 @@ class Evil:
 
 def test_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, content in (("a.pt", None), ("b.pt", pickle.dumps(Evil())), ("c.pt", b"no checkpoint")):
+    for name, content in (
+        ("a.pt", None),
+        ("b.pt", pickle.dumps(Evil())),
+        ("c.pt", b"no checkpoint"),
+        ("d.pt", b""),
+        ("e.pt", b"."),
+    ):
         if content is None:
             torch.save({"state_dict": Evil()}, name)
         else:

@@ -153,7 +153,7 @@ def test_a_process_that_dies_is_an_outcome(videos: list[Path], tmp_path: Path) -
     entries = [Entry(str(video), REGION.as_tuple(), f"v{n}", "t", 10.0) for n, video in enumerate(videos[:2])]
     outcomes = list(LocalExecutor(2).outcomes(entries, {"store": tmp_path / "store", "model": Deadly()}))  # type: ignore[typeddict-item]
     assert {outcome.video_id: outcome.error for outcome in outcomes} == {
-        f"v{n}": "the process that did it died, twice" for n in range(2)
+        f"v{n}": "the process that did it died, again and again" for n in range(2)
     }
     assert run_entry(entries[0], {"store": tmp_path / "store"}).error is None
 

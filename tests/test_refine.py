@@ -122,7 +122,7 @@ def test_where_the_change_is(levels: list[int], change: int | None) -> None:
 
 def test_what_cannot_be_refined(tmp_path: Path) -> None:
     video = make_video(Recipe("old", "avi", codec="mpeg4"), tmp_path)
-    for options, message in (({}, "no presentation times"), ({"isolate": True}, "refine reads the video")):
+    for options, message in (({}, "does not time every frame"), ({"isolate": True}, "refine reads the video")):
         with pytest.raises(InputError, match=message):
             run(video, tmp_path / "store", refine=True, **options)
     assert not (tmp_path / "store").exists()

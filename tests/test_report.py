@@ -167,6 +167,34 @@ def test_filters_and_keys(page: Any, store: Path) -> None:
     page.wait_for_selector(f'#view[data-sample="{target + 9}"]')
 
 
+def test_typing_goes_on_in_the_next_text(page: Any) -> None:
+    areas = page.locator(".caption textarea")
+    count = areas.count()
+    areas.nth(0).fill("one")
+    areas.nth(1).click()
+    page.keyboard.press("End")
+    page.keyboard.type("sum")
+    assert areas.nth(1).input_value().endswith("sum")
+    assert page.locator(".caption").count() == count
+    assert "corrected" in page.locator(".caption").nth(0).inner_text()
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("u")
+    page.keyboard.press("u")
+    assert page.evaluate("captions.some(caption => caption.edited)") is False
+
+
+def test_ends_can_be_moved_outwards(page: Any, store: Path) -> None:
+    rows = captions(store)
+    index = next(n for n in range(1, len(rows)) if rows[n]["start_frame"] - rows[n - 1]["end_frame"] >= 2)
+    scrub(page, rows[index]["start_frame"] - 1)
+    page.keyboard.press("[")
+    scrub(page, rows[index - 1]["end_frame"])
+    page.keyboard.press("]")
+    moved = page.evaluate("captions.map(caption => [caption.start_frame, caption.end_frame])")
+    assert moved[index][0] == rows[index]["start_frame"] - 1
+    assert moved[index - 1][1] == rows[index - 1]["end_frame"] + 1
+
+
 def test_corrections_come_back(page: Any, store: Path, tmp_path: Path) -> None:
     rows = captions(store)
     first, second = rows[0], rows[1]

@@ -20,7 +20,13 @@ from caption_extents.storage.keys import VideoKeys, check_id, check_key
 from caption_extents.storage.leases import Claim, VersionLease, acquire_version, complete_versions, latest_claim
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
-from caption_extents.storage.versions import list_versions, prunable_versions, read_manifest, remove_version
+from caption_extents.storage.versions import (
+    list_versions,
+    prunable_versions,
+    read_manifest,
+    remove_version,
+    replace_database,
+)
 
 KEYS = VideoKeys("t1", "v1")
 
@@ -242,6 +248,8 @@ def test_a_dead_run_is_taken_over_by_one(store: Store) -> None:
     dead = acquire_version(store, KEYS, "inputs", lease_seconds=0.5)
     with ThreadPoolExecutor(4) as pool:
         leases = list(pool.map(lambda n: acquire_version(store, KEYS, "inputs", lease_seconds=0.5), range(4)))
+    for lease in leases:
+        lease.__exit__()
     versions = sorted(lease.version for lease in leases)
     assert dead.version == 1
     assert versions[0] == 1
@@ -256,6 +264,64 @@ def test_a_run_that_was_taken_over_notices(store: Store) -> None:
         with pytest.raises(LeaseLostError, match="taken over by another run"):
             stored_chunk(store, first, 16)
     assert latest_claim(store, KEYS, 1) == (2, Claim("thief", "inputs", 9))
+
+
+def test_a_run_that_was_taken_over_commits_nothing(store: Store) -> None:
+    """It slept, and had nothing to store when it woke."""
+    sleeper = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
+    with acquire_version(store, KEYS, "inputs", lease_seconds=0.2) as second:
+        assert (second.version, second.generation) == (1, 2)
+        with pytest.raises(LeaseLostError):
+            sleeper.commit(manifest(), b"of the sleeper")
+        assert not store.exists(KEYS.manifest(1))
+        assert latest_claim(store, KEYS, 1) is not None
+        second.commit(manifest(), b"of the second")
+    with pytest.raises(LeaseLostError):
+        sleeper.commit(manifest(), b"of the sleeper")
+    assert store.get(KEYS.database(1)) == b"of the second"
+    assert list(store.keys(f"{KEYS.claims}/")) == []
+
+
+def test_what_was_visible_is_not_written_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that died while it cleaned up had finished; a person may have corrected its captions since."""
+    dead = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(dead, "_clean_up", lambda: None)
+        dead.commit(manifest(), b"found")
+    replace_database(store, KEYS, 1, b"corrected")
+    with acquire_version(store, KEYS, "inputs", lease_seconds=0.2) as second:
+        assert second.version == 1
+        second.commit(manifest(), b"found")
+    assert store.get(KEYS.database(1)) == store.get(KEYS.database()) == b"corrected"
+    assert list(store.keys(f"{KEYS.claims}/")) == []
+
+
+def test_what_is_being_written_is_not_removed(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs", lease_seconds=5.0) as lease:
+        stored_chunk(store, lease, 0)
+        with pytest.raises(StoreError, match="is being written"):
+            remove_version(store, KEYS, 1)
+        lease.commit(manifest(), b"db")
+    with pytest.raises(StoreError, match="has been finished"):
+        remove_version(store, KEYS, 1, "abandoned")
+    assert remove_version(store, KEYS, 1, "complete") > 1
+
+
+def test_files_of_people_are_not_leftovers(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    for name in ("notes #2.txt", "chunk.webm#1"):
+        (tmp_path / "t").mkdir(exist_ok=True)
+        (tmp_path / "t" / name).touch()
+    store.remove_leftovers("t")
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["notes #2.txt"]
+
+
+@pytest.mark.parametrize("address", ["s3://KEY:abc/def@bucket/x", "az://c/x?sig=SECRET", "s3://KEY:abc@bucket"])
+def test_secrets_in_addresses_are_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(StoreError, match="carries credentials") as caught:
+        open_store(address)
+    assert "abc" not in str(caught.value)
+    assert "SECRET" not in str(caught.value)
 
 
 def test_an_older_version_that_finishes_late_does_not_become_the_newest(store: Store) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Protocol
@@ -258,22 +258,26 @@ class LocalExecutor:
         self._jobs = jobs
 
     def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
-        """See the protocol. A process that dies fails the entries it held; each is tried once more, alone."""
-        left: list[Entry] = []
+        """See the protocol. A process that dies takes all others with it; what they left is tried again, then alone."""
+        left, again = list[Entry](), list[Entry]()
         yield from self._in_one_pool(entries, options, left)
-        for entry in left:
-            again: list[Entry] = []
-            yield from self._in_one_pool([entry], options, again)
-            if again:
-                yield Outcome(entry.digest, entry.video_id, error="the process that did it died, twice")
+        yield from self._in_one_pool(left, options, again)
+        for entry in again:
+            alone: list[Entry] = []
+            yield from self._in_one_pool([entry], options, alone)
+            if alone:
+                yield Outcome(entry.digest, entry.video_id, error="the process that did it died, again and again")
 
     def _in_one_pool(self, entries: list[Entry], options: BatchOptions, left: list[Entry]) -> Iterator[Outcome]:
         """Outcomes of entries; those that were left when a process died are added to ``left``."""
-        context = get_context("spawn")
+        if not entries:
+            return
+        context, before = get_context("spawn"), active_children()
         numbers = context.SimpleQueue()
         for number in range(self._jobs):
             numbers.put(number)
-        with ProcessPoolExecutor(self._jobs, context, _take_number, (numbers,)) as pool:
+        pool = ProcessPoolExecutor(self._jobs, context, _take_number, (numbers,))
+        try:
             futures = {pool.submit(_run_on_own_gpu, entry, options): entry for entry in entries}
             for future in as_completed(futures):
                 entry = futures[future]
@@ -283,6 +287,14 @@ class LocalExecutor:
                     left.append(entry)
                 except Exception as error:
                     yield Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
+        except BaseException:
+            # Interrupted: nothing else begins, and what goes on ends; another run finishes it.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                if process not in before:
+                    process.terminate()
+            raise
+        pool.shutdown()
 
 
 @dataclass

@@ -392,7 +392,7 @@ def prune(
             if dry_run:
                 typer.echo(f"would remove {what}")
             elif yes or typer.confirm(f"remove {what}?"):
-                typer.echo(f"removed {what}: {remove_version(opened, keys, state.version)} objects")
+                typer.echo(f"removed {what}: {remove_version(opened, keys, state.version, state.state)} objects")
 
 
 @app.command()
@@ -467,7 +467,7 @@ def batch(
         # Not left to the environment: other machines have others.
         store = store or jobs.DEFAULT_STORE
         options: batches.BatchOptions = {
-            "store": store if "://" in store else str(Path(store).absolute()),
+            "store": store if "://" in store else str(Path(store).expanduser().absolute()),
             "device": device,
             "preset": preset,
             "isolate": isolate,

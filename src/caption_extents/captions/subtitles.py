@@ -23,8 +23,12 @@ _AS_TEXT = str.maketrans({"{": "\uff5b", "}": "\uff5d", "\\": "\uff3c"})
 
 def _as_text(text: str, kind: str) -> str:
     """Text that stays text: nothing that an OCR engine read becomes markup."""
-    plain = text.translate(_AS_TEXT)
-    return plain if kind == "ass" else plain.replace("<", "\uff1c").replace(">", "\uff1e")
+    plain = text.translate(_AS_TEXT).replace("\r\n", "\n").replace("\r", "\n")
+    if kind == "ass":
+        return plain
+    if kind == "vtt":
+        plain = plain.replace("&", "&amp;")
+    return plain.replace("<", "\uff1c").replace(">", "\uff1e")
 
 
 def render_subtitles(events: Iterable[SubtitleEvent], kind: str = "srt") -> str:

@@ -88,9 +88,13 @@ class ModalExecutor:
                 return Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
             return Outcome.of(entry, result)
 
-        with ThreadPoolExecutor(self._jobs, "modal") as calls:
+        calls = ThreadPoolExecutor(self._jobs, "modal")
+        try:
             for future in as_completed([calls.submit(run, entry) for entry in entries]):
                 yield future.result()
+        finally:
+            # When it is interrupted, what has not begun does not begin.
+            calls.shutdown(wait=False, cancel_futures=True)
 
 
 def _find_function(name: str) -> Any:

@@ -11,7 +11,6 @@ low-rank weights are ``X.lora_down.weight`` (rank, in, h, w) and ``X.lora_up.wei
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +119,10 @@ def load_fusion(path: Path) -> FusionNetwork:
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # of a file that is none, PyTorch's reader raises whatever it meets
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"cannot read checkpoint {str(path)!r}: {str(error).splitlines()[0]}; "
+            f"cannot read checkpoint {str(path)!r}: {reason}; "
             "give a file that torch.save wrote of a state dict alone"
         ) from error
     network = FusionNetwork()

@@ -48,7 +48,7 @@ def load_weights(path: Path = DEFAULT_WEIGHTS) -> tuple[CaptionNetwork, str]:
     try:
         network = CaptionNetwork(NetworkConfig.from_metadata(json.loads(metadata["config"])))
         network.load_state_dict(tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, RuntimeError, TypeError) as error:
         raise ModelError(f"weights {str(path)!r} do not fit their own description: {error}") from error
     fold_batch_norms(network.eval())
     network.requires_grad_(False)

@@ -40,18 +40,14 @@ def caption_picture(read_sample: Callable[[int], Planes], start: int, end: int) 
 
 def read_captions(
     store: Store, keys: VideoKeys, version: int, reader: TextReader
-) -> Iterator[tuple[int, ReadText | None]]:
-    """Number and text of each caption of a version, in order; the reader is asked once for each.
+) -> Iterator[tuple[tuple[int, int], ReadText | None]]:
+    """Extent (first sample, and the one after the last) and text of each caption of a version, in order.
 
-    Captions whose text a person wrote are passed over.
+    The reader is asked once for each. Captions whose text a person wrote are passed over.
     """
     read_sample = SampleReader(store, keys, version)
-    rows = open_database(store.get(keys.database(version))).execute(
-        "SELECT caption_index, start_frame, end_frame FROM captions "
-        "WHERE text IS NULL OR text_confidence IS NOT NULL ORDER BY caption_index"
-    )
-    for row in rows.fetchall():
-        yield row["caption_index"], reader.read(caption_picture(read_sample, row["start_frame"], row["end_frame"]))
+    for extent in _to_read(store.get(keys.database(version))).values():
+        yield extent, reader.read(caption_picture(read_sample, *extent))
 
 
 def store_texts(
@@ -77,16 +73,24 @@ def store_texts(
         StoreAccessError: it cannot be read or written.
     """
     number = read_manifest(store, keys, version).version
-    data = store.get(keys.database(number))
-    total = (
-        open_database(data)
-        .execute("SELECT count(*) FROM captions WHERE text IS NULL OR text_confidence IS NOT NULL")
-        .fetchone()[0]
-    )
-    texts: dict[int, tuple[str, float]] = {}
-    for done, (index, found) in enumerate(read_captions(store, keys, number, reader), start=1):
-        if found is not None:
-            texts[index] = (found.text, found.confidence)
+    total = len(_to_read(store.get(keys.database(number))))
+    found: dict[tuple[int, int], ReadText] = {}
+    for done, (extent, text) in enumerate(read_captions(store, keys, number, reader), start=1):
+        if text is not None:
+            found[extent] = text
         tell(done, total)
+    # As it is now: a person may have corrected it meanwhile.
+    data = store.get(keys.database(number))
+    read = {index: found[extent] for index, extent in _to_read(data).items() if extent in found}
+    texts = {index: (text.text, text.confidence) for index, text in read.items()}
     replace_database(store, keys, number, with_texts(data, texts))
     return len(texts)
+
+
+def _to_read(database: bytes) -> dict[int, tuple[int, int]]:
+    """Extents of the captions whose text no person wrote, by their number, in order."""
+    rows = open_database(database).execute(
+        "SELECT caption_index, start_frame, end_frame FROM captions "
+        "WHERE text IS NULL OR text_confidence IS NOT NULL ORDER BY caption_index"
+    )
+    return {row["caption_index"]: (row["start_frame"], row["end_frame"]) for row in rows}

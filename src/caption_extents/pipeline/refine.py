@@ -34,8 +34,10 @@ def refine_captions(
     pts = timeline.sample_pts.tolist()
     intervals = [(pts[edge - 1], pts[edge]) for edge in boundaries]
     times: dict[int, float] = {}
-    for edge, frames in zip(boundaries, frames_between(facts, crop, intervals), strict=True):
-        change = find_change(frames, model)
+    for edge, interval, frames in zip(boundaries, intervals, frames_between(facts, crop, intervals), strict=True):
+        # Without the samples' own frames nobody knows what was before or after.
+        whole = bool(frames.pts) and (frames.pts[0], frames.pts[-1]) == interval
+        change = find_change(frames, model) if whole else None
         if change is not None:
             times[edge] = float((change - facts.first_pts) * facts.time_base)
     return [

@@ -16,6 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import av
 import numpy as np
 import torch
 
@@ -69,7 +70,7 @@ from caption_extents.video.cuda import choose_device
 from caption_extents.video.gpu_start import GpuStart
 from caption_extents.video.input import VideoInput, open_arriving, open_input
 from caption_extents.video.isolated import DecoderLimits
-from caption_extents.video.source import WITHOUT_PRESENTATION_TIMES, VideoFacts
+from caption_extents.video.source import SPARSE_PRESENTATION_TIMES, WITHOUT_PRESENTATION_TIMES, VideoFacts
 from caption_extents.video.timeline import Timeline
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
@@ -231,10 +232,8 @@ def _limits(job: Job) -> DecoderLimits | None:
 
 def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]) -> _Plan:
     preset = find_preset(job.preset)
-    if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES:
-        raise VideoError(
-            f"{job.video_key!r} keeps no presentation times, so it cannot be refined; encode it anew as MKV"
-        )
+    if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES:
+        raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
     loaded = model.result()
     return _Plan(
         video=video,
@@ -259,6 +258,8 @@ def _inputs_digest(plan: _Plan) -> str:
         "crop_px": plan.crop.as_tuple(),
         "frame_rate": str(plan.timeline.frame_rate),
         "preset": [plan.preset.name, plan.preset.threads, dict(plan.preset.options)],
+        # PyAV brings FFmpeg and libvpx along: another one may encode other bytes.
+        "versions": [caption_extents.__version__, av.__version__],
         "model": plan.model.digest,
         "manifest_format": MANIFEST_FORMAT,
     }

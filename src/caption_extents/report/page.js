@@ -90,10 +90,14 @@ function clock(seconds) {
   return `${pad(Math.floor(ms / 3600000), 2)}:${pad(Math.floor(ms / 60000) % 60, 2)}:` +
     `${pad(Math.floor(ms / 1000) % 60, 2)},${pad(ms % 1000, 3)}`;
 }
+function remember(before = captions.map((caption) => ({ ...caption }))) {
+  history.push(before);
+  byId("undo").disabled = false;
+}
 function change(edit) {
   const before = captions.map((caption) => ({ ...caption }));
   if (edit() === false) return;
-  history.push(before);
+  remember(before);
   captions.sort((a, b) => a.start_frame - b.start_frame);
   renderCaptions();
 }
@@ -104,11 +108,21 @@ function retime(caption, start, end) {
   Object.assign(caption, { start_frame: start, end_frame: end, edited: true });
   return true;
 }
+function meant(after) {
+  // Outside of all captions, the end that is moved here is that of the next one, or of the one before.
+  if (current >= 0) return captions[current];
+  return after ? captions.find((c) => c.start_frame > wanted) : captions.findLast((c) => c.end_frame <= wanted);
+}
 const actions = {
-  start: () => change(() => current >= 0 && free(wanted, captions[current].end_frame, captions[current]) &&
-    retime(captions[current], wanted, captions[current].end_frame)),
-  end: () => change(() => current >= 0 && free(captions[current].start_frame, wanted + 1, captions[current]) &&
-    retime(captions[current], captions[current].start_frame, wanted + 1)),
+  start: () => change(() => {
+    const caption = meant(true);
+    return caption !== undefined && free(wanted, caption.end_frame, caption) && retime(caption, wanted, caption.end_frame);
+  }),
+  end: () => change(() => {
+    const caption = meant(false);
+    return caption !== undefined && free(caption.start_frame, wanted + 1, caption) &&
+      retime(caption, caption.start_frame, wanted + 1);
+  }),
   split: () => change(() => {
     const caption = captions[current];
     if (!caption || wanted <= caption.start_frame || wanted >= caption.end_frame) return false;
@@ -173,22 +187,32 @@ function renderCaptions() {
   byId("undo").disabled = history.length === 0;
   markCurrent();
 }
-function renderCaption(caption, index) {
-  const item = element("li", { className: "caption", tabIndex: 0 });
-  item.classList.toggle("doubt", caption.confidence < DOUBT);
-  item.dataset.index = index;
-  const times = element("div", { className: "times" }, [
+function renderTimes(caption) {
+  return element("div", { className: "times" }, [
     element("div", { textContent: `${clock(caption.start_seconds)} to ${clock(caption.end_seconds)}` }),
     element("div", { className: "soft", textContent:
       `samples ${caption.start_frame}\u2013${caption.end_frame - 1}, confidence ${caption.confidence.toFixed(2)}` +
       (caption.text_confidence == null ? "" : `, text ${caption.text_confidence.toFixed(2)}`) +
       (caption.edited ? ", corrected" : "") }),
   ]);
+}
+function renderCaption(caption, index) {
+  const item = element("li", { className: "caption", tabIndex: 0 });
+  item.classList.toggle("doubt", caption.confidence < DOUBT);
+  item.dataset.index = index;
+  let times = renderTimes(caption);
   const thumbs = element("div", { className: "thumbs" },
     caption.thumbs.map((source) => element("img", { src: source, alt: "" })));
   const area = element("textarea", { value: caption.text || "", rows: Math.max(1, (caption.text || "").split("\n").length),
     placeholder: "text", ariaLabel: "Text" });
-  area.addEventListener("change", () => change(() => Object.assign(caption, { text: area.value, edited: true })));
+  area.addEventListener("change", () => {
+    // In place: the focus is on its way to another row, or a button of this one is being clicked.
+    remember();
+    Object.assign(caption, { text: area.value, edited: true });
+    const corrected = renderTimes(caption);
+    times.replaceWith(corrected);
+    times = corrected;
+  });
   const buttons = [["start", "Starts here"], ["end", "Ends here"], ["split", "Split here"], ["merge", "Merge with next"],
     ["remove", "Remove"]].map(([name, label]) => {
     const button = element("button", { textContent: label });

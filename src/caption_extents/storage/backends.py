@@ -17,7 +17,9 @@ from caption_extents.errors import StoreError
 
 KINDS = "a folder, file://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
 
-_CLIENT_OPTIONS: dict[str, Any] = {"timeout": "30s", "connect_timeout": "5s"}
+_CLIENT_OPTIONS: dict[str, Any] = {"timeout": "1h", "read_timeout": "30s", "connect_timeout": "5s"}
+"""A request may take as long as a slow line needs for it, as long as something comes."""
+
 _NO_RETRIES: dict[str, Any] = {"max_retries": 0}
 """Retrying is done in one place: :class:`~caption_extents.storage.store.Store` knows of refusals and lost answers."""
 
@@ -29,6 +31,10 @@ _WASABI = {
 }
 
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|SAS", re.IGNORECASE)
+
+
+_CREDENTIALS = re.compile(r"://.*@|[?#]")
+"""Secrets may hold a slash, which ends what an URL has before its host."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,9 @@ def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> B
     if scheme == "memory":
         return Backend(MemoryStore(), "memory://", conditional=True)
     parts = urlsplit(address)
-    if parts.username or parts.password:
+    if parts.username or parts.password or _CREDENTIALS.search(address):
         raise StoreError(
-            f"store {scheme}://{parts.hostname}... carries credentials; give them in the environment instead"
+            f"a store's address of kind {scheme}:// carries credentials; give them in the environment instead"
         )
     if scheme not in {"s3", "gs", "az"} or not parts.netloc:
         raise StoreError(f"store {address!r} is of no known kind; give {KINDS}")

@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
+from caption_extents.errors import StoreAccessError
+
 if TYPE_CHECKING:
     from caption_extents.storage.store import ObjectFacts, Store
 
@@ -110,6 +112,9 @@ class Download:
         try:
             with self.path.open("r+b", buffering=0) as file:
                 work(file)
+        except OSError as error:
+            with self._changed:
+                self._fail(StoreAccessError(f"could not keep {self._key!r} in {str(self.path)!r}: {error}"))
         except BaseException as error:
             with self._changed:
                 self._fail(error)

@@ -150,9 +150,17 @@ def _take_over(store: Store, keys: VideoKeys, version: int, claim: Claim) -> Ver
         # It was finished, and its claims removed, since it was looked at.
         store.delete([keys.claim(version, generation + 1)])
         return None
-    done = _intact(store, [*_read_manifest(store, keys, version), *_read_journal(store, keys, version)])
-    log.info("taking over version %d of run %s with %d chunks done", version, other.run_id, len(done))
-    return VersionLease(store, keys, version, generation + 1, claim, done)
+    lease = VersionLease(store, keys, version, generation + 1, claim)
+    lease.keep_alive()  # it can take a while to look at all that is there
+    try:
+        stored = [*_read_manifest(store, keys, version), *_read_journal(store, keys, version)]
+        lease.done = _intact(store, stored)
+        lease.is_complete = store.exists(keys.manifest(version))
+    except BaseException:
+        lease.__exit__()
+        raise
+    log.info("taking over version %d of run %s with %d chunks done", version, other.run_id, len(lease.done))
+    return lease
 
 
 def claimed_versions(store: Store, keys: VideoKeys) -> list[int]:
@@ -263,6 +271,7 @@ class VersionLease:
     Attributes:
         version: N.
         done: chunks that an earlier run has stored.
+        is_complete: whether that run had made all of it visible, and died before it was over.
     """
 
     store: Store
@@ -271,6 +280,7 @@ class VersionLease:
     generation: int
     claim: Claim
     done: dict[ChunkId, ChunkRecord] = field(default_factory=dict)
+    is_complete: bool = False
     _pending: list[JournalEntry] = field(default_factory=list)
     _journals: int = 0
     _beat: int = 0
@@ -287,9 +297,14 @@ class VersionLease:
         return self.claim.run_id
 
     def __enter__(self) -> VersionLease:
-        self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
-        self._thread.start()
+        self.keep_alive()
         return self
+
+    def keep_alive(self) -> None:
+        """Start the heartbeat, if it has not started."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
+            self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
@@ -309,25 +324,48 @@ class VersionLease:
             LeaseLostError: another run has taken the version over.
         """
         if self._lost:
-            raise LeaseLostError(
-                f"version {self.version} was taken over by another run, because this one gave no sign of life for "
-                f"{self.claim.lease_seconds:g} s; start again, or raise the lease time"
-            )
+            raise self._lost_error()
         with self._lock:
             self._pending.append(JournalEntry(record, e_tag))
             self._stored = True
 
     def commit(self, manifest: Manifest, database: bytes) -> None:
-        """Make the version visible: its database, then the manifest, then the newest database; then end the lease."""
+        """Make the version visible: its database, then the manifest, then the newest database; then end the lease.
+
+        What was visible before stays as it is: a person may have corrected it.
+
+        Raises:
+            LeaseLostError: another run has taken the version over.
+            StoreAccessError: it could not be written.
+        """
         keys, store = self.keys, self.store
-        store.put(keys.database(self.version), database, "application/gzip")
-        store.put(keys.manifest(self.version), manifest.to_json(), CONTENT_JSON)
+        if not self.is_complete:
+            self._check_held()
+            store.put(keys.database(self.version), database, "application/gzip")
+            self._check_held()
+            store.put(keys.manifest(self.version), manifest.to_json(), CONTENT_JSON)
         publish_newest_database(store, keys)
         self._stop.set()
         self._finished = True
         if self._thread is not None:
             self._thread.join()
-        self._clean_up()
+        try:
+            self._clean_up()
+        except StoreAccessError as error:
+            log.warning("version %d is complete, but not cleaned up: %s", self.version, error)
+
+    def _lost_error(self) -> LeaseLostError:
+        return LeaseLostError(
+            f"version {self.version} was taken over by another run, because this one gave no sign of life for "
+            f"{self.claim.lease_seconds:g} s; start again, or raise the lease time"
+        )
+
+    def _check_held(self) -> None:
+        """Raise a LeaseLostError if the version's newest claim is not this run's."""
+        found = latest_claim(self.store, self.keys, self.version)
+        if found is None or found[0] != self.generation or found[1].run_id != self.run_id:
+            self._lost = True
+            raise self._lost_error()
 
     def _clean_up(self) -> None:
         """Remove what only an unfinished version needs.
@@ -341,19 +379,24 @@ class VersionLease:
         if self.generation > 1:
             for prefix in (keys.cropped_frames(self.version), keys.server_prefix, keys.segments(self.version)):
                 store.remove_leftovers(prefix)
-        left = sorted(store.keys(f"{keys.claims}/v{self.version}/"))
+        left = sorted(key for key in store.keys(f"{keys.claims}/v{self.version}/") if self._is_old(key))
         journals = [key for key in left if "/journal_" in key]
         store.delete([*shared_objects(keys), *journals, *(key for key in left if key not in journals)])
+
+    def _is_old(self, key: str) -> bool:
+        """Whether a key below the version's claims is of this run, or of one before it."""
+        generation = key.rsplit("/", 1)[1].removeprefix("journal_")[:4]
+        return not generation.isdecimal() or int(generation) <= self.generation
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(self.claim.lease_seconds / _BEATS_IN_A_LEASE):
             try:
+                self._check_held()
                 self._write_journal()
-                if self.store.exists(self.keys.claim(self.version, self.generation + 1)):
-                    self._lost = True
-                    return
                 self._beat += 1
                 self._write_claim(released=False)
+            except LeaseLostError:
+                return
             except StoreAccessError as error:
                 # Uploads meet the same store, and report it.
                 log.warning("heartbeat of version %d failed: %s", self.version, error)

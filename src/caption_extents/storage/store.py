@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+_TEMPORARY_NAME = re.compile(r"#\d+$")
+"""Of a file that obstore writes, before it gets its own."""
+
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _PROBE_ATTEMPTS = 4
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
@@ -206,8 +209,8 @@ class Store:
     def answers_ranges(self, key: str, facts: ObjectFacts) -> bool:
         """Whether the store gives a part of an object when asked for one; some gateways give the whole."""
         try:
-            return len(self._range(key, facts, 0, 1)) == 1
-        except BaseError:
+            return len(self._with_retries(f"read {key!r} from", lambda: self._range(key, facts, 0, 1))) == 1
+        except (StoreAccessError, FileNotFoundError):
             return False
 
     def read_range(self, key: str, facts: ObjectFacts, start: int, end: int) -> bytes:
@@ -320,7 +323,8 @@ class Store:
         """In a folder, remove the temporary files of writers that were killed; no listing shows them."""
         if self.folder is not None:
             for path in (self.folder / check_key(prefix)).rglob("*#*"):
-                path.unlink(missing_ok=True)
+                if _TEMPORARY_NAME.search(path.name):
+                    path.unlink(missing_ok=True)
 
     def _with_retries(
         self, what: str, request: Callable[[], T], failure: type[StoreAccessError] = StoreAccessError
@@ -339,7 +343,11 @@ class Store:
         )
         try:
             return retrying(request)
-        except (FileNotFoundError, AlreadyExistsError):
+        except FileNotFoundError as error:
+            if failure is UploadError:  # there is no such bucket
+                raise failure(f"could not {what} {self.address}: {_reason(error)}") from error
+            raise
+        except AlreadyExistsError:
             raise
         except (BaseError, OSError) as error:
             tried = retrying.statistics.get("attempt_number", 1)

@@ -85,6 +85,8 @@ def _state(store: Store, keys: VideoKeys, version: int, complete: bool, chunk_co
         return VersionState(version, COMPLETE, chunk_count, read_manifest(store, keys, version).run_id)
     found = latest_claim(store, keys, version)
     if found is None:
+        if store.exists(keys.manifest(version)):  # finished since it was looked for
+            return _state(store, keys, version, True, chunk_count)
         return VersionState(version, ABANDONED, chunk_count, "")
     generation, claim = found
     state = ABANDONED if is_dead(store, keys, version, generation, claim, wait=False) else RUNNING
@@ -105,8 +107,23 @@ def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) ->
     return [state for state in states if state.state == ABANDONED or state in old]
 
 
-def remove_version(store: Store, keys: VideoKeys, version: int) -> int:
-    """Remove all objects of a version, the manifest first, so that no reader meets half of it; how many there were."""
+def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | None = None) -> int:
+    """Remove all objects of a version, the manifest first, so that no reader meets half of it; how many there were.
+
+    Args:
+        store: where.
+        keys: of the video.
+        version: N.
+        expected: the state that it was seen in.
+
+    Raises:
+        StoreError: a run writes it, or has finished it since.
+    """
+    found = latest_claim(store, keys, version)
+    if found is not None and not is_dead(store, keys, version, *found, wait=False):
+        raise StoreError(f"version {version} is being written by a run; remove it when that is over")
+    if expected == ABANDONED and store.exists(keys.manifest(version)):
+        raise StoreError(f"version {version} has been finished by a run since; it stays")
     objects = [
         *sorted(store.keys(f"{keys.cropped_frames(version)}/"), key=lambda key: not key.endswith("/manifest.json")),
         *(key for key in [keys.database(version)] if store.exists(key)),

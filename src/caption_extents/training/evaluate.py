@@ -8,6 +8,7 @@ groups the results.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import math
@@ -31,7 +32,7 @@ from caption_extents.pipeline.metrics import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
 from caption_extents.region import CropRegion
 from caption_extents.training.labels import pair_labels
-from caption_extents.training.scoring import Extent, Score, match_captions, score_of
+from caption_extents.training.scoring import Extent, Score, first_sample_at, match_captions, score_of
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.decoder import open_decoder
@@ -39,6 +40,7 @@ from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 
 GROUPS = ("style", "script", "background", "codec", "hard")
+_NO_VIDEOS = frozenset({".json", ".srt", ".vtt", ".ass", ".txt", ".png", ".jpg"})
 _BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0001)
 
 
@@ -85,7 +87,12 @@ def find_labelled(paths: Iterable[Path]) -> list[LabelledVideo]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])
+        if not (path.is_dir() and file.name.endswith(".corrections.json"))
+    ]
     if not files:
         raise InputError("there is no labelled video (a JSON file beside a video) in the given folders")
     return [_read_labelled(file) for file in files]
@@ -97,8 +104,9 @@ def _read_labelled(file: Path) -> LabelledVideo:
         if not isinstance(data, dict):
             raise ValueError("it is no object with crop, rate and captions")
         rate = Fraction(str(data["rate"]))
-        videos = [file.parent / data["video"]] if "video" in data else sorted(file.parent.glob(f"{file.stem}.*"))
-        video = next((path for path in videos if path.suffix != ".json"), None)
+        beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*"))
+        videos = [file.parent / data["video"]] if "video" in data else beside
+        video = next((path for path in videos if path.suffix.lower() not in _NO_VIDEOS), None)
         if video is None:
             raise ValueError("there is no video of its name beside it; name one in 'video'")
         return LabelledVideo(
@@ -117,7 +125,7 @@ def _read_labelled(file: Path) -> LabelledVideo:
 def _extent(caption: dict[str, Any], rate: Fraction) -> Extent:
     if "start_frame" in caption:
         return int(caption["start_frame"]), int(caption["end_frame"])
-    return round(caption["start"] * rate), round(caption["end"] * rate)
+    return first_sample_at(caption["start"], rate), first_sample_at(caption["end"], rate)
 
 
 def true_labels(captions: Iterable[Extent], pairs: int) -> np.ndarray:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import pysubs2
@@ -86,6 +88,11 @@ def score_captions(found: Sequence[Extent], true: Sequence[Extent], tolerance: i
     return score_of(match_captions(found, true, tolerance), len(found), len(true))
 
 
+def first_sample_at(seconds: float, rate: Fraction) -> int:
+    """The first sample that is not before a time, which may have been rounded to a millisecond."""
+    return math.ceil((Fraction(str(seconds)) - Fraction(1, 2000)) * rate)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("found", type=Path, help="subtitle file")
@@ -94,9 +101,11 @@ def main() -> None:
     parser.add_argument("--at-least", type=float, default=0.0, help="exit with 1 when F1 is lower")
     arguments = parser.parse_args()
     truth = json.loads(arguments.truth.read_text(encoding="utf-8"))
-    rate = truth["rate"]
-    events = pysubs2.load(str(arguments.found))
-    found = [(round(event.start * rate / 1000), round(event.end * rate / 1000)) for event in events]
+    rate = Fraction(str(truth["rate"]))
+    found = [
+        (first_sample_at(event.start / 1000, rate), first_sample_at(event.end / 1000, rate))
+        for event in pysubs2.load(str(arguments.found))
+    ]
     true = [(caption["start_frame"], caption["end_frame"]) for caption in truth["captions"]]
     score = score_captions(found, true, arguments.tolerance)
     print(
