@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +25,7 @@ from caption_extents.job import JobOptions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
+from tests.test_pipeline import _heed_interrupts
 
 CROP = "0,0.2,1,1"
 REGION = CropRegion(0, 0.2, 1, 1)
@@ -156,6 +161,30 @@ def test_a_process_that_dies_is_an_outcome(videos: list[Path], tmp_path: Path) -
         f"v{n}": "the process that did it died, again and again" for n in range(2)
     }
     assert run_entry(entries[0], {"store": tmp_path / "store"}).error is None
+
+
+@pytest.mark.undisturbed
+@pytest.mark.parametrize("to_all", [True, False], ids=["group", "parent"])
+def test_ctrl_c_ends_the_list(to_all: bool, videos: list[Path], tmp_path: Path) -> None:
+    """Also where only the command itself is told, and not the processes that do the videos."""
+    lines = [f'"{videos[0]}","{CROP}",v{n}' for n in range(8)]
+    (tmp_path / "list.csv").write_text("\n".join(["video,crop,video_id", *lines]))
+    store = tmp_path / "store"
+    command = [sys.executable, "-m", "caption_extents", "batch", str(tmp_path / "list.csv"), "--store", str(store)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=_heed_interrupts
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not list(store.rglob("manifest.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        interrupted = time.monotonic()
+        (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        message = process.stderr.read().decode()
+    assert process.returncode == 130, message
+    assert time.monotonic() - interrupted < 10
+    assert "interrupted; the same command goes on from here" in message
+    assert len(list(store.rglob("manifest.json"))) <= 3
 
 
 @pytest.fixture(scope="module")

@@ -185,14 +185,18 @@ def test_typing_goes_on_in_the_next_text(page: Any) -> None:
 
 def test_ends_can_be_moved_outwards(page: Any, store: Path) -> None:
     rows = captions(store)
-    index = next(n for n in range(1, len(rows)) if rows[n]["start_frame"] - rows[n - 1]["end_frame"] >= 2)
-    scrub(page, rows[index]["start_frame"] - 1)
-    page.keyboard.press("[")
-    scrub(page, rows[index - 1]["end_frame"])
+    scrub(page, rows[0]["end_frame"] - 3)
     page.keyboard.press("]")
+    scrub(page, rows[1]["start_frame"] + 2)
+    page.keyboard.press("[")
+    # Now there is room between them.
+    scrub(page, rows[0]["end_frame"] - 1)
+    page.keyboard.press("]")
+    scrub(page, rows[1]["start_frame"] + 1)
+    page.keyboard.press("[")
     moved = page.evaluate("captions.map(caption => [caption.start_frame, caption.end_frame])")
-    assert moved[index][0] == rows[index]["start_frame"] - 1
-    assert moved[index - 1][1] == rows[index - 1]["end_frame"] + 1
+    assert moved[0] == [rows[0]["start_frame"], rows[0]["end_frame"]]
+    assert moved[1] == [rows[1]["start_frame"] + 1, rows[1]["end_frame"]]
 
 
 def test_corrections_come_back(page: Any, store: Path, tmp_path: Path) -> None:
