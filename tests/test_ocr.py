@@ -162,3 +162,14 @@ def test_text_never_becomes_markup(kind: str, words: str) -> None:
 
 def test_a_picture_without_text() -> None:
     assert RapidReader().read(np.full((60, 400, 3), 90, np.uint8)) is None
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "ass"])
+def test_the_shortest_caption_is_shown(kind: str) -> None:
+    (event,) = pysubs2.SSAFile.from_string(render_subtitles([SubtitleEvent(2 / 240, 3 / 240, "now")], kind))
+    assert event.end > event.start
+
+
+def test_characters_that_webvtt_takes_for_others() -> None:
+    assert "AT&amp;T &amp;lt;" in render_subtitles([SubtitleEvent(0, 1, "AT&T &lt;")], "vtt")
+    assert "one\ntwo\nthree" in render_subtitles([SubtitleEvent(0, 1, "one\r\ntwo\rthree")], "srt")

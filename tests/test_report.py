@@ -275,6 +275,7 @@ def _copy(source: Path, target: Path) -> None:
         (lambda c: c["captions"][0].update(end_frame=10**9), "end_frame"),
         (lambda c: c["captions"].append(dict(c["captions"][0])), "overlap"),
         (lambda c: c["captions"][0].update(text=7), "text"),
+        (lambda c: c["captions"][0].update(text="\ud800"), "surrogates not allowed"),
         (lambda c: c.update(run_id="other"), "another run"),
         (lambda c: c.update(video_id="../x"), "video_id"),
         (lambda c: c.pop("captions"), "captions"),

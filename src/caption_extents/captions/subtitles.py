@@ -34,7 +34,9 @@ def _as_text(text: str, kind: str) -> str:
 def render_subtitles(events: Iterable[SubtitleEvent], kind: str = "srt") -> str:
     """The text of a subtitle file; ``kind`` is a format of pysubs2: ``srt``, ``vtt`` or ``ass``."""
     file = pysubs2.SSAFile()
+    shortest = 10 if kind == "ass" else 1  # ASS counts in hundredths of a second
     for event in events:
         start, end = round(event.start_seconds * 1000), round(event.end_seconds * 1000)
+        end = max(end, start + shortest)
         file.append(pysubs2.SSAEvent(start=start, end=end, text=_as_text(event.text, kind).replace("\n", "\\N")))
     return str(file.to_string(kind))

@@ -122,8 +122,7 @@ def load_fusion(path: Path) -> FusionNetwork:
     except Exception as error:  # of a file that is none, PyTorch's reader raises whatever it meets
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"cannot read checkpoint {str(path)!r}: {reason}; "
-            "give a file that torch.save wrote of a state dict alone"
+            f"cannot read checkpoint {str(path)!r}: {reason}; give a file that torch.save wrote of a state dict alone"
         ) from error
     network = FusionNetwork()
     try:

@@ -60,7 +60,7 @@ def read_corrections(path: Path) -> Corrections:
         captions = [_caption(row, number, count) for number, row in enumerate(content["captions"])]
         _check_order(captions)
         return Corrections(keys, _whole(content, "version", 1, 1 << 40), str(content["run_id"]), captions)
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
@@ -104,6 +104,7 @@ def _caption(row: dict[str, Any], number: int, sample_count: int) -> CaptionRow:
     text = row.get("text")
     if text is not None and (not isinstance(text, str) or len(text) > MAX_TEXT_CHARACTERS):
         raise InputError(f"{where}text is no text of at most {MAX_TEXT_CHARACTERS} characters")
+    (text or "").encode()  # half of a surrogate pair is no text
     begin = _seconds(row, "start_seconds", 0.0, where)
     return CaptionRow(start, end, begin, _seconds(row, "end_seconds", begin, where), 1.0, text or None)
 

@@ -44,6 +44,8 @@ def write_worst_cases(examined: list[Examined], folder: Path, limit: int) -> int
         for kind, extent in wrong:
             rows = [sample for end in extent for sample in range(end - _AROUND, end + _AROUND + 1) if sample in wanted]
             name = f"{one.labelled.name}-{kind}-{extent[0]}-{extent[1]}.png"
+            if not rows:  # a label may lie past the video's end
+                continue
             _sheet(one, pictures, rows).save(folder / name)
             written += 1
     return written

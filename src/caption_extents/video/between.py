@@ -52,21 +52,20 @@ def frames_between(
     read_on = int(_READ_ON_SECONDS / facts.time_base)
     with open_video(facts.path, threads) as (container, stream):
         reader: Iterator[VideoFrame] = iter(())
-        held: list[VideoFrame] = []
+        held: list[tuple[int, list[torch.Tensor]]] = []
         reached: int | None = None
         for first, last in intervals:
             if reached is None or not reached <= first <= reached + read_on:
                 reader, held = _frames_from(container, stream, facts, first), []
-            frames = [frame for frame in held if first <= _pts(frame) <= last]
-            for frame in reader:
-                pts = _pts(frame)
-                if first <= pts <= last:
-                    frames.append(frame)
-                if pts >= last:
+            # Neighbouring intervals share a sample, and the frame that ends one may be one of the next.
+            held, reached = [frame for frame in held if frame[0] >= first], last
+            while not held or held[-1][0] < last:
+                frame = next(reader, None)
+                if frame is None:
                     break
-            # Neighbouring intervals share a sample, and two may lie within one.
-            held, reached = frames, last
-            yield _cropped(frames, crop, facts)
+                if _pts(frame) >= first:
+                    held.append((_pts(frame), _planes(frame, crop, facts)))
+            yield _joined([frame for frame in held if frame[0] <= last], crop)
 
 
 def _frames_from(
@@ -99,11 +98,16 @@ def _pts(frame: VideoFrame) -> int:
     return frame.pts
 
 
-def _cropped(frames: list[VideoFrame], crop: CropPixels, facts: VideoFacts) -> CroppedFrames:
-    planes = [[torch.from_numpy(plane.copy()) for plane in crop_planes(frame, crop, facts)] for frame in frames]
+def _planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[torch.Tensor]:
+    """Copies: a whole frame is ten times as large as its crop."""
+    return [torch.from_numpy(plane.copy()) for plane in crop_planes(frame, crop, facts)]
+
+
+def _joined(frames: list[tuple[int, list[torch.Tensor]]], crop: CropPixels) -> CroppedFrames:
     shapes = [(crop.height, crop.width), *[(crop.height // 2, crop.width // 2)] * 2]
+    groups = zip(*(planes for _, planes in frames), strict=True) if frames else ((), (), ())
     y, u, v = (
         torch.stack(group) if group else torch.empty((0, *shape), dtype=torch.uint8)
-        for group, shape in zip(zip(*planes, strict=True) if planes else ((), (), ()), shapes, strict=True)
+        for group, shape in zip(groups, shapes, strict=True)
     )
-    return CroppedFrames([_pts(frame) for frame in frames], (y, u, v))
+    return CroppedFrames([pts for pts, _ in frames], (y, u, v))
