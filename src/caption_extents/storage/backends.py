@@ -33,8 +33,8 @@ _WASABI = {
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|ACCOUNT_KEY|SAS", re.IGNORECASE)
 
 
-_CREDENTIALS = re.compile(r"://.*@|[?#]")
-"""Secrets may hold a slash, which ends what an URL has before its host."""
+_CREDENTIALS = re.compile(r"://[^@]*:[^@]*@|[?#]")
+"""Secrets may hold a slash, which ends what a URL has before its host."""
 
 
 @dataclass(frozen=True)
