@@ -114,14 +114,16 @@ def test_a_large_film_in_one_piece_is_decoded_as_it_is_read(tmp_path: Path, monk
     assert decoder.undecodable_samples == []
 
 
-def test_what_cannot_be_sent_is_decoded_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+@pytest.mark.parametrize("least", [3, 1000], ids=["segments", "one-piece"])
+def test_what_cannot_be_sent_is_decoded_here(least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", least)
     original = make_video(Recipe("long", pts=tuple(range(100)), options={"g": "15", "bf": "0"}), tmp_path)
     trimmed = cut_off_beginning(original, tmp_path / "trimmed.mp4", Fraction(40, 30))
     facts = probe(trimmed)
     expected = list(CpuDecoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(REGION, facts), threads=1))
     with closing(open_remote(GpuSessions(0, SOFTWARE), trimmed, Fraction(10))) as decoder:
         found = list(decoder)
+    assert decoder.undecodable_samples == []
     for one, other in zip(found, expected, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
 

@@ -49,7 +49,8 @@ class PackedSegment:
 
 def pack(segment: Segment[Packet]) -> PackedSegment | None:
     """A segment as bytes; None where a decoder needs more of a packet than data, times and the mark of a key frame."""
-    packets = [*segment.packets, *segment.later]
+    packets = segment.packets
+    packets.extend(segment.later)  # and stay there, for who decodes what cannot be sent
     if not all(map(_is_plain, packets)):
         return None
     numbers = [
