@@ -189,7 +189,7 @@ class MortalStore(Store):
 
 def test_after_a_run_killed_at_any_request_the_next_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "_CLOCK_STEP_SECONDS", 0.0)
-    monkeypatch.setattr(VersionLease, "keep_alive", lambda self: None)  # requests come from one thread, in order
+    monkeypatch.setattr(VersionLease, "start_heartbeat", lambda self: None)  # requests come from one thread, in order
 
     def start(store: Store) -> VersionLease:
         return acquire_version(store, KEYS, "inputs", lease_seconds=0.001)

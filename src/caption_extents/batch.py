@@ -152,9 +152,12 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
     if missing:
         raise ValueError(f"no {sorted(missing)[0]}")
     crop = row["crop"]
-    if not isinstance(crop, str) and len(crop) != 4:
+    if isinstance(crop, str):
+        region = CropRegion.parse(crop)
+    elif len(crop) == 4:
+        region = CropRegion(*crop)
+    else:
         raise ValueError(f"crop is {crop!r}; give left, top, right and bottom")
-    region = CropRegion.parse(crop) if isinstance(crop, str) else CropRegion(*crop)
     video = str(row["video"])
     return Entry(
         video=video,

@@ -70,7 +70,7 @@ from caption_extents.video.cuda import choose_device
 from caption_extents.video.gpu_start import GpuStart
 from caption_extents.video.input import VideoInput, open_arriving, open_input
 from caption_extents.video.isolated import DecoderLimits
-from caption_extents.video.source import SPARSE_PRESENTATION_TIMES, WITHOUT_PRESENTATION_TIMES, VideoFacts
+from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
@@ -232,7 +232,7 @@ def _limits(job: Job) -> DecoderLimits | None:
 
 def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]) -> _Plan:
     preset = find_preset(job.preset)
-    if job.refine and video.facts.container in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES:
+    if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
     loaded = model.result()
     return _Plan(

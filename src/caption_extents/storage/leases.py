@@ -151,7 +151,7 @@ def _take_over(store: Store, keys: VideoKeys, version: int, claim: Claim) -> Ver
         store.delete([keys.claim(version, generation + 1)])
         return None
     lease = VersionLease(store, keys, version, generation + 1, claim)
-    lease.keep_alive()  # it can take a while to look at all that is there
+    lease.start_heartbeat()  # it can take a while to look at all that is there
     try:
         stored = [*_read_manifest(store, keys, version), *_read_journal(store, keys, version)]
         lease.done = _intact(store, stored)
@@ -297,10 +297,10 @@ class VersionLease:
         return self.claim.run_id
 
     def __enter__(self) -> VersionLease:
-        self.keep_alive()
+        self.start_heartbeat()
         return self
 
-    def keep_alive(self) -> None:
+    def start_heartbeat(self) -> None:
         """Start the heartbeat, if it has not started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)

@@ -87,15 +87,17 @@ def find_labelled(paths: Iterable[Path]) -> list[LabelledVideo]:
     Raises:
         InputError: there is none, or one cannot be read.
     """
-    files = [
-        file
-        for path in paths
-        for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])
-        if not (path.is_dir() and file.name.endswith(".corrections.json"))
-    ]
+    files = [file for path in paths for file in _label_files(path)]
     if not files:
         raise InputError("there is no labelled video (a JSON file beside a video) in the given folders")
     return [_read_labelled(file) for file in files]
+
+
+def _label_files(path: Path) -> list[Path]:
+    """The file itself, or those of a folder; the report page's corrections may lie beside the labels made of them."""
+    if not path.is_dir():
+        return [path]
+    return [file for file in sorted(path.glob("*.json")) if not file.name.endswith(".corrections.json")]
 
 
 def _read_labelled(file: Path) -> LabelledVideo:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.video import driver
-from caption_extents.video.source import SPARSE_PRESENTATION_TIMES, WITHOUT_PRESENTATION_TIMES, VideoFacts
+from caption_extents.video.source import VideoFacts
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +141,7 @@ def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
 
 def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
     """Why NVDEC cannot decode a video to the very pixels that a CPU gives; None where it can."""
-    if facts.container in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES:
+    if not facts.times_every_frame:
         return f"{facts.container} files do not time every frame, and are timed by decoding them on the CPU"
     if facts.codec not in _CODECS:
         return f"NVDEC does not decode {facts.codec} exactly"

@@ -129,6 +129,11 @@ class VideoFacts:
         return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[1]
 
     @property
+    def times_every_frame(self) -> bool:
+        """Whether each frame comes with the time at which it is shown; otherwise decoding in order tells."""
+        return self.container not in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES
+
+    @property
     def usual_duration(self) -> int:
         """Ticks that a frame is shown, by the header's average."""
         seconds = 1 / self.average_rate if self.average_rate else _FALLBACK_FRAME_SECONDS

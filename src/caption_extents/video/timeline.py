@@ -16,7 +16,6 @@ from caption_extents.errors import VideoError
 from caption_extents.video.packets import NonReferenceFinder
 from caption_extents.video.source import (
     MAX_PACKETS_PER_SECOND,
-    SPARSE_PRESENTATION_TIMES,
     WITHOUT_PRESENTATION_TIMES,
     OpenFile,
     PresentationClock,
@@ -150,16 +149,15 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
     durations: list[int] = []
     non_reference: list[int] = []
     keys: list[int] = []
-    count, order, is_one_stream = 0, _Order(facts), True
+    order, is_one_stream = _Order(facts), True
     with open_video(facts.path, arriving=arriving) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
             for packet in read_packets(container, stream):
-                if count > MAX_PACKETS:
+                if order.count > MAX_PACKETS:
                     raise VideoError(f"{str(facts.path)!r} has more than {MAX_PACKETS} packets of video")
                 if packet.size == 0 or (facts.codec == "vp8" and _is_hidden_vp8(packet)):
                     continue
-                count += 1
                 order.add(packet)
                 if packet.pts is None:
                     return _index_by_decoding(facts, arriving)
@@ -179,7 +177,7 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
     order.check()
     skippable = non_reference if finder.reliable else []
     # A decoder that starts at a key frame would not know parameters that came with an earlier packet.
-    return _frame_index(facts, pts, durations, skippable, keys if is_one_stream else [], count)
+    return _frame_index(facts, pts, durations, skippable, keys if is_one_stream else [], order.count)
 
 
 def _is_hidden_vp8(packet: av.Packet[av.VideoStream]) -> bool:
@@ -192,12 +190,14 @@ class _Order:
 
     def __init__(self, facts: VideoFacts) -> None:
         self._facts = facts
+        self.count = 0
+        """Packets so far."""
         self._latest: int | None = None
-        self._count = self._late = self._first_late = self._back = 0
+        self._late = self._first_late = self._back = 0
 
     def add(self, packet: av.Packet[av.VideoStream]) -> None:
         """Take the next packet, in the order of the file."""
-        self._count += 1
+        self.count += 1
         dts = packet.dts
         if dts is None or self._facts.container not in _CLOCKS_THAT_START_AGAIN:
             return
@@ -205,7 +205,7 @@ class _Order:
             self._latest = dts
         elif (self._latest - dts) * self._facts.time_base > _BACK_SECONDS:
             if not self._late:
-                self._first_late, self._back = self._count - 1, self._latest - dts
+                self._first_late, self._back = self.count - 1, self._latest - dts
             self._late += 1
 
     def check(self) -> None:
@@ -223,12 +223,11 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
     pts: list[int] = []
     durations: list[int] = []
     keys: set[int] = set()
-    count = untimed = 0
+    untimed = 0
     clock, order = PresentationClock(facts.container, facts.usual_duration), _Order(facts)
     with open_video(facts.path, 0, arriving) as (container, stream):
         for packet in read_packets(container, stream):
             if packet.size:
-                count += 1
                 order.add(packet)
             if packet.is_keyframe and packet.pts is not None:
                 keys.add(packet.pts)
@@ -240,11 +239,11 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
                     # Of a frame in two packets it is half of what the frame is shown.
                     durations.append(0 if facts.interlaced else frame.duration or 0)
     order.check()
-    guesses = facts.container in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES
-    if untimed > _MAX_UNTIMED_SHARE * len(pts) and not guesses:
+    if untimed > _MAX_UNTIMED_SHARE * len(pts) and facts.times_every_frame:
         raise no_times(facts.path)
     # Decoders that start at a key frame could not guess as one that starts at the first does.
-    return _frame_index(facts, pts, durations, [], [] if guesses else sorted(keys.intersection(pts)), count)
+    key_pts = sorted(keys.intersection(pts)) if facts.times_every_frame else []
+    return _frame_index(facts, pts, durations, [], key_pts, order.count)
 
 
 def _frame_index(
