@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -68,6 +68,34 @@ def make_video(recipe: Recipe, folder: Path) -> Path:
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+SIZE = 160, 96
+
+
+def transport_stream(path: Path, units: Iterable[tuple[bytes, int, int, bool]]) -> Path:
+    """Access units with pts, dts, and whether they are key frames, each in a packet of its own."""
+    with av.open(str(path), "w", format="mpegts", options={"fflags": "-autobsf"}) as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for data, pts, dts, is_key in units:
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.is_keyframe = stream, Fraction(1, 90_000), is_key
+            packet.pts, packet.dts = pts, dts
+            container.mux(packet)
+    return path
+
+
+def encode_h264(count: int, size: tuple[int, int] = SIZE, first: int = 0, **options: str) -> list[av.Packet]:
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
+    encoder.time_base, encoder.framerate, encoder.options = Fraction(1, 30), Fraction(30), options
+    packets = []
+    for index in range(first, first + count):
+        frame = av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24").reformat(format="yuv420p")
+        frame.pts = index
+        packets += encoder.encode(frame)
+    return [*packets, *encoder.encode(None)]
 
 
 @dataclass(frozen=True)

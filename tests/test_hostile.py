@@ -14,7 +14,7 @@ import pytest
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.job import CropInferResult, crop_and_infer_caption_frame_extents
 from caption_extents.region import CropRegion
-from tests.media import Recipe, make_video, picture
+from tests.media import Recipe, encode_h264, make_video, transport_stream
 from tests.mutations import run_all
 
 pytestmark = pytest.mark.undisturbed
@@ -119,28 +119,13 @@ def test_damaged_videos(tmp_path: Path) -> None:
 
 def _encode(size: tuple[int, int], frames: range) -> list[bytes]:
     """Annex B access units of an H.264 stream without B frames."""
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
-    encoder.time_base, encoder.framerate = Fraction(1, 30), Fraction(30)
-    encoder.options = {"bf": "0", "x264-params": "keyint=15:log-level=none"}
-    packets = []
-    for index in frames:
-        frame = av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24").reformat(format="yuv420p")
-        frame.pts = index
-        packets += encoder.encode(frame)
-    return [bytes(packet) for packet in [*packets, *encoder.encode(None)]]
+    options = {"bf": "0", "x264-params": "keyint=15:log-level=none"}
+    return [bytes(packet) for packet in encode_h264(len(frames), size, frames.start, **options)]
 
 
 def _transport_stream(path: Path, units: list[bytes], pts: list[int]) -> Path:
-    with av.open(str(path), "w", format="mpegts", options={"fflags": "-autobsf"}) as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
-        for index, (unit, time) in enumerate(zip(units, pts, strict=True)):
-            packet = av.Packet(unit)
-            packet.stream, packet.time_base = stream, Fraction(1, 90_000)
-            packet.pts, packet.dts, packet.is_keyframe = time, 3000 * index + 90_000, index % 15 == 0
-            container.mux(packet)
-    return path
+    timed = enumerate(zip(units, pts, strict=True))
+    return transport_stream(path, ((unit, time, 3000 * k + 90_000, k % 15 == 0) for k, (unit, time) in timed))
 
 
 def run(video: Path, store: Path, **options: float) -> CropInferResult:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,43 +18,16 @@ from caption_extents.video.crop import resolve_crop
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
 from tests.fields import field_pairs, without_vui
-from tests.media import Recipe, make_video, picture, reference_samples
+from tests.media import SIZE, Recipe, encode_h264, make_video, picture, reference_samples, transport_stream
 from tests.test_exactness import REGION, assert_samples_are, check_batches, decode_samples, open_segmented
 
 RATE = Fraction(10)
-TICKS = Fraction(1, 90_000)
 WHOLE = CropRegion(0, 0, 1, 1)
-SIZE = 160, 96
 
 
 @pytest.fixture(autouse=True)
 def _short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
-
-
-def transport_stream(path: Path, units: Iterable[tuple[bytes, int, int, bool]]) -> Path:
-    """Access units with pts, dts, and whether they are key frames, each in a packet of its own."""
-    with av.open(str(path), "w", format="mpegts", options={"fflags": "-autobsf"}) as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        for data, pts, dts, is_key in units:
-            packet = av.Packet(data)
-            packet.stream, packet.time_base, packet.is_keyframe = stream, TICKS, is_key
-            packet.pts, packet.dts = pts, dts
-            container.mux(packet)
-    return path
-
-
-def encode(count: int, size: tuple[int, int] = SIZE, first: int = 0, **options: str) -> list[av.Packet]:
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
-    encoder.time_base, encoder.framerate, encoder.options = Fraction(1, 30), Fraction(30), options
-    packets = []
-    for index in range(first, first + count):
-        frame = av.VideoFrame.from_ndarray(picture(index, *size), format="rgb24").reformat(format="yuv420p")
-        frame.pts = index
-        packets += encoder.encode(frame)
-    return [*packets, *encoder.encode(None)]
 
 
 def test_frames_in_two_fields_with_a_time_each(tmp_path: Path) -> None:
@@ -106,7 +78,7 @@ def test_frames_that_are_never_shown(tmp_path: Path) -> None:
 def test_reordering_that_is_not_announced(frames: str, tmp_path: Path) -> None:
     """Hardware encoders leave out how many B frames are shown late; each decoder has to find out, and lose nothing."""
     x264 = f"bframes={frames}:b-pyramid=normal:keyint=24:min-keyint=24:b-adapt=0:scenecut=0:log-level=none"
-    packets = encode(240, **{"x264-params": x264})
+    packets = encode_h264(240, **{"x264-params": x264})
     units = (
         (without_vui(bytes(p)), 90_000 + 3000 * p.pts, 90_000 + 3000 * p.dts, p.is_keyframe)
         for p in packets
@@ -169,7 +141,7 @@ def test_a_matrix_that_is_for_other_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(96, 64), (192, 112)])
 def test_frames_of_another_size_are_not_compared(size: tuple[int, int], tmp_path: Path) -> None:
     options = {"bf": "0", "x264-params": "keyint=15:log-level=none"}
-    packets = [*encode(60, **options), *encode(30, size, 60, **options)]
+    packets = [*encode_h264(60, **options), *encode_h264(30, size, 60, **options)]
     units = ((bytes(p), 90_000 + 3000 * k, 90_000 + 3000 * k, p.is_keyframe) for k, p in enumerate(packets))
     path = transport_stream(tmp_path / "sizes.ts", units)
     facts = probe(path)
@@ -184,7 +156,7 @@ def test_a_clock_that_goes_back(late: int, tmp_path: Path) -> None:
     options = {"bf": "0", "x264-params": "log-level=none"}
     path = tmp_path / "both.ts"
     for number, count in enumerate((90, late)):
-        packets = enumerate(encode(count, first=90 * number, **options))
+        packets = enumerate(encode_h264(count, first=90 * number, **options))
         units = ((bytes(p), 90_000 + 3000 * k, 90_000 + 3000 * k, p.is_keyframe) for k, p in packets)
         part = transport_stream(tmp_path / "part.ts", units)
         with path.open("ab") as both:

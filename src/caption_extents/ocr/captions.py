@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -38,18 +38,6 @@ def caption_picture(read_sample: Callable[[int], Planes], start: int, end: int) 
     return to_picture(y, u, v, (y.shape[0], y.shape[1]))
 
 
-def read_captions(
-    store: Store, keys: VideoKeys, version: int, reader: TextReader
-) -> Iterator[tuple[tuple[int, int], ReadText | None]]:
-    """Extent (first sample, and the one after the last) and text of each caption of a version, in order.
-
-    The reader is asked once for each. Captions whose text a person wrote are passed over.
-    """
-    read_sample = SampleReader(store, keys, version)
-    for extent in _to_read(store.get(keys.database(version))).values():
-        yield extent, reader.read(caption_picture(read_sample, *extent))
-
-
 def store_texts(
     store: Store,
     keys: VideoKeys,
@@ -59,7 +47,7 @@ def store_texts(
 ) -> int:
     """Read the captions of a version and write their text into its database; returns how many had text.
 
-    Captions whose text a person wrote keep it.
+    The reader is asked once for each caption. Those whose text a person wrote keep it.
 
     Args:
         store: where the version is.
@@ -73,12 +61,14 @@ def store_texts(
         StoreAccessError: it cannot be read or written.
     """
     number = read_manifest(store, keys, version).version
-    total = len(_to_read(store.get(keys.database(number))))
+    extents = _to_read(store.get(keys.database(number))).values()
+    read_sample = SampleReader(store, keys, number)
     found: dict[tuple[int, int], ReadText] = {}
-    for done, (extent, text) in enumerate(read_captions(store, keys, number, reader), start=1):
+    for done, extent in enumerate(extents, start=1):
+        text = reader.read(caption_picture(read_sample, *extent))
         if text is not None:
             found[extent] = text
-        tell(done, total)
+        tell(done, len(extents))
     # As it is now: a person may have corrected it meanwhile.
     data = store.get(keys.database(number))
     read = {index: found[extent] for index, extent in _to_read(data).items() if extent in found}
