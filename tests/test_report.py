@@ -183,6 +183,49 @@ def test_typing_goes_on_in_the_next_text(page: Any) -> None:
     assert page.evaluate("captions.some(caption => caption.edited)") is False
 
 
+def test_an_edit_leaves_the_other_rows_as_they_are(page: Any, store: Path) -> None:
+    rows = captions(store)
+    page.select_option("#order", "time")
+    page.evaluate("document.querySelectorAll('.caption').forEach((row, index) => row.number = index)")
+
+    def numbers() -> list[int | None]:
+        found: list[int | None] = page.evaluate(
+            "[...document.querySelectorAll('.caption')].map(row => row.number ?? null)"
+        )
+        return found
+
+    everything = list(range(len(rows)))
+    scrub(page, rows[1]["start_frame"] + 2)
+    page.keyboard.press("s")
+    assert numbers() == [0, None, None, *everything[2:]]
+    page.keyboard.press("u")
+    assert numbers() == everything
+    page.locator(".caption textarea").nth(0).fill("another text")
+    page.locator(".caption textarea").nth(0).blur()
+    assert numbers() == everything
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("u")
+    assert page.locator(".caption textarea").nth(0).input_value() == HOSTILE
+    assert numbers() == [None, *everything[1:]]
+
+
+def test_one_caption_is_the_current_one(page: Any, store: Path) -> None:
+    rows = captions(store)
+    scrub(page, rows[1]["start_frame"])
+    page.fill("#filter", "number 2")
+    scrub(page, rows[2]["start_frame"])
+    page.fill("#filter", "")
+    current = page.locator(".caption.current")
+    assert current.count() == 1
+    assert current.locator("textarea").input_value() == "caption number 2"
+    # Before the first there is none, and none to be merged with the next.
+    page.evaluate("document.activeElement.blur()")
+    scrub(page, rows[0]["start_frame"] - 1)
+    assert current.count() == 0
+    page.keyboard.press("m")
+    assert page.locator(".caption").count() == len(rows)
+
+
 def test_ends_can_be_moved_outwards(page: Any, store: Path) -> None:
     rows = captions(store)
     scrub(page, rows[0]["end_frame"] - 3)

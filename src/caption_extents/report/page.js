@@ -81,7 +81,8 @@ async function show(sample, coarseFirst = false) {
   if (mine === wanted) await display(mine);
 }
 
-/* Captions and corrections. */
+/* Captions and corrections. A caption is never altered: an edit puts another in its place, so that the list before the
+   edit is all that undoing takes, and the rows of all others stay as they are. */
 let captions = data.captions.map((caption) => ({ ...caption, edited: false }));
 const history = [];
 let current = -1;
@@ -90,23 +91,23 @@ function clock(seconds) {
   return `${pad(Math.floor(ms / 3600000), 2)}:${pad(Math.floor(ms / 60000) % 60, 2)}:` +
     `${pad(Math.floor(ms / 1000) % 60, 2)},${pad(ms % 1000, 3)}`;
 }
-function remember(before = captions.map((caption) => ({ ...caption }))) {
-  history.push(before);
+function remember(changed) {
+  history.push(captions);
+  captions = changed;
   byId("undo").disabled = false;
 }
-function change(edit) {
-  const before = captions.map((caption) => ({ ...caption }));
-  if (edit() === false) return;
-  remember(before);
-  captions.sort((a, b) => a.start_frame - b.start_frame);
+function change(out, into) {
+  // Captions of the list give way to others.
+  remember([...captions.filter((c) => !out.includes(c)), ...into].sort((a, b) => a.start_frame - b.start_frame));
   renderCaptions();
 }
+function retimed(caption, start, end) {
+  return { ...caption, start_frame: start, end_frame: end, edited: true,
+    start_seconds: start === caption.start_frame ? caption.start_seconds : start / rate,
+    end_seconds: end === caption.end_frame ? caption.end_seconds : end / rate };
+}
 function retime(caption, start, end) {
-  if (end <= start) return false;
-  if (start !== caption.start_frame) caption.start_seconds = start / rate;
-  if (end !== caption.end_frame) caption.end_seconds = end / rate;
-  Object.assign(caption, { start_frame: start, end_frame: end, edited: true });
-  return true;
+  if (start < end && free(start, end, caption)) change([caption], [retimed(caption, start, end)]);
 }
 function meant(after) {
   // Outside of all captions, the end that is moved here is that of the next one, or of the one before.
@@ -114,41 +115,35 @@ function meant(after) {
   return after ? captions.find((c) => c.start_frame > wanted) : captions.findLast((c) => c.end_frame <= wanted);
 }
 const actions = {
-  start: () => change(() => {
+  start: () => {
     const caption = meant(true);
-    return caption !== undefined && free(wanted, caption.end_frame, caption) && retime(caption, wanted, caption.end_frame);
-  }),
-  end: () => change(() => {
+    if (caption) retime(caption, wanted, caption.end_frame);
+  },
+  end: () => {
     const caption = meant(false);
-    return caption !== undefined && free(caption.start_frame, wanted + 1, caption) &&
-      retime(caption, caption.start_frame, wanted + 1);
-  }),
-  split: () => change(() => {
+    if (caption) retime(caption, caption.start_frame, wanted + 1);
+  },
+  split: () => {
     const caption = captions[current];
-    if (!caption || wanted <= caption.start_frame || wanted >= caption.end_frame) return false;
-    const later = { ...caption, thumbs: [] };
-    retime(later, wanted, caption.end_frame);
-    retime(caption, caption.start_frame, wanted);
-    captions.push(later);
-  }),
-  merge: () => change(() => {
+    if (!caption || wanted <= caption.start_frame) return;
+    change([caption], [retimed(caption, caption.start_frame, wanted),
+      { ...retimed(caption, wanted, caption.end_frame), thumbs: [] }]);
+  },
+  merge: () => {
     const caption = captions[current], next = captions[current + 1];
-    if (!next) return false;
-    caption.end_seconds = next.end_seconds;
-    Object.assign(caption, { end_frame: next.end_frame, edited: true });
-    if (next.text && next.text !== caption.text) caption.text = [caption.text, next.text].filter(Boolean).join("\n");
-    captions.splice(current + 1, 1);
-  }),
-  remove: () => change(() => {
-    if (current < 0) return false;
-    captions.splice(current, 1);
-    current = -1;
-  }),
-  add: () => change(() => {
-    if (!free(wanted, wanted + 1, null)) return false;
-    captions.push({ start_frame: wanted, end_frame: wanted + 1, start_seconds: wanted / rate,
-      end_seconds: (wanted + 1) / rate, text: "", confidence: 1, thumbs: [], edited: true });
-  }),
+    if (!caption || !next) return;
+    const text = next.text && next.text !== caption.text
+      ? [caption.text, next.text].filter(Boolean).join("\n") : caption.text;
+    change([caption, next], [{ ...caption, text, end_frame: next.end_frame, end_seconds: next.end_seconds, edited: true }]);
+  },
+  remove: () => {
+    if (current >= 0) change([captions[current]], []);
+  },
+  add: () => {
+    if (free(wanted, wanted + 1, null))
+      change([], [{ start_frame: wanted, end_frame: wanted + 1, start_seconds: wanted / rate,
+        end_seconds: (wanted + 1) / rate, text: "", confidence: 1, thumbs: [], edited: true }]);
+  },
 };
 function free(start, end, except) {
   return captions.every((c) => c === except || c.end_frame <= start || c.start_frame >= end);
@@ -163,11 +158,12 @@ function atSample(sample) {
 }
 function markCurrent() {
   current = atSample(wanted);
-  for (const item of document.querySelectorAll("[data-index]"))
-    item.classList.toggle("current", Number(item.dataset.index) === current);
+  for (const item of document.querySelectorAll(".current")) item.classList.remove("current");
+  for (const item of document.querySelectorAll(`[data-index="${current}"]`)) item.classList.add("current");
 }
 
 const cursor = element("b");
+const rows = new WeakMap();  // of captions that were shown once
 function renderCaptions() {
   const track = byId("track");
   track.replaceChildren(...captions.map((caption, index) => {
@@ -182,7 +178,12 @@ function renderCaptions() {
     (caption.text || "").toLowerCase().includes(text) &&
     (which === "all" || (which === "doubt" ? caption.confidence < DOUBT : caption.edited)));
   if (byId("order").value === "doubt") chosen.sort((a, b) => a.caption.confidence - b.caption.confidence);
-  byId("captions").replaceChildren(...chosen.map(({ caption, index }) => renderCaption(caption, index)));
+  byId("captions").replaceChildren(...chosen.map(({ caption, index }) => {
+    const row = rows.get(caption) || renderCaption(caption);
+    row.dataset.index = index;
+    row.classList.remove("current");
+    return row;
+  }));
   byId("count").textContent = `${chosen.length} of ${captions.length}`;
   byId("undo").disabled = history.length === 0;
   markCurrent();
@@ -196,19 +197,21 @@ function renderTimes(caption) {
       (caption.edited ? ", corrected" : "") }),
   ]);
 }
-function renderCaption(caption, index) {
+function renderCaption(caption) {
   const item = element("li", { className: "caption", tabIndex: 0 });
+  rows.set(caption, item);
   item.classList.toggle("doubt", caption.confidence < DOUBT);
-  item.dataset.index = index;
   let times = renderTimes(caption);
   const thumbs = element("div", { className: "thumbs" },
     caption.thumbs.map((source) => element("img", { src: source, alt: "" })));
   const area = element("textarea", { value: caption.text || "", rows: Math.max(1, (caption.text || "").split("\n").length),
     placeholder: "text", ariaLabel: "Text" });
   area.addEventListener("change", () => {
-    // In place: the focus is on its way to another row, or a button of this one is being clicked.
-    remember();
-    Object.assign(caption, { text: area.value, edited: true });
+    // In this row: the focus is on its way to another one, or a button here is being clicked.
+    const written = { ...caption, text: area.value, edited: true };
+    remember(captions.map((c) => (c === caption ? written : c)));
+    rows.delete(caption);
+    rows.set(caption = written, item);
     const corrected = renderTimes(caption);
     times.replaceWith(corrected);
     times = corrected;
