@@ -200,6 +200,9 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     assert resumed.stat().st_mtime_ns == before
     assert len({first, resumed.read_bytes(), weights.read_bytes()}) == 3
     assert load_weights(weights)[1] == "tiny"
+    rounds = [load_file(tmp_path / f"round-{number}" / WEIGHTS_NAME) for number in (1, 2)]
+    for name, tensor in load_file(weights).items():
+        assert not tensor.is_floating_point() or torch.allclose(tensor, (rounds[0][name] + rounds[1][name]) / 2)
 
 
 def test_a_team_trains_one_network(tmp_path: Path) -> None:

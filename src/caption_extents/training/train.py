@@ -12,7 +12,6 @@ import json
 import math
 import queue
 import random
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from caption_extents.cores import usable_cores
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import save_weights
 from caption_extents.training import fonts, text
+from caption_extents.training.average import average_weights
 from caption_extents.training.data import ClipPool, Group, load_groups
 from caption_extents.training.losses import Losses, context_losses, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
@@ -215,12 +215,14 @@ def train(arguments: argparse.Namespace) -> Path:
     """Run the training that the arguments describe; returns the file of the weights.
 
     Each round begins with the weights of the round before, at a lower rate and with clips of its own (warm restarts,
-    Loshchilov and Hutter, 2016). What a run before this one has done, in the same folder, is not done again.
+    Loshchilov and Hutter, 2016); the mean of the last two rounds' weights is the result. What a run before this one has
+    done, in the same folder, is not done again.
     """
     _check_shaping(arguments.assets)
     run_as_team(_train_all_rounds, arguments.gpus, arguments)
     out = Path(arguments.out)
-    shutil.copyfile(out / f"round-{arguments.rounds}" / WEIGHTS_NAME, out / WEIGHTS_NAME)
+    rounds = [out / f"round-{number + 1}" / WEIGHTS_NAME for number in range(arguments.rounds)]
+    average_weights(rounds[-2:], out / WEIGHTS_NAME)
     return out / WEIGHTS_NAME
 
 
