@@ -156,10 +156,12 @@ function undo() {
 function atSample(sample) {
   return captions.findIndex((c) => c.start_frame <= sample && sample < c.end_frame);
 }
+let marked = [];  // a filter may have taken them off the page
 function markCurrent() {
   current = atSample(wanted);
-  for (const item of document.querySelectorAll(".current")) item.classList.remove("current");
-  for (const item of document.querySelectorAll(`[data-index="${current}"]`)) item.classList.add("current");
+  for (const item of marked) item.classList.remove("current");
+  marked = document.querySelectorAll(`[data-index="${current}"]`);
+  for (const item of marked) item.classList.add("current");
 }
 
 const cursor = element("b");
@@ -181,7 +183,6 @@ function renderCaptions() {
   byId("captions").replaceChildren(...chosen.map(({ caption, index }) => {
     const row = rows.get(caption) || renderCaption(caption);
     row.dataset.index = index;
-    row.classList.remove("current");
     return row;
   }));
   byId("count").textContent = `${chosen.length} of ${captions.length}`;

@@ -106,8 +106,10 @@ def _read_labelled(file: Path) -> LabelledVideo:
         if not isinstance(data, dict):
             raise ValueError("it is no object with crop, rate and captions")
         rate = Fraction(str(data["rate"]))
-        beside = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*"))
-        videos = [file.parent / data["video"]] if "video" in data else beside
+        if "video" in data:
+            videos = [file.parent / data["video"]]
+        else:
+            videos = sorted(file.parent.glob(f"{glob.escape(file.stem)}.*"))
         video = next((path for path in videos if path.suffix.lower() not in _NO_VIDEOS), None)
         if video is None:
             raise ValueError("there is no video of its name beside it; name one in 'video'")

@@ -220,10 +220,14 @@ def train(arguments: argparse.Namespace) -> Path:
     """
     _check_shaping(arguments.assets)
     run_as_team(_train_all_rounds, arguments.gpus, arguments)
-    out = Path(arguments.out)
-    rounds = [out / f"round-{number + 1}" / WEIGHTS_NAME for number in range(arguments.rounds)]
-    average_weights(rounds[-2:], out / WEIGHTS_NAME)
-    return out / WEIGHTS_NAME
+    result = Path(arguments.out) / WEIGHTS_NAME
+    average_weights([folder / WEIGHTS_NAME for folder in _round_folders(arguments)[-2:]], result)
+    return result
+
+
+def _round_folders(arguments: argparse.Namespace) -> list[Path]:
+    """Where each round keeps its checkpoint, log and weights."""
+    return [Path(arguments.out) / f"round-{number + 1}" for number in range(arguments.rounds)]
 
 
 def _train_all_rounds(team: Team, arguments: argparse.Namespace) -> None:
@@ -231,8 +235,7 @@ def _train_all_rounds(team: Team, arguments: argparse.Namespace) -> None:
     # A dozen input shapes come again and again.
     torch.backends.cudnn.benchmark = True
     weights: Path | None = arguments.init
-    for number in range(arguments.rounds):
-        folder = Path(arguments.out) / f"round-{number + 1}"
+    for number, folder in enumerate(_round_folders(arguments)):
         folder.mkdir(parents=True, exist_ok=True)
         own = {
             "init": weights,
