@@ -89,8 +89,9 @@ def _settled_content(address: str) -> dict[str, object]:
 
 def _poll(address: str, stop: Any, seen: Any) -> None:
     """Read every version that is there, again and again; ends with 1 at the first incomplete one."""
-    store = open_store(address)
-    while not stop.is_set():
+    store, parent = open_store(address), os.getppid()
+    # When its parent has been killed, nobody tells it to stop.
+    while not stop.is_set() and os.getppid() == parent:
         for version in complete_versions(store, KEYS):
             for chunk in read_manifest(store, KEYS, version).chunks:
                 if hashlib.sha256(store.get(chunk.key)).hexdigest() != chunk.sha256:
@@ -125,7 +126,7 @@ def kill_and_finish(runs: int, seed: int, prefix: str, video: Path) -> Counter[s
             break
         address = f"{prefix}/{number}"
         stop, seen = _forked.Event(), _forked.Value("i", 0)
-        reader = _forked.Process(target=_poll, args=(address, stop, seen))
+        reader = _forked.Process(target=_poll, args=(address, stop, seen), daemon=True)
         reader.start()
         for _ in range(rng.choice([1, 1, 2, 3])):
             outcome = _kill_once(video, address, rng.uniform(0.02, usual_seconds))

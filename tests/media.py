@@ -41,12 +41,21 @@ def picture(index: int, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(np.kron(blocks, np.ones((16, 16, 1), np.uint8))[:height, :width])
 
 
+def _encoder_options(recipe: Recipe) -> dict[str, str]:
+    options = dict(recipe.options)
+    if recipe.codec == "libx265":
+        # On a busy machine its pool of threads can take minutes to end, and PyAV waits for it with Python's lock held.
+        parameters = [options.get("x265-params", ""), "pools=none", "frame-threads=1"]
+        options["x265-params"] = ":".join(filter(None, parameters))
+    return options
+
+
 def make_video(recipe: Recipe, folder: Path) -> Path:
     path = folder / f"{recipe.name}.{recipe.container}"
     with av.open(str(path), "w", container_options=dict(recipe.muxer_options)) as container:
         if recipe.audio_first:
             audio = container.add_stream("aac", rate=48000)
-        stream = container.add_stream(recipe.codec, rate=recipe.rate, options=dict(recipe.options))
+        stream = container.add_stream(recipe.codec, rate=recipe.rate, options=_encoder_options(recipe))
         stream.width, stream.height, stream.pix_fmt = recipe.width, recipe.height, recipe.pixel_format
         stream.codec_context.time_base = recipe.time_base
         stream.codec_context.sample_aspect_ratio = recipe.sample_aspect_ratio

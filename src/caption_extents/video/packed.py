@@ -35,7 +35,11 @@ class PackedSegment:
     data: bytes | bytearray
 
     def unpack(self) -> Segment[Packet]:
-        """The segment with its packets."""
+        """The segment with its packets.
+
+        Their decoder must not have threads of its own: PyAV frees such packets with Python's lock, and holds that lock
+        while it waits for a decoder's threads to end.
+        """
         view, at = memoryview(self.data), 0
         packets = []
         for size, pts, dts, is_key in self.table.tolist():
