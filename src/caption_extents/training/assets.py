@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import logging
 import random
 import shutil
 import string
@@ -54,6 +55,8 @@ def pack_font(font: fonts.FontFile, letters: str, path: Path) -> bool:
 
 def pack_fonts(out: Path, rng: random.Random, faces_a_script: int) -> dict[str, dict[str, list[str]]]:
     """Pack up to so many faces for each language, from as many families as there are; returns what was packed."""
+    # Many fonts break some rule or have tables that nobody needs here, and it speaks of each.
+    logging.getLogger("fontTools").setLevel(logging.CRITICAL)
     packed: dict[str, dict[str, list[str]]] = {}
     for script in text.scripts().values():
         families = {
@@ -70,6 +73,7 @@ def pack_fonts(out: Path, rng: random.Random, faces_a_script: int) -> dict[str, 
                 packed.setdefault(script.language, {}).setdefault(name, []).append(path.name)
             else:
                 path.unlink(missing_ok=True)
+        print(f"{script.name}: {sum(map(len, packed.get(script.language, {}).values()))} faces", flush=True)
     return packed
 
 
@@ -106,6 +110,7 @@ def pack_footage(out: Path, max_frames: int) -> int:
     films = [path for path in backgrounds.find_footage() if not fonts.is_held_out(path.name)]
     for number, path in enumerate(films):
         frames = backgrounds.load_footage(path, max_frames)
+        print(f"film {number + 1} of {len(films)}: {len(frames)} frames", flush=True)
         height = min(_FOOTAGE_LINES, frames.shape[1]) // 2 * 2
         width = round(frames.shape[2] * height / frames.shape[1] / 2) * 2
         with av.open(str(out / f"film-{number:02d}.mp4"), "w") as container:
@@ -135,10 +140,8 @@ def main() -> None:
     pack_shaping(arguments.out)
     packed = pack_fonts(arguments.out, rng, arguments.faces)
     (arguments.out / "fonts.json").write_text(json.dumps(packed, ensure_ascii=False), encoding="utf-8")
-    faces = {language: sum(map(len, families.values())) for language, families in packed.items()}
-    print(f"faces by language: {faces}")
-    print(f"pictures: {pack_pictures(arguments.out, rng, arguments.pictures)}")
-    print(f"films: {pack_footage(arguments.out, arguments.film_frames)}")
+    print(f"{pack_pictures(arguments.out, rng, arguments.pictures)} pictures", flush=True)
+    print(f"{pack_footage(arguments.out, arguments.film_frames)} films")
 
 
 if __name__ == "__main__":
