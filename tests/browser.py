@@ -13,7 +13,6 @@ import pytest
 
 _OPTIONS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-quic")
 
-
 _CLOSE_SECONDS = 60.0
 """What the browser and its driver may take to end; they are killed then, for the tests are over."""
 
@@ -24,7 +23,7 @@ def open_browser() -> Iterator[Any]:
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
         pytest.skip("needs Chromium")
-    from playwright.sync_api import Error, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     before = set(psutil.Process().children())
     with ExitStack() as opened:
@@ -32,7 +31,7 @@ def open_browser() -> Iterator[Any]:
         driver = set(psutil.Process().children()) - before
         opened.callback(browser.close)
         yield browser
-        with _killed_in_time(driver), suppress(Error):
+        with _killed_in_time(driver):
             opened.close()
 
 

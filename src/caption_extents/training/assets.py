@@ -55,8 +55,6 @@ def pack_font(font: fonts.FontFile, letters: str, path: Path) -> bool:
 
 def pack_fonts(out: Path, rng: random.Random, faces_a_script: int) -> dict[str, dict[str, list[str]]]:
     """Pack up to so many faces for each language, from as many families as there are; returns what was packed."""
-    # Many fonts break some rule or have tables that nobody needs here, and it speaks of each.
-    logging.getLogger("fontTools").setLevel(logging.CRITICAL)
     packed: dict[str, dict[str, list[str]]] = {}
     for script in text.scripts().values():
         families = {
@@ -135,6 +133,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--film-frames", type=int, default=400)
     arguments = parser.parse_args()
+    # Many fonts break some rule or have tables that nobody needs here, and it speaks of each.
+    logging.getLogger("fontTools").setLevel(logging.CRITICAL)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(1)
     pack_shaping(arguments.out)

@@ -389,7 +389,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--gpus", type=int, help="that train together; by default all, if the device is just 'cuda'")
     parser.add_argument("--assets", type=Path, help="a folder that caption_extents.training.assets packed")
-    parser.add_argument("--rounds", type=int, default=1, help="trainings, each from the weights of the one before")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="trainings, each from the one before; the last two's mean counts"
+    )
     parser.add_argument("--steps", type=int, default=40_000, help="of a round's first part")
     parser.add_argument("--context-steps", type=int, default=2_500, help="of a round's second part")
     parser.add_argument("--clips", type=int, default=16, help="windows in a batch of the first part")
