@@ -199,10 +199,12 @@ def test_the_pool_keeps_the_newest_clips_of_each_shape() -> None:
     for number in range(1, 6):
         pool.add(group(number))
     pool.add(group(9, shape=(8, 64)))
-    drawn = [pool.draw(random.Random(seed), 3) for seed in range(40)]
+    rng = random.Random(1)
+    drawn = [pool.draw(rng, pool.draw_shape(rng), 3) for _ in range(40)]
     assert {tuple(clip.pictures.shape[-2:]) for clip in drawn} == {(16, 32), (8, 64)}
     assert {int(i) for clip in drawn for i in clip.caption_ids.flatten()} == {4, 5, 9}
     assert all((clip.pictures[:, 0, 0, 0, 0] == clip.caption_ids[:, 0]).all() for clip in drawn)
+    assert pool.draw(rng, (8, 40), 3).pictures.shape[-2:] == (8, 64)
 
 
 def test_all_samples_of_a_clip_are_changed_alike() -> None:

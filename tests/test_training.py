@@ -169,7 +169,7 @@ def test_a_pool_holds_the_newest_clips_and_fewer_of_large_ones() -> None:
         pool.add(_numbered_clips(first, 2, 32, 1024))
         pool.add(_numbered_clips(100 + first, 2, 64, 1024))
     rng = random.Random(1)
-    drawn = [pool.draw(rng, clip_count=4, samples=2).caption_ids for _ in range(200)]
+    drawn = [pool.draw(rng, pool.draw_shape(rng), clip_count=4, samples=2).caption_ids for _ in range(200)]
     usual, large = ([ids for ids in drawn if (ids >= 100).all() == is_large] for is_large in (False, True))
     assert {len(ids) for ids in usual} == {4}
     assert {len(ids) for ids in large} == {2}

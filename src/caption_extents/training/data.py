@@ -7,6 +7,7 @@ several times, augmented anew on the device each time: the pool holds the newest
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -104,6 +105,9 @@ class _Groups(IterableDataset[Group]):
     def __iter__(self) -> Iterator[Group]:
         torch.set_num_threads(1)
         worker = get_worker_info()
+        if worker is not None:
+            # The process that gives the device its work goes first.
+            os.nice(10)
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         source = open_backgrounds(self._assets)
         at = self._first + number
@@ -161,17 +165,22 @@ class ClipPool:
         self._next[shape] = (self._next[shape] + count) % capacity
         self._sizes[shape] = min(capacity, self._sizes[shape] + count)
 
-    def draw(self, rng: random.Random, clip_count: int, samples: int = 0) -> Group:
-        """Random clips of one random shape; shapes of which many clips came are drawn more often.
+    def draw_shape(self, rng: random.Random) -> tuple[int, int]:
+        """A random height and width of the pictures; those of which many clips came are drawn more often."""
+        shapes = list(self._groups)
+        return rng.choices(shapes, [self._sizes[shape] for shape in shapes])[0]
+
+    def draw(self, rng: random.Random, shape: tuple[int, int], clip_count: int, samples: int = 0) -> Group:
+        """Random clips of one shape.
 
         Args:
             rng: decides.
+            shape: height and width of the pictures; the nearest that there is counts.
             clip_count: how many, of pictures of the usual size.
             samples: cut so many out of each, from anywhere in it, now and then every other or every third; 0 for whole
                 clips.
         """
-        shapes = list(self._groups)
-        shape = rng.choices(shapes, [self._sizes[shape] for shape in shapes])[0]
+        shape = min(self._groups, key=lambda own: math.dist(map(math.log, own), map(math.log, shape)))
         group, size = self._groups[shape], self._sizes[shape]
         clip_count = _as_many(clip_count, shape)
         chosen = self._on_device([rng.randrange(size) for _ in range(clip_count)])
