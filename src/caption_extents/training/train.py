@@ -237,8 +237,9 @@ def _round_folders(arguments: argparse.Namespace) -> list[Path]:
 
 def _train_all_rounds(team: Team, arguments: argparse.Namespace) -> None:
     device = torch.device(f"cuda:{team.member}" if arguments.device == "cuda" else arguments.device)
-    # A dozen input shapes come again and again.
+    # Two dozen input shapes come again and again; to try all that cuDNN has for each would take minutes.
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 4
     weights: Path | None = arguments.init
     for number, folder in enumerate(_round_folders(arguments)):
         folder.mkdir(parents=True, exist_ok=True)
