@@ -53,17 +53,19 @@ class Group:
     ink: torch.Tensor
 
     def to(self, device: torch.device) -> Group:
-        """The same on another device; the copy runs beside the device's work."""
-        return self.each(lambda part: _moved(part, device))
+        """The same on another device, once it is there."""
+        return self.each(lambda part: part.to(device))
 
     def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Group:
         """A group of what a function makes of each tensor."""
         return Group(*(function(getattr(self, field.name)) for field in fields(self)))
 
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor on a device, where it arrives in time for what is asked of the device from now on."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+    def used_here(self) -> None:
+        """Keep its memory, which another stream allocated, until what this one has been asked for so far is done."""
+        for field in fields(self):
+            part: torch.Tensor = getattr(self, field.name)
+            if part.is_cuda:
+                part.record_stream(torch.cuda.current_stream(part.device))
 
 
 def make_group(seed: int, source: backgrounds.BackgroundSource, clip_count: int, samples: int) -> Group:
@@ -151,17 +153,16 @@ class ClipPool:
         self._next: dict[tuple[int, int], int] = {}
 
     def add(self, group: Group) -> None:
-        """Keep a group in place of the oldest of its shape."""
-        moved = group.to(self.device)
-        height, width = moved.pictures.shape[-2:]
+        """Keep a group, which must be on the pool's device, in place of the oldest of its shape."""
+        height, width = group.pictures.shape[-2:]
         shape = (height, width)
-        count, capacity = len(moved.pictures), _as_many(self._capacity, shape)
+        count, capacity = len(group.pictures), _as_many(self._capacity, shape)
         if shape not in self._groups:
-            self._groups[shape] = moved.each(lambda part: part.new_empty((capacity, *part.shape[1:])))
+            self._groups[shape] = group.each(lambda part: part.new_empty((capacity, *part.shape[1:])))
             self._sizes[shape] = self._next[shape] = 0
         at = (self._next[shape] + torch.arange(count, device=self.device)) % capacity
         for field in fields(Group):
-            getattr(self._groups[shape], field.name)[at] = getattr(moved, field.name)
+            getattr(self._groups[shape], field.name)[at] = getattr(group, field.name)
         self._next[shape] = (self._next[shape] + count) % capacity
         self._sizes[shape] = min(capacity, self._sizes[shape] + count)
 
@@ -192,7 +193,8 @@ class ClipPool:
 
     def _on_device(self, numbers: list[Any]) -> torch.Tensor:
         """Numbers as a tensor; the device need not be done with what it has for that."""
-        return _moved(torch.tensor(numbers), self.device)
+        tensor = torch.tensor(numbers, pin_memory=self.device.type == "cuda")
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _as_many(count: int, shape: tuple[int, int]) -> int:

@@ -337,7 +337,7 @@ def _steps(
 
 
 class _Supply:
-    """A thread that fetches groups as they are rendered, and the pool that they go into.
+    """A thread that brings groups to the device as they are rendered, and the pool that they go into.
 
     Args:
         groups: without end.
@@ -355,20 +355,26 @@ class _Supply:
 
     def _fetch(self) -> None:
         try:
-            for group in self._groups:
-                while not self._stopped.is_set():
-                    with suppress(queue.Full):
-                        self._fetched.put(group, timeout=0.1)
-                        break
-                if self._stopped.is_set():
-                    return
+            # To read what a process has rendered takes as long as a step: the thread that feeds the device must not.
+            with own_stream(self.pool.device):
+                for group in self._groups:
+                    self._offer(group.to(self.pool.device))
+                    if self._stopped.is_set():
+                        return
         except BaseException as error:
             self._fetched.put(error)
+
+    def _offer(self, group: Group) -> None:
+        while not self._stopped.is_set():
+            with suppress(queue.Full):
+                self._fetched.put(group, timeout=0.1)
+                return
 
     def _keep(self, fetched: Group | BaseException) -> None:
         if isinstance(fetched, BaseException):
             raise fetched
         self.pool.add(fetched)
+        fetched.used_here()
         self._state.groups += 1
 
     def wait_for(self, count: int) -> None:
