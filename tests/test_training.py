@@ -28,7 +28,7 @@ from caption_extents.training.labels import pair_labels
 from caption_extents.training.losses import Losses, around_pairs, change_loss, losses
 from caption_extents.training.steps import Average, Step, make_optimizer, own_stream
 from caption_extents.training.team import Team, run_as_team
-from caption_extents.training.train import WEIGHTS_NAME, train
+from caption_extents.training.train import WEIGHTS_NAME, draw_together, train
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -248,6 +248,21 @@ def test_a_team_goes_down_the_mean_of_its_gradients(tmp_path: Path) -> None:
     for name, tensor in alone.items():
         torch.testing.assert_close(first[name], tensor)
         assert torch.equal(first[name], second[name])
+
+
+def _draw_shapes(team: Team, out: Path) -> None:
+    pool, rng = ClipPool(torch.device("cpu"), capacity=6), random.Random(team.member)
+    for height in (32, 40, 48)[team.member :]:
+        pool.add(_numbered_clips(0, 2, height, 1024))
+    drawn = [draw_together(pool, team, rng, clip_count=1).pictures.shape[-2] for _ in range(20)]
+    torch.save(drawn, out / f"{team.member}.pt")
+
+
+def test_a_team_draws_clips_of_one_shape_or_the_nearest_that_each_has(tmp_path: Path) -> None:
+    run_as_team(_draw_shapes, 2, tmp_path)
+    leaders, others = (torch.load(tmp_path / f"{member}.pt") for member in range(2))
+    assert set(leaders) == {32, 40, 48}
+    assert others == [max(40, height) for height in leaders]
 
 
 def test_what_a_member_of_a_team_cannot_do_ends_all(tmp_path: Path) -> None:

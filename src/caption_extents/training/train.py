@@ -140,7 +140,7 @@ class _Learning:
         state, arguments = self._state, self._arguments
         seed, rng = _dice(self._seed, state.step)
         self._average.set_decay(min(0.9995, (state.step + 1) / (state.step + 20)))
-        group = self._draw(rng, arguments.clips, arguments.window)
+        group = draw_together(self._pool, self._team, rng, arguments.clips, arguments.window)
         found = self._joint(group, seed=seed, rate=learning_rate(self._rate, state.step, over))
         state.step += 1
         return found, group.caption_ids.numel() * self._team.size
@@ -153,15 +153,24 @@ class _Learning:
             self._team.take_mean(tensor for tensor in state.average.buffers() if tensor.is_floating_point())
         seed, rng = _dice(self._seed + 1, state.context_step)
         clips = max(1, arguments.clips * arguments.window * _CONTEXT_BATCH // arguments.samples)
-        group = self._draw(rng, clips)
+        group = draw_together(self._pool, self._team, rng, clips)
         found = self._context(group, seed=seed, rate=learning_rate(self._rate, state.context_step, over))
         state.context_step += 1
         return found, group.caption_ids.numel() * self._team.size
 
-    def _draw(self, rng: random.Random, clip_count: int, samples: int = 0) -> Group:
-        """Clips of a shape that all agree on: its first steps take seconds, for which all others would wait."""
-        height, width = self._team.agree_on(*self._pool.draw_shape(rng))
-        return self._pool.draw(rng, (int(height), int(width)), clip_count, samples)
+
+def draw_together(pool: ClipPool, team: Team, rng: random.Random, clip_count: int, samples: int = 0) -> Group:
+    """Clips of a shape that the whole team agrees on: its first steps take seconds, for which all others would wait.
+
+    Args:
+        pool: this member's.
+        team: all of which come here.
+        rng: decides which clips and, if it is the leader's, which shape.
+        clip_count: as in :meth:`ClipPool.draw`.
+        samples: as there.
+    """
+    height, width = team.agree_on(*pool.draw_shape(rng))
+    return pool.draw(rng, (int(height), int(width)), clip_count, samples)
 
 
 def _own_seed(seed: int, team: Team) -> int:
