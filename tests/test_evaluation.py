@@ -34,7 +34,8 @@ from caption_extents.training.evaluate import (
     true_labels,
     tune_costs,
 )
-from caption_extents.training.evaluation_set import SECONDS, Event, Film, frames_of_samples, which_are_seen
+from caption_extents.training.evaluation_set import SECONDS, Event, Film, frames_of_samples
+from caption_extents.training.visibility import letters, which_are_seen, which_are_told
 from tests.films import make_film
 
 SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
@@ -151,6 +152,28 @@ def test_captions_that_nobody_can_see_are_no_truth() -> None:
     assert which_are_seen(grey, [0, 0, 0]).tolist() == [False] * 3, "nothing drawn"
     drawn[1] = drawn[0]
     assert which_are_seen(drawn, [80, 80, 80]).tolist() == [True, False, True], "no change between two captions"
+
+
+def test_captions_that_nobody_can_tell_from_the_picture_are_no_truth() -> None:
+    drawn = np.full((3, 10, 100), 128, np.uint8)
+    drawn[0, 2:8, 10:90] = drawn[1, 2:8, 10:50] = drawn[2, 2:8, 10:60] = 255
+    without = np.full((40, 10, 100), 90, np.uint8)
+    without[10:20] = 250
+    captioned = without.copy()
+    extents = [(2, 8), (8, 13), (24, 40)]
+    for number, (start, end) in enumerate(extents):
+        captioned[start:end][:, letters(drawn)[number]] = 255
+    px = letters(drawn).sum((1, 2)).tolist()
+    assert px == [480, 240, 300]
+    assert which_are_told(without, captioned, extents, px).tolist() == [True, False, True], "white before white"
+    assert which_are_told(without, captioned, extents, px, edge=2).tolist() == [True, False, True]
+    captioned[30, :, 15:] = without[30, :, 15:]
+    assert which_are_told(without, captioned, extents, px).tolist() == [True, False, True], "30 of 300 pixels"
+    captioned[30, 2, 10] = without[30, 2, 10]
+    assert which_are_told(without, captioned, extents, px).tolist() == [True, False, False], "29 of 300"
+    without[24], captioned[24] = 255, 255
+    captioned[30] = captioned[31]
+    assert which_are_told(without, captioned, extents, px).tolist() == [True, False, True], "the first sample may"
 
 
 def test_the_command_on_a_film(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 ``python -m caption_extents.training.evaluation_set --out DIR`` writes videos with their truth beside them. Nothing in
 it was made as training's clips are: libass draws the captions (Debian's ``ffmpeg`` program, filter ``ass``), with font
-families that training does not use, sentences from the translations of installed programs, and footage and pictures
-that training does not see. The same seed and packages give the same set.
+families that training does not use, sentences from the translations of GLib and GTK, and footage and pictures that
+training does not see. Captions that nobody could see are left out. The same seed and packages give the same set.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 
 from caption_extents.training import backgrounds, fonts
 from caption_extents.training.clips import VISIBLE_ALPHA
+from caption_extents.training.visibility import letters, which_are_seen, which_are_told
 
 LOCALES = Path("/usr/share/locale")
 SECONDS = 40
@@ -52,8 +53,8 @@ LANGUAGES = {
 }
 """For each script: a language that fontconfig knows to need it, and catalogues with sentences in it."""
 
-_SEEN_LEVELS, _SEEN_PX = 40, 6
-"""A difference that can be seen: of so many levels of luma, in so many pixels."""
+CATALOGUES = ("glib20", "gtk20", "gtk20-properties", "gtk30", "gtk30-properties")
+"""Whose translations are read: not those of whatever else is installed, which would be another set on each machine."""
 
 _LETTER_WIDTH = 0.12
 """Width over size of the narrowest letters, marks that stand above or below others counted too."""
@@ -184,14 +185,14 @@ def frames_of_samples(video: Path) -> list[int]:
 
 @cache
 def sentences(language: str) -> tuple[str, ...]:
-    """Short translated sentences of installed programs."""
+    """Short translated sentences of GLib and GTK."""
     found = set()
-    for path in sorted((LOCALES / language / "LC_MESSAGES").glob("*.mo")):
+    for name in CATALOGUES:
+        path = LOCALES / language / "LC_MESSAGES" / f"{name}.mo"
+        if not path.exists():
+            continue
         with path.open("rb") as file:
-            try:
-                catalogue = gettext.GNUTranslations(file)
-            except (OSError, UnicodeDecodeError, ValueError):
-                continue
+            catalogue = gettext.GNUTranslations(file)
         for message in catalogue._catalog.values():  # type: ignore[attr-defined]  # gettext offers no listing
             line = str(message).strip()
             if 3 <= len(line) <= 60 and not set(line) & set("%{}\\\n\t<>_=&|") and line[-1] != ":":
@@ -345,38 +346,50 @@ def _inputs(film: Film, rng: random.Random, footage: list[Path], pictures: list[
     return arguments, filters
 
 
+def _cropping(film: Film) -> tuple[str, int, int]:
+    """FFmpeg's filter that crops the band of the captions, and its height and width."""
+    left, top, right, bottom = film.crop
+    box = [round(film.width * left), round(film.height * top), round(film.width * right), round(film.height * bottom)]
+    width, height = box[2] - box[0], box[3] - box[1]
+    return f"crop={width}:{height}:{box[0]}:{box[1]}", height, width
+
+
+def _luma(arguments: list[str], height: int, width: int) -> np.ndarray:
+    """What FFmpeg makes of these arguments; uint8 (N, H, W)."""
+    command = ["ffmpeg", "-hide_banner", "-loglevel", "error", *arguments, "-f", "rawvideo", "-pix_fmt", "gray", "-"]
+    shown = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(shown, np.uint8).reshape(-1, height, width)
+
+
 def drawn_captions(film: Film, script: Path) -> np.ndarray:
     """What the renderer draws of each caption inside the crop, alone on grey, at the middle of its time.
 
     Returns:
         Luma, uint8 (captions, H, W).
     """
-    left, top, right, bottom = film.crop
-    box = [round(film.width * left), round(film.height * top), round(film.width * right), round(film.height * bottom)]
-    width, height = box[2] - box[0], box[3] - box[1]
-    command = ["ffmpeg", "-hide_banner", "-loglevel", "error", "-f", "lavfi", "-i"]
-    command += [f"color=gray:s={film.width}x{film.height}:r={SAMPLE_RATE}:d={SECONDS},format=rgb24"]
-    command += ["-vf", f"ass={script},crop={width}:{height}:{box[0]}:{box[1]}"]
-    command += ["-f", "rawvideo", "-pix_fmt", "gray", "-"]
-    shown = np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.uint8)
-    middles = [(event.start + event.end) * SAMPLE_RATE // 200 for event in film.events]
-    return shown.reshape(-1, height, width)[middles]
+    crop, height, width = _cropping(film)
+    grey = f"color=gray:s={film.width}x{film.height}:r={SAMPLE_RATE}:d={SECONDS},format=rgb24"
+    shown = _luma(["-f", "lavfi", "-i", grey, "-vf", f"ass={script},{crop}"], height, width)
+    return shown[[(event.start + event.end) * SAMPLE_RATE // 200 for event in film.events]]
 
 
-def which_are_seen(drawn: np.ndarray, least_px: list[float]) -> np.ndarray:
-    """Which pictures (N, H, W) show something as wide as it must be, and not what the one before shows; bool (N,).
-
-    libass draws letters that a font lacks, or has only as bitmaps, as nothing, as boxes or all in one place. What
-    nobody can see is no truth to measure a model by.
-    """
-    blank = np.full_like(drawn[:1], np.bincount(drawn.ravel()).argmax())
-    shown = np.abs(drawn.astype(np.int16) - blank) > _SEEN_LEVELS
-    changes = np.abs(np.diff(np.concatenate([blank, drawn]).astype(np.int16), axis=0)) > _SEEN_LEVELS
-    columns = shown.any(axis=1)
-    widths = columns.shape[1] - columns.argmax(axis=1) - columns[:, ::-1].argmax(axis=1)
-    widths[~columns.any(axis=1)] = 0
-    seen: np.ndarray = (changes.sum((1, 2)) >= _SEEN_PX) & (widths >= np.asarray(least_px))
-    return seen
+def _leave_out_untold(film: Film, script: Path, arguments: list[str], shots: str) -> None:
+    """Drop the captions that cannot be told from the pictures behind them, which FFmpeg makes of inputs and filters."""
+    if not film.events:
+        return
+    crop, height, width = _cropping(film)
+    # As luma alone, because the crop may have odd sides.
+    crops = f"format=gray,{crop}"
+    graph = f"{shots},fps={SAMPLE_RATE},split[a][b];[b]ass={script},{crops}[c];[a]{crops}[d];[d][c]vstack[out]"
+    both = _luma([*arguments, "-filter_complex", graph, "-map", "[out]", "-t", str(SECONDS)], 2 * height, width)
+    told = which_are_told(
+        both[:, :height],
+        both[:, height:],
+        [(-(-event.start // 10), -(-event.end // 10)) for event in film.events],
+        letters(drawn_captions(film, script)).sum((1, 2)),
+        edge=4 if film.style == "fade" else 1,
+    )
+    film.events = [event for event, is_told in zip(film.events, told, strict=True) if is_told]
 
 
 def _choose_font(film: Film, script: Path) -> None:
@@ -398,30 +411,19 @@ def _choose_font(film: Film, script: Path) -> None:
 
 def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) -> None:
     """Make one film and its truth."""
-    rng = random.Random(f"film {film.name}")
     codec, container, options = CODECS[int(film.codec)]
     script, video = folder / f"{film.name}.ass", folder / f"{film.name}.{container}"
+    arguments, filters = _inputs(film, random.Random(f"shots {film.name}"), footage, pictures)
+    numbers = "".join(f"[s{number}]" for number in range(len(filters)))
+    shots = ";".join([*filters, f"{numbers}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0"])
     _choose_font(film, script)
-    write_script(film, rng, script)
-    arguments, filters = _inputs(film, rng, footage, pictures)
-    shots = "".join(f"[s{number}]" for number in range(len(filters)))
+    write_script(film, random.Random(f"film {film.name}"), script)
+    _leave_out_untold(film, script, arguments, shots)
+    write_script(film, random.Random(f"film {film.name}"), script)
     small = (film.width * 5 // 8 // 2 * 2, film.height * 5 // 8 // 2 * 2)
     resized = f",scale={small[0]}:{small[1]},scale={film.width}:{film.height}" if film.rescaled else ""
-    graph = ";".join(
-        [*filters, f"{shots}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0,ass={script}{resized}[out]"]
-    )
-    command = [
-        "ffmpeg",
-        "-y",
-        "-hide_banner",
-        "-loglevel",
-        "error",
-        *arguments,
-        "-filter_complex",
-        graph,
-        "-map",
-        "[out]",
-    ]
+    command = ["ffmpeg", "-y", "-hide_banner", "-loglevel", "error", *arguments]
+    command += ["-filter_complex", f"{shots},ass={script}{resized}[out]", "-map", "[out]"]
     command += ["-t", str(SECONDS), "-c:v", codec, *options, "-threads", "1", "-pix_fmt", "yuv420p", str(video)]
     subprocess.run(command, check=True)
     script.unlink()
