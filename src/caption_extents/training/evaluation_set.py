@@ -373,23 +373,23 @@ def drawn_captions(film: Film, script: Path) -> np.ndarray:
     return shown[[(event.start + event.end) * SAMPLE_RATE // 200 for event in film.events]]
 
 
-def _leave_out_untold(film: Film, script: Path, arguments: list[str], shots: str) -> None:
-    """Drop the captions that cannot be told from the pictures behind them, which FFmpeg makes of inputs and filters."""
+def _leave_out_untold(film: Film, script: Path, luma: np.ndarray) -> bool:
+    """Drop the captions that cannot be told from the pictures behind them; whether there are any.
+
+    Args:
+        luma: as :func:`_encode` returns it.
+    """
     if not film.events:
-        return
-    crop, height, width = _cropping(film)
-    # As luma alone, because the crop may have odd sides.
-    crops = f"format=gray,{crop}"
-    graph = f"{shots},fps={SAMPLE_RATE},split[a][b];[b]ass={script},{crops}[c];[a]{crops}[d];[d][c]vstack[out]"
-    both = _luma([*arguments, "-filter_complex", graph, "-map", "[out]", "-t", str(SECONDS)], 2 * height, width)
+        return False
     told = which_are_told(
-        both[:, :height],
-        both[:, height:],
+        luma[0],
+        luma[1],
         [(-(-event.start // 10), -(-event.end // 10)) for event in film.events],
         letters(drawn_captions(film, script)).sum((1, 2)),
         edge=4 if film.style == "fade" else 1,
     )
     film.events = [event for event, is_told in zip(film.events, told, strict=True) if is_told]
+    return not told.all()
 
 
 def _choose_font(film: Film, script: Path) -> None:
@@ -409,23 +409,52 @@ def _choose_font(film: Film, script: Path) -> None:
     film.events = [event for event, is_seen in zip(film.events, best, strict=True) if is_seen]
 
 
+def _encode(film: Film, script: Path, arguments: list[str], filters: list[str], video: Path) -> np.ndarray:
+    """Encode a film.
+
+    Args:
+        film: says how.
+        script: its captions.
+        arguments: FFmpeg's inputs.
+        filters: one for each shot.
+        video: the file to write.
+
+    Returns:
+        Luma of the captions' band at each sample, without and with captions; uint8 (2, samples, H, W).
+    """
+    codec, _, options = CODECS[int(film.codec)]
+    crop, height, width = _cropping(film)
+    small = (film.width * 5 // 8 // 2 * 2, film.height * 5 // 8 // 2 * 2)
+    resized = f"scale={small[0]}:{small[1]},scale={film.width}:{film.height}" if film.rescaled else "null"
+    numbers = "".join(f"[s{number}]" for number in range(len(filters)))
+    # Luma alone, because the crop may have odd sides.
+    band = f"fps={SAMPLE_RATE},format=gray,{crop}"
+    graph = [
+        *filters,
+        f"{numbers}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0,split[plain][bare]",
+        f"[bare]ass={script},split[captioned][film]",
+        f"[film]{resized}[out]",
+        f"[plain]{band}[without]",
+        f"[captioned]{band}[with]",
+        "[without][with]vstack[bands]",
+    ]
+    luma = ["-map", "[bands]", "-t", str(SECONDS)]
+    made = ["-map", "[out]", "-t", str(SECONDS), "-c:v", codec, *options, "-threads", "1"]
+    made += ["-pix_fmt", "yuv420p", "-y", str(video)]
+    bands = _luma([*arguments, "-filter_complex", ";".join(graph), *made, *luma], 2 * height, width)
+    return np.stack([bands[:, :height], bands[:, height:]])
+
+
 def render(film: Film, folder: Path, footage: list[Path], pictures: list[Path]) -> None:
     """Make one film and its truth."""
-    codec, container, options = CODECS[int(film.codec)]
+    codec, container, _ = CODECS[int(film.codec)]
     script, video = folder / f"{film.name}.ass", folder / f"{film.name}.{container}"
     arguments, filters = _inputs(film, random.Random(f"shots {film.name}"), footage, pictures)
-    numbers = "".join(f"[s{number}]" for number in range(len(filters)))
-    shots = ";".join([*filters, f"{numbers}concat=n={len(filters)}:v=1,fps={film.rate}:start_time=0"])
     _choose_font(film, script)
-    write_script(film, random.Random(f"film {film.name}"), script)
-    _leave_out_untold(film, script, arguments, shots)
-    write_script(film, random.Random(f"film {film.name}"), script)
-    small = (film.width * 5 // 8 // 2 * 2, film.height * 5 // 8 // 2 * 2)
-    resized = f",scale={small[0]}:{small[1]},scale={film.width}:{film.height}" if film.rescaled else ""
-    command = ["ffmpeg", "-y", "-hide_banner", "-loglevel", "error", *arguments]
-    command += ["-filter_complex", f"{shots},ass={script}{resized}[out]", "-map", "[out]"]
-    command += ["-t", str(SECONDS), "-c:v", codec, *options, "-threads", "1", "-pix_fmt", "yuv420p", str(video)]
-    subprocess.run(command, check=True)
+    while True:
+        write_script(film, random.Random(f"film {film.name}"), script)
+        if not _leave_out_untold(film, script, _encode(film, script, arguments, filters, video)):
+            break
     script.unlink()
     description = asdict(film) | {
         "video": video.name,
