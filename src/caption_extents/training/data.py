@@ -107,7 +107,7 @@ class _Groups(IterableDataset[Group]):
     def __iter__(self) -> Iterator[Group]:
         torch.set_num_threads(1)
         worker = get_worker_info()
-        if worker is not None:
+        if worker is not None and hasattr(os, "nice"):
             # The process that gives the device its work goes first.
             os.nice(10)
         number, stride = (worker.id, worker.num_workers) if worker else (0, 1)

@@ -183,15 +183,16 @@ def frames_of_samples(video: Path) -> list[int]:
     return [bisect_right(pts, Fraction(k, SAMPLE_RATE)) - 1 for k in range(SECONDS * SAMPLE_RATE)]
 
 
+def _catalogue(language: str, name: str) -> Path:
+    return LOCALES / language / "LC_MESSAGES" / f"{name}.mo"
+
+
 @cache
 def sentences(language: str) -> tuple[str, ...]:
     """Short translated sentences of GLib and GTK."""
     found = set()
     for name in CATALOGUES:
-        path = LOCALES / language / "LC_MESSAGES" / f"{name}.mo"
-        if not path.exists():
-            continue
-        with path.open("rb") as file:
+        with _catalogue(language, name).open("rb") as file:
             catalogue = gettext.GNUTranslations(file)
         for message in catalogue._catalog.values():  # type: ignore[attr-defined]  # gettext offers no listing
             line = str(message).strip()
@@ -479,6 +480,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if shutil.which("ffmpeg") is None:
         parser.error("the ffmpeg program is missing; install Debian's package ffmpeg, whose libass draws the captions")
+    missing = [name for name in CATALOGUES if not _catalogue("de", name).exists()]
+    if missing:
+        parser.error(
+            f"no German translation of {', '.join(missing)} under {LOCALES}; install Debian's packages "
+            "libglib2.0-data, libgtk2.0-common and libgtk-3-common, with their translations"
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     films = plan_films(arguments.seed, arguments.clips, arguments.captionless)
     held = [path for path in backgrounds.find_footage() if fonts.is_held_out(path.name)]
