@@ -28,6 +28,7 @@ import numpy as np
 
 from caption_extents.training import backgrounds, fonts
 from caption_extents.training.clips import VISIBLE_ALPHA
+from caption_extents.training.scoring import first_sample_at
 from caption_extents.training.visibility import letters, which_are_seen, which_are_told
 
 LOCALES = Path("/usr/share/locale")
@@ -374,6 +375,10 @@ def drawn_captions(film: Film, script: Path) -> np.ndarray:
     return shown[[(event.start + event.end) * SAMPLE_RATE // 200 for event in film.events]]
 
 
+def _sample_at(hundredths: int) -> int:
+    return first_sample_at(hundredths / 100, Fraction(SAMPLE_RATE))
+
+
 def _leave_out_untold(film: Film, script: Path, luma: np.ndarray) -> bool:
     """Drop the captions that cannot be told from the pictures behind them; whether there are any.
 
@@ -385,7 +390,7 @@ def _leave_out_untold(film: Film, script: Path, luma: np.ndarray) -> bool:
     told = which_are_told(
         luma[0],
         luma[1],
-        [(-(-event.start // 10), -(-event.end // 10)) for event in film.events],
+        [(_sample_at(event.start), _sample_at(event.end)) for event in film.events],
         letters(drawn_captions(film, script)).sum((1, 2)),
         edge=4 if film.style == "fade" else 1,
     )

@@ -30,9 +30,9 @@ def which_are_seen(drawn: np.ndarray, least_px: Sequence[float]) -> np.ndarray:
 
     libass draws letters that a font lacks, or has only as bitmaps, as nothing, as boxes or all in one place.
     """
-    blank = np.full_like(drawn[:1], np.bincount(drawn.ravel()).argmax())
-    changes = np.abs(np.diff(np.concatenate([blank, drawn]).astype(np.int16), axis=0)) > _SEEN_LEVELS
-    columns: np.ndarray = np.any(letters(drawn), axis=1)
+    shown = letters(drawn)
+    changes = np.concatenate([shown[:1], np.abs(np.diff(drawn.astype(np.int16), axis=0)) > _SEEN_LEVELS])
+    columns: np.ndarray = np.any(shown, axis=1)
     widths = columns.shape[1] - columns.argmax(axis=1) - columns[:, ::-1].argmax(axis=1)
     widths[~columns.any(axis=1)] = 0
     seen: np.ndarray = (changes.sum((1, 2)) >= _SEEN_PX) & (widths >= np.asarray(least_px))
