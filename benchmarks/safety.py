@@ -27,16 +27,20 @@ class _NoDigest:
 
 
 def _without_safety(stack: ExitStack) -> None:
-    """Take out the heartbeat, the journal, the digests of chunks and the manifest."""
+    """Take out the heartbeat, the journal, conditions, the digests of chunks and the manifest."""
 
     def unsafe_commit(lease: leases.VersionLease, manifest: Any, database: bytes) -> None:
         lease.store.put(lease.keys.database(lease.version), database, "application/gzip")
-        lease._finished = True
+        lease.is_complete = True
+
+    def unsafe_store(lease: leases.VersionLease, key: str, data: bytes, content_type: str) -> None:
+        lease.store.put(key, data, content_type)
 
     digest = mock.Mock(sha256=lambda data: _NoDigest())
     stack.enter_context(mock.patch.object(offload, "hashlib", digest))
     stack.enter_context(mock.patch.object(leases.VersionLease, "_keep_alive"))
     stack.enter_context(mock.patch.object(leases.VersionLease, "commit", unsafe_commit))
+    stack.enter_context(mock.patch.object(leases.VersionLease, "store_chunk", unsafe_store))
     stack.enter_context(mock.patch.object(run, "content_fingerprint", return_value=""))
 
 

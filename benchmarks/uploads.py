@@ -17,18 +17,19 @@ from unittest import mock
 from benchmarks.common import captioned_video, write_result
 from caption_extents import CropRegion, crop_and_infer_caption_frame_extents
 from caption_extents.pipeline.metrics import RunMetrics
-from caption_extents.storage.store import Store
+from caption_extents.storage.folder import FolderObjects
+from caption_extents.storage.objects import Tag
 from caption_extents.training.sample_video import CROP
 
 
 def _run(video: Path, latency: float) -> RunMetrics:
-    put = Store.put
+    put = FolderObjects.put
 
-    def distant_put(store: Store, key: str, data: bytes, content_type: str) -> str | None:
+    def distant_put(store: FolderObjects, key: str, *arguments: Any) -> Tag:
         time.sleep(latency)
-        return put(store, key, data, content_type)
+        return put(store, key, *arguments)
 
-    distant = mock.patch.object(Store, "put", distant_put) if latency else nullcontext()
+    distant = mock.patch.object(FolderObjects, "put", distant_put) if latency else nullcontext()
     with tempfile.TemporaryDirectory() as store, distant:
         return crop_and_infer_caption_frame_extents(str(video), "b", "b", CropRegion(*CROP), store=store).metrics
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -66,6 +67,8 @@ def _content(address: str) -> dict[str, object]:
     store = open_store(address)
     content: dict[str, object] = {}
     for key in store.keys("t1/"):
+        if key == KEYS.clock or "/temporary/conditions/" in key:
+            continue  # what runs share, made when one needs it
         data = store.get(key)
         if key.endswith(".db.gz"):
             database = open_database(data)
@@ -73,10 +76,15 @@ def _content(address: str) -> dict[str, object]:
             content[key] = [[tuple(row) for row in table] for table in tables]
         elif key.endswith("manifest.json"):
             content[key] = [(c.key, c.sha256) for c in read_manifest(store, KEYS).chunks]
+        elif key.startswith(f"{KEYS.claims}/"):
+            claim = json.loads(data)
+            content[key] = claim.get("state")
         else:
             content[key] = hashlib.sha256(data).hexdigest()
     if store.folder is not None:
-        content["files"] = sorted(str(p.relative_to(store.folder)) for p in store.folder.rglob("*") if p.is_file())
+        content["files"] = sorted(
+            str(p.relative_to(store.folder)) for p in store.folder.rglob("*") if p.is_file() and p.name != "clock"
+        )
     return content
 
 

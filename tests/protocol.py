@@ -9,20 +9,25 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 import random
 import re
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+from obstore.exceptions import GenericError
 
 from caption_extents.errors import CaptionExtentsError, LeaseLostError, ProcessingError, StoreError
 from caption_extents.ocr import captions as ocr_captions
@@ -31,25 +36,40 @@ from caption_extents.report import corrections as corrections_module
 from caption_extents.report.corrections import Corrections, import_corrections
 from caption_extents.results import database as databases
 from caption_extents.results.database import CaptionRow, build_database, open_database
-from caption_extents.storage import leases, versions
-from caption_extents.storage import store as stores
-from caption_extents.storage.backends import Backend
+from caption_extents.storage import claims, folder, leases, objects, versions
+from caption_extents.storage.claims import Held
+from caption_extents.storage.folder import FolderObjects
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord
+from caption_extents.storage.objects import CloudObjects
 from caption_extents.storage.store import RetryPolicy, Store
 from tests.schedules import (
     KINDS,
+    PAUSE,
     Plan,
     SimulatedEvent,
+    SimulatedLock,
     SimulatedStore,
     SimulatedThread,
     Simulation,
+    SteppedPath,
     Violation,
 )
 
 KEYS = VideoKeys("t", "v")
 LEASE_SECONDS = 2.0
 CHUNKS = 2
+CLOUD, WEAK, FOLDER, NO_LINKS = "cloud", "weak", "folder", "no-links"
+"""Kinds of store: one that honours conditional writes, one that ignores them, folders with and without hard links."""
+FOLDERS = (FOLDER, NO_LINKS)
+_DISTURBANCES = {
+    CLOUD: KINDS,
+    # A process that stops between looking and writing is what such a store cannot fence.
+    WEAK: tuple(kind for kind in KINDS if kind != PAUSE),
+    FOLDER: KINDS,
+    NO_LINKS: KINDS,
+}
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 _RETRY = RetryPolicy(seconds=1.0, refused_seconds=1.0, first_pause_seconds=0.01, longest_pause_seconds=0.02)
 _VERSION = re.compile(r"(?:cropped_frames|caption_frame_extents)_v(\d+)[/.]")
 
@@ -84,12 +104,27 @@ def is_database_of(data: bytes) -> str:
     return str(open_database(data).execute("SELECT run_id FROM run_metadata").fetchone()[0])
 
 
+class _Pool:
+    """As a pool of threads, without threads."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    map = staticmethod(map)
+
+
 @dataclass
 class World:
     """A simulation of one video's store, and what must be true of it."""
 
     plan: Plan
-    folder: bool = False
+    kind: str = CLOUD
     simulation: Simulation = field(init=False)
     backend: SimulatedStore = field(init=False)
     imported: dict[int, str] = field(default_factory=dict)
@@ -98,28 +133,43 @@ class World:
     committed: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.simulation = Simulation(self.plan)
-        self.backend = SimulatedStore(self.simulation, on_change=self._check_change, folder=self.folder)
+        self.simulation = Simulation(self.plan, OSError if self.kind in FOLDERS else GenericError)
+        self.cloud = SimulatedStore(self.simulation, self.kind == CLOUD, self._check_change)
+        self.root = Path(tempfile.mkdtemp(dir=_MEMORY)) if self.kind in FOLDERS else None
+        place = SimpleNamespace(
+            simulation=self.simulation, root=self.root, links=self.kind != NO_LINKS, on_change=self._check_change
+        )
+        self._path = type("WorldPath", (SteppedPath,), {"world": place})
 
     def store(self) -> Store:
         """As each process opens it."""
-        return Store(Backend(self.backend, "sim://", conditional=True, folder=self.backend.folder), _RETRY)  # type: ignore[arg-type]
+        if self.root is not None:
+            return Store(FolderObjects(self._path(self.root)), _RETRY)
+        return Store(CloudObjects(self.cloud, "sim://", conditional=True if self.kind == CLOUD else None), _RETRY)
+
+    def object(self, key: str) -> bytes | None:
+        """An object, without a step."""
+        if self.root is not None:
+            path = self.root / key
+            return path.read_bytes() if path.exists() else None
+        found = self.cloud.objects.get(key)
+        return found.data if found else None
 
     def is_complete(self, version: int) -> bool:
-        return KEYS.manifest(version) in self.backend.objects
+        return self.object(KEYS.manifest(version)) is not None
 
     def _check_change(self, key: str, data: bytes | None) -> None:
         found = _VERSION.search(key)
         if found is None or not self.is_complete(version := int(found[1])):
             return
-        there = self.backend.objects.get(key)
+        there = self.object(key)
         who = self._who()
         if data is None:
             if not who.startswith("prune"):
                 raise Violation(f"{who} removes {key} of a complete version")
         elif (
             there is not None
-            and there.data != data
+            and there != data
             and not (key == KEYS.database(version) and who.startswith(("correct", "ocr")))
         ):
             raise Violation(f"{who} overwrites {key} of a complete version")
@@ -134,31 +184,25 @@ class World:
     def patched(self) -> Iterator[None]:
         """The program's threads, clock and requests are the simulation's."""
         simulation = self.simulation
-
-        class Pool:
-            def __init__(self, *_: object) -> None:
-                pass
-
-            def __enter__(self) -> Pool:
-                return self
-
-            def __exit__(self, *_: object) -> None:
-                pass
-
-            map = staticmethod(map)
-
-        def start_heartbeat(lease: Any) -> None:
-            if lease._thread is None:
-                lease._stop = SimulatedEvent(simulation)
-                lease._thread = SimulatedThread(simulation, lease._keep_alive)
-                lease._thread.start()
+        threads = SimpleNamespace(
+            Lock=lambda: SimulatedLock(simulation),
+            Event=lambda: SimulatedEvent(simulation),
+            Thread=lambda target, **_: SimulatedThread(simulation, target),
+        )
+        lock = SimulatedLock(simulation)
+        file_lock = SimpleNamespace(
+            acquire=lock.__enter__,
+            release=lock.__exit__,
+        )
 
         with ExitStack() as stack:
             for target, name, new in (
-                (stores, "obstore", self.backend),
-                (stores, "folder_backend", lambda _: self.backend),
-                (leases, "ThreadPoolExecutor", Pool),
-                (leases.VersionLease, "start_heartbeat", start_heartbeat),
+                (objects, "obstore", self.cloud),
+                (leases, "ThreadPoolExecutor", _Pool),
+                (claims, "ThreadPoolExecutor", _Pool),
+                (leases, "threading", threads),
+                (folder, "threading", threads),
+                (folder, "FileLock", lambda *_, **__: file_lock),
                 (corrections_module, "with_captions", lambda data, rows: _with_captions(data, tuple(rows))),
                 (ocr_captions, "caption_picture", lambda *_: None),
                 (ocr_captions, "SampleReader", lambda *_: None),
@@ -183,7 +227,7 @@ class World:
                     record = ChunkRecord(key, 16, (512 * number,), len(data), hashlib.sha256(data).hexdigest())
                     records.append(record)
                     if (16, 512 * number) not in lease.done:
-                        lease.record(record, store.put(key, data, "video/webm"))
+                        lease.record(record, lease.store_chunk(key, data, "video/webm"))
                 if fails:
                     raise ProcessingError("planned: the run failed")
                 lease.commit(_manifest(lease.version, lease.run_id, records), run_database(lease.run_id))
@@ -193,9 +237,8 @@ class World:
         return work
 
     def _note_commit(self, lease: Any) -> None:
-        if lease.version in self.committed and not lease.is_complete:
+        if self.committed.setdefault(lease.version, lease.run_id) != lease.run_id:
             raise Violation(f"version {lease.version} was committed by two runs")
-        self.committed[lease.version] = lease.run_id
 
     def correct(self, text: str) -> Callable[[], None]:
         """A person exports a version's captions once there is one, corrects one, and imports them."""
@@ -298,7 +341,8 @@ class World:
                 if version not in self.removed:
                     raise Violation(f"version {version}, which was corrected, is gone")
                 continue
-            data = self.backend.objects[KEYS.database(version)].data
+            data = self.object(KEYS.database(version))
+            assert data is not None
             if text not in texts_of(data).values():
                 raise Violation(f"the correction {text!r} of version {version} is lost")
 
@@ -356,22 +400,11 @@ def pruning(world: World) -> None:
     world.simulation.start("prune", world.prune())
     world.simulation.start("run B", world.run())
     world.simulation.start("correct", world.correct("corrected"))
-    world.simulation.start("prune too", world.prune(keep=1, wait=4.0))
+    world.simulation.start("prune too", world.prune(keep=1, wait=6.0))
     world.simulation.start("run C", world.run("other inputs", seconds=1.0))
 
 
-def in_a_folder(world: World) -> None:
-    """A run takes another's version over and sweeps, while a third writes."""
-    world.simulation.start("run A", world.run(fails=True))
-    world.simulation.run()
-    world.simulation.start("run B", world.run())
-    world.simulation.start("run C", world.run("other inputs"))
-    world.simulation.start("correct", world.correct("corrected"))
-
-
-SCENARIOS: dict[str, Scenario] = {
-    scenario.__name__: scenario for scenario in (two_runs, texts_and_corrections, pruning, in_a_folder)
-}
+SCENARIOS: dict[str, Scenario] = {f.__name__: f for f in (two_runs, texts_and_corrections, pruning)}
 
 
 @dataclass
@@ -385,9 +418,9 @@ class Found:
     plans: dict[str, tuple[str, Plan]] = field(default_factory=dict)
 
 
-def play(scenario: Scenario, plan: Plan) -> tuple[World, str | None]:
-    """One schedule; what it violates."""
-    world = World(dict(plan), folder=scenario is in_a_folder)
+def play(scenario: Scenario, plan: Plan, kind: str = CLOUD) -> tuple[World, str | None]:
+    """One schedule on a kind of store; what it violates."""
+    world = World(dict(plan), kind)
     with world.patched():
         try:
             scenario(world)
@@ -397,6 +430,9 @@ def play(scenario: Scenario, plan: Plan) -> tuple[World, str | None]:
             world.heal()
         except Violation as violation:
             return world, str(violation)
+        finally:
+            if world.root is not None:
+                shutil.rmtree(world.root, ignore_errors=True)
     world.simulation.processes = processes
     return world, None
 
@@ -405,26 +441,31 @@ def _requests(world: World) -> list[tuple[str, int]]:
     return [(process.name, step) for process in world.simulation.processes for step in range(1, process.steps + 1)]
 
 
-def search(name: str, pairs: int, seed: int, found: Found, seconds: float = 1e9) -> None:
-    """All single disturbances of a scenario, and a sample of pairs."""
-    scenario, rng, deadline = SCENARIOS[name], random.Random(seed), time.monotonic() + seconds
-    base, problem = play(scenario, {})
-    _count(found, name, base, {}, problem)
+def search(
+    name: str, kind: str, pairs: int, seed: int, found: Found, every: int = 1, stop_at_first: bool = False
+) -> None:
+    """All single disturbances of a scenario on a kind of store, or every n-th of them, and a sample of pairs."""
+    scenario, rng, kinds = SCENARIOS[name], random.Random(seed), _DISTURBANCES[kind]
+
+    def look(plan: Plan) -> World | None:
+        world, problem = play(scenario, plan, kind)
+        _count(found, f"{name}, {kind}", world, plan, problem)
+        return world if problem is None else None
+
+    base = look({})
     singles: list[tuple[Plan, list[tuple[str, int]]]] = []
-    for request in _requests(base):
-        for kind in KINDS:
-            plan = {request: kind}
-            world, problem = play(scenario, plan)
-            _count(found, name, world, plan, problem)
-            if problem is None:
-                singles.append((plan, _requests(world)))
-    for _ in range(pairs):
-        if not singles or time.monotonic() > deadline:
-            break
+    plans = [{request: what} for request in _requests(base) for what in kinds] if base else []
+    for plan in plans[:: max(1, every)]:
+        if stop_at_first and found.violations:
+            return
+        world = look(plan)
+        if world is not None:
+            singles.append((plan, _requests(world)))
+    for _ in range(pairs if singles else 0):
+        if stop_at_first and found.violations:
+            return
         plan, requests = rng.choice(singles)
-        plan = {**plan, rng.choice(requests): rng.choice(KINDS)}
-        world, problem = play(scenario, plan)
-        _count(found, name, world, plan, problem)
+        look({**plan, rng.choice(requests): rng.choice(kinds)})
 
 
 def _count(found: Found, name: str, world: World, plan: Plan, problem: str | None) -> None:
@@ -437,17 +478,76 @@ def _count(found: Found, name: str, world: World, plan: Plan, problem: str | Non
         found.plans.setdefault(f"{name}: {kind}", (name, plan))
 
 
+# Faults that this program or others like it had, each as a change of the program that has it again.
+
+
+def _changes_whatever_is_there(store: Store, keys: VideoKeys, held: Held, **changes: Any) -> Held:
+    """A run that was paused in a heartbeat brings its claim back, over that of whoever took over."""
+    claim = replace(held.claim, beat=held.claim.beat + 1, **changes)
+    return Held(held.version, claim, store.put(keys.claim(held.version), claim.to_json(), "application/json"))
+
+
+def _ends_at_an_odd_error(lease: leases.VersionLease) -> None:
+    """A heartbeat that ends with the first error that nobody thought of, and tells nobody."""
+    while not lease._stop.wait(LEASE_SECONDS / 4):
+        lease._write_journal(lease.store)
+        lease._change(lease.store)
+
+
+def _looks_and_then_removes(store: Store, keys: VideoKeys, version: int, expected: str | None) -> Held:
+    """``prune`` looks whether a version is abandoned, and then removes what another run has taken over since."""
+    held = claims.read_claim(store, keys, version)
+    assert held is not None
+    if claims.ended(store, keys, held) is None:
+        raise StoreError("a run is at work on it")
+    return held
+
+
+def _writes_over_what_is_there(store: Store, keys: VideoKeys, version: int, change: Callable[[bytes], bytes]) -> None:
+    """Corrections and texts that are written at once: the last takes the other's away."""
+    store.put(keys.database(version), change(store.get(keys.database(version))), "application/gzip")
+    leases.publish_newest_database(store, keys)
+
+
+def _publishes_what_it_has_read(store: Store, source: str, target: str) -> bool:
+    """A run that was paused in its commit makes a manifest of a version that has been removed since."""
+    there = store.read(source)
+    if there is not None:
+        store.put(target, there.data, "application/json")
+    return there is not None
+
+
+PLANTED: dict[str, tuple[str, str, Callable[[], Any]]] = {
+    "claim": ("two_runs", CLOUD, lambda: patch.object(leases, "change_claim", _changes_whatever_is_there)),
+    "heartbeat": ("two_runs", CLOUD, lambda: patch.object(leases.VersionLease, "_keep_alive", _ends_at_an_odd_error)),
+    "prune": ("pruning", CLOUD, lambda: patch.object(versions, "_claim_for_removal", _looks_and_then_removes)),
+    "leftovers": ("pruning", FOLDER, lambda: patch.object(folder, "_try_lock", lambda file: True)),
+    "corrections": (
+        "texts_and_corrections",
+        CLOUD,
+        lambda: patch.object(ocr_captions, "change_database", _writes_over_what_is_there),
+    ),
+    "manifest": ("pruning", CLOUD, lambda: patch.object(Store, "publish", _publishes_what_it_has_read)),
+}
+"""Each with a scenario and a kind of store that show it."""
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenario", choices=SCENARIOS, action="append")
-    parser.add_argument("--pairs", type=int, default=1000, help="of each scenario")
+    parser.add_argument("--plant", choices=PLANTED, help="break the program in this way first: it must be found")
+    parser.add_argument("--kind", choices=_DISTURBANCES, action="append", help="of store")
+    parser.add_argument("--every", type=int, default=1, help="take only each n-th single disturbance")
+    parser.add_argument("--pairs", type=int, default=1000, help="of each scenario and kind")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     found, started = Found(), time.monotonic()
-    for name in arguments.scenario or SCENARIOS:
-        search(name, arguments.pairs, arguments.seed, found)
+    with PLANTED[arguments.plant][2]() if arguments.plant else nullcontext():
+        for kind in arguments.kind or _DISTURBANCES:
+            for name in arguments.scenario or SCENARIOS:
+                search(name, kind, arguments.pairs, arguments.seed, found, arguments.every)
     print(f"{found.schedules} schedules, {len(found.orders)} orders of requests, {found.steps} requests", end=" ")
     print(f"in {time.monotonic() - started:.0f} s; {sum(found.violations.values())} violate the protocol")
     for problem, count in found.violations.most_common():

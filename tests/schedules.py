@@ -8,33 +8,39 @@ or loses its answer. Without a plan a process runs until it sleeps.
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path, PosixPath
 from types import SimpleNamespace
 from typing import Any
 
 from greenlet import getcurrent, greenlet
 from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
 
-PAUSE, YIELD, KILL, ERROR, LOST, ODD = "pause", "yield", "kill", "error", "lost", "odd"
-KINDS = (PAUSE, YIELD, KILL, ERROR, LOST, ODD)
+PAUSE, YIELD, KILL, ERROR, OUTAGE, LOST, ODD = "pause", "yield", "kill", "error", "outage", "lost", "odd"
+KINDS = (PAUSE, YIELD, KILL, ERROR, OUTAGE, LOST, ODD)
 """What can happen at a request.
 
-``pause``: the process stops before it, for as long as others have anything to do. ``yield``: others go first, while no
-time passes. ``error``: it fails once. ``lost``: it is done, and the answer is lost. ``odd``: it fails with an error
-that no client expects there.
+``pause``: the process stops before it, for longer than any lease. ``yield``: others go first, while no time passes.
+``error``: it fails once. ``outage``: all that the process asks for fails for a while. ``lost``: it is done, and the
+answer is lost. ``odd``: it fails with an error that no client expects there.
 """
 
 Plan = dict[tuple[str, int], str]
 """What happens, by process and number of its request."""
 
-_MOST_STEPS = 4000
+_MOST_STEPS = 20_000
 _EPOCH = 1_700_000_000.0
 _REQUEST_SECONDS = 0.002
+_OUTAGE_SECONDS = 1.5
+_PAUSE_SECONDS = 40.0
+"""Longer than any lease, and shorter than anybody waits for a lock."""
 
 
 class Killed(BaseException):
@@ -63,9 +69,19 @@ class Process:
     dead: bool = False
     disturbed: bool = False
     paused_until: float | None = None
+    cut_off_until: float = 0.0
     tasks: list[Task] = field(default_factory=list)
     result: Any = None
     error: BaseException | None = None
+
+    files: list[Any] = field(default_factory=list)
+    """Open ones; their locks go with the process."""
+
+    def die(self) -> None:
+        self.dead = True
+        for file in self.files:
+            with suppress(ValueError, OSError):
+                file.raw.close()
 
     @property
     def is_over(self) -> bool:
@@ -97,8 +113,8 @@ class Task(greenlet):
 class Simulation:
     """A clock, processes and a plan of what happens to them."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, failure: type[Exception] = GenericError) -> None:
+        self.plan, self.failure = plan, failure
         self.now = _EPOCH
         self.hub = getcurrent()
         self.processes: list[Process] = []
@@ -131,7 +147,7 @@ class Simulation:
             if process.dead or process.paused_until is not None:
                 continue
             for task in process.tasks:
-                if not task.done and (task.wake_at is None or task.wake_at <= self.now) and task.ready():
+                if not task.done and task.ready():
                     return task
         sleeping = [
             task.wake_at
@@ -142,12 +158,14 @@ class Simulation:
         ]
         at_work = [p for p in self._order if not p.is_over and p.paused_until is None]
         paused = [p for p in self._order if not p.dead and p.paused_until is not None]
-        if paused and (not at_work or all(p.paused_until <= self.now for p in paused if p.paused_until)):
-            paused[0].paused_until = None
+        first = min(paused, key=lambda process: process.paused_until or 0.0, default=None)
+        if first is not None and (not at_work or (first.paused_until or 0.0) <= min([self.now, *sleeping])):
+            first.paused_until = None
             return None
-        if not sleeping:
+        times = [*sleeping, *(p.paused_until for p in paused if p.paused_until)]
+        if not times:
             raise Violation("all wait for each other: " + ", ".join(p.name for p in at_work))
-        self.now = min(sleeping)
+        self.now = max(self.now, min(times))
         return None
 
     def operation(self, name: str, key: str, apply: Callable[[], Any]) -> Any:
@@ -162,27 +180,31 @@ class Simulation:
         process.trace.append((name, key))
         self.now += _REQUEST_SECONDS
         kind = self.plan.get((process.name, process.steps))
+        if kind == OUTAGE:
+            process.cut_off_until = self.now + _OUTAGE_SECONDS
+        if self.now < process.cut_off_until:
+            raise self.failure("planned: nothing answers")
         if kind is None:
             return apply()
         process.disturbed |= kind in {PAUSE, KILL}
         if kind == KILL:
-            process.dead = True
+            process.die()
             self.hub.switch()
             raise Killed
         if kind == PAUSE:
-            process.paused_until = self.now + 60.0
+            process.paused_until = self.now + _PAUSE_SECONDS
             self.hub.switch()
         elif kind == YIELD:
             self._order.remove(process)
             self._order.append(process)
             self.hub.switch()
         elif kind == ERROR:
-            raise GenericError("planned: the request failed")
+            raise self.failure("planned: the request failed")
         elif kind == ODD and name in {"list", "put", "create"}:
             raise FileNotFoundError("planned: NoSuchBucket")
         done = apply()
         if kind == LOST:
-            raise GenericError("planned: the answer was lost")
+            raise self.failure("planned: the answer was lost")
         return done
 
     def sleep(self, seconds: float, ready: Callable[[], bool] = lambda: False) -> None:
@@ -209,9 +231,9 @@ class Simulation:
     def end(self) -> None:
         """Let go of all tasks that have not ended."""
         for process in self.processes:
-            process.dead = True
+            process.die()
             for task in process.tasks:
-                with suppress(Killed):
+                with suppress(Killed, ValueError, OSError):
                     task.throw(Killed)
 
     @contextmanager
@@ -243,6 +265,28 @@ class SimulatedEvent:
         if not self._set:
             self._simulation.sleep(timeout, self.is_set)
         return self._set
+
+
+class SimulatedLock:
+    """As :class:`threading.Lock`, and as a lock that the system takes from a process that dies."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._holder: Any = None
+
+    def __enter__(self) -> None:
+        since, task = self._simulation.now, getcurrent()
+        while not self._is_free():
+            self._simulation.sleep(1e3, self._is_free)
+        if isinstance(task, Task) and self._simulation.now - since > _PAUSE_SECONDS / 2:
+            task.process.disturbed = True  # it has stood still with the one that kept the lock
+        self._holder = task
+
+    def __exit__(self, *_: object) -> None:
+        self._holder = None
+
+    def _is_free(self) -> bool:
+        return self._holder is None or (isinstance(self._holder, Task) and self._holder.process.dead)
 
 
 class SimulatedThread:
@@ -282,7 +326,6 @@ class SimulatedStore:
         simulation: whose steps they are.
         conditional: whether it honours conditional writes.
         on_change: called before an object is written or removed, with its key and its new data or None.
-        folder: put as obstore does it in a folder: a temporary file, which then gets its name.
     """
 
     def __init__(
@@ -290,29 +333,15 @@ class SimulatedStore:
         simulation: Simulation,
         conditional: bool = True,
         on_change: Callable[[str, bytes | None], None] = lambda key, data: None,
-        folder: bool = False,
     ) -> None:
         self.simulation, self.conditional, self.on_change = simulation, conditional, on_change
-        self.folder = SimulatedFolder(self, "") if folder else None
-        self.temporary: set[str] = set()
         self.objects: dict[str, Object] = {}
         self._tags = 0
 
     # obstore's functions, which take the store first.
 
     def put(self, _: object, key: str, data: bytes, *, mode: Any = "overwrite", **__: Any) -> dict[str, Any]:
-        if self.folder is None:
-            return self._step("put" if mode == "overwrite" else "create", key, lambda: self._put(key, data, mode))
-        number = next(n for n in range(1, 99) if f"{key}#{n}" not in self.temporary)
-        self._step("open", key, lambda: self.temporary.add(f"{key}#{number}"))
-
-        def rename() -> dict[str, Any]:
-            if f"{key}#{number}" not in self.temporary:
-                raise GenericError(f"unable to rename {key}#{number}: no such file")
-            self.temporary.discard(f"{key}#{number}")
-            return self._put(key, data, mode)
-
-        return self._step("rename", key, rename)
+        return self._step("put" if mode == "overwrite" else "create", key, lambda: self._put(key, data, mode))
 
     def get(self, _: object, key: str, **__: Any) -> Any:
         return self._step("get", key, lambda: self._get(key))
@@ -379,20 +408,64 @@ class SimulatedStore:
         del self.objects[key]
 
 
-class SimulatedFolder:
-    """What the program takes for the path of a folder."""
+class SteppedPath(PosixPath):
+    """A path of a real folder; what is done with it and can matter to others is a step of the simulation."""
 
-    def __init__(self, store: SimulatedStore, prefix: str) -> None:
-        self._store, self.name = store, prefix
+    world: Any = None
+    """Simulation, root and a function for changes; set for a class of each simulation."""
 
-    def __truediv__(self, other: str) -> SimulatedFolder:
-        return SimulatedFolder(self._store, f"{self.name}/{other}".lstrip("/"))
+    def _step(self, name: str, apply: Callable[[], Any]) -> Any:
+        return self.world.simulation.operation(name, self.name, apply)
 
-    def exists(self) -> bool:
-        return True
+    def _change(self, data: bytes | None) -> None:
+        if "#" not in self.name:
+            self.world.on_change(self.relative_to(self.world.root).as_posix(), data)
 
-    def rglob(self, _: str) -> list[SimulatedFolder]:
-        return [SimulatedFolder(self._store, name) for name in self._store.temporary if name.startswith(self.name)]
+    def open(self, *arguments: Any, **options: Any) -> Any:
+        file = self._step("open", lambda: PosixPath(self).open(*arguments, **options))
+        task = getcurrent()
+        if isinstance(task, Task):
+            task.process.files.append(file)
+        return file
 
-    def unlink(self, missing_ok: bool) -> None:
-        self._store.simulation.operation("unlink", self.name, lambda: self._store.temporary.discard(self.name))
+    def read_bytes(self) -> bytes:
+        return self._step("read", lambda: PosixPath(self).read_bytes())
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        def unlink() -> None:
+            found = PosixPath(self)
+            if found.exists():
+                self._change(None)
+            found.unlink(missing_ok)
+
+        self._step("unlink", unlink)
+
+    def rmdir(self) -> None:
+        self._step("rmdir", lambda: PosixPath(self).rmdir())
+
+    def mkdir(self, *arguments: Any, **options: Any) -> None:
+        self._step("mkdir", lambda: PosixPath(self).mkdir(*arguments, **options))
+
+    def replace(self, target: Any) -> Any:
+        return target._placed("rename", self, PosixPath(self).replace)
+
+    def rename(self, target: Any) -> Any:
+        return target._placed("rename", self, PosixPath(self).rename)
+
+    def hardlink_to(self, target: Any) -> None:
+        if not self.world.links:
+            raise PermissionError(errno.EPERM, "planned: no hard links")
+        self._placed("link", target, lambda _: PosixPath(self).hardlink_to(target))
+
+    def _placed(self, name: str, source: Path, apply: Callable[[PosixPath], Any]) -> Any:
+        """Give a file this name, by a function."""
+
+        def place() -> Any:
+            there, here = PosixPath(source), PosixPath(self)
+            if there.exists() and not (name == "link" and here.exists()):
+                self._change(there.read_bytes())
+            apply(here)
+            now = self.world.simulation.now
+            os.utime(here, (now, now))
+
+        return self._step(name, place)

@@ -22,7 +22,7 @@ from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
 from caption_extents.results.database import CaptionRow, open_database, with_captions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
-from caption_extents.storage.versions import replace_database
+from caption_extents.storage.versions import change_database
 from caption_extents.training import sample_video
 from tests.films import WORDS, make_film
 
@@ -84,11 +84,11 @@ def test_what_a_person_wrote_stays(store: Path) -> None:
         for row in open_database(data).execute("SELECT * FROM captions ORDER BY caption_index")
     ]
     rows[1] = replace(rows[1], text="as I say", text_confidence=None)
-    replace_database(opened, KEYS, 1, with_captions(data, rows))
+    change_database(opened, KEYS, 1, lambda _: with_captions(data, rows))
     again = CountingReader(lambda number: ReadText(f"again {number}", 0.6))
     assert store_texts(opened, KEYS, again) == 3
     assert texts(opened) == [("again 1", 0.6), ("as I say", None), ("again 2", 0.6), ("again 3", 0.6)]
-    replace_database(opened, KEYS, 1, data)
+    change_database(opened, KEYS, 1, lambda _: data)
 
 
 def test_the_words_are_read(store: Path, film: tuple[Path, list[dict[str, object]]], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import open_store
-from caption_extents.storage.versions import replace_database
+from caption_extents.storage.versions import change_database
 from caption_extents.training.evaluate import find_labelled
 from caption_extents.training.sample_video import CROP
 from tests.browser import open_browser
@@ -52,7 +52,7 @@ def store(captioned_video: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     data = opened.get(KEYS.database(1))
     count = open_database(data).execute("SELECT count(*) FROM captions").fetchone()[0]
     texts = {index: (HOSTILE if index == 0 else f"caption number {index}", 0.9) for index in range(count)}
-    replace_database(opened, KEYS, 1, with_texts(data, texts))
+    change_database(opened, KEYS, 1, lambda _: with_texts(data, texts))
     result = CliRunner().invoke(app, ["report", "v1", "--store", str(store), "--tenant", "t1", "-q"])
     assert result.exit_code == 0, result.output
     assert Path(result.stdout.strip()) == store / KEYS.cropped_frames(1) / "report.html"

@@ -5,27 +5,28 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.store import MemoryStore
 
 from caption_extents.errors import InputError, LeaseLostError, StoreError, UploadError
-from caption_extents.storage import leases
-from caption_extents.storage.backends import open_backend
+from caption_extents.storage import claims, leases
+from caption_extents.storage.claims import change_claim, read_claim
 from caption_extents.storage.keys import VideoKeys, check_id, check_key
-from caption_extents.storage.leases import Claim, VersionLease, acquire_version, complete_versions, latest_claim
+from caption_extents.storage.leases import VersionLease, acquire_version, complete_versions
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
+from caption_extents.storage.objects import CloudObjects
 from caption_extents.storage.store import Store, open_store
 from caption_extents.storage.versions import (
+    change_database,
     list_versions,
     prunable_versions,
     read_manifest,
     remove_version,
-    replace_database,
 )
 
 KEYS = VideoKeys("t1", "v1")
@@ -102,8 +103,29 @@ def test_put_get_list_delete(store: Store) -> None:
 def test_create_succeeds_once(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         outcomes = list(pool.map(lambda n: store.create("claim", str(n).encode(), "text/plain"), range(16)))
-    assert outcomes.count(True) == 1
-    assert store.get("claim") == str(outcomes.index(True)).encode()
+    winners = [n for n, tag in enumerate(outcomes) if tag is not None]
+    assert store.get("claim") == str(winners[0]).encode()
+    assert len(winners) == 1
+
+
+def test_replace_succeeds_once_for_each_content(store: Store) -> None:
+    tag = store.create("object", b"first", "text/plain")
+    assert tag is not None
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda n: store.replace("object", str(n).encode(), tag, "text/plain"), range(16)))
+    winners = [n for n, new in enumerate(outcomes) if new is not None]
+    assert store.get("object") == str(winners[0]).encode()
+    assert len(winners) == 1
+    assert store.replace("missing", b"x", tag, "text/plain") is None
+
+
+def test_nothing_is_published_once_its_source_is_gone(store: Store) -> None:
+    store.put("staged", b"content", "text/plain")
+    assert store.publish("staged", "t/visible")
+    assert store.get("t/visible") == b"content"
+    store.delete(["staged", "t/visible"])
+    assert not store.publish("staged", "t/visible")
+    assert not store.exists("t/visible")
 
 
 def test_opening_a_folder_store_writes_nothing(tmp_path: Path) -> None:
@@ -143,19 +165,29 @@ def test_nothing_is_visible_before_the_commit(store: Store) -> None:
     assert complete_versions(store, KEYS) == [1]
     assert read_manifest(store, KEYS) == manifest()
     assert store.get(KEYS.database()) == store.get(KEYS.database(1)) == b"db"
-    assert list(store.keys(f"{KEYS.claims}/")) == []
+    assert_only_claims(store)
 
 
-def test_a_lease_that_stored_nothing_leaves_nothing(store: Store) -> None:
+def assert_only_claims(store: Store, versions: int = 1) -> None:
+    """Nothing is left of the protocol but each version's claim, and the clock."""
+    left = {key for key in store.keys(f"{KEYS.claims}/") if key != KEYS.clock}
+    assert left == {KEYS.claim(version) for version in range(1, versions + 1)}
+
+
+def test_a_lease_that_stored_nothing_gives_its_number_back(store: Store) -> None:
     with acquire_version(store, KEYS, "inputs"):
-        assert len(list(store.keys("t1/"))) == 1
-    assert list(store.keys("t1/")) == []
+        pass
+    with acquire_version(store, KEYS, "others") as lease:
+        assert (lease.version, lease.done) == (1, {})
+        stored_chunk(store, lease, 0)
+    with acquire_version(store, KEYS, "others too") as lease:
+        assert lease.version == 2
 
 
 def stored_chunk(store: Store, lease: VersionLease, sample: int, data: bytes = b"chunk") -> ChunkRecord:
     key = KEYS.chunk(lease.version, 16, sample)
     record = ChunkRecord(key, 16, (sample,), len(data), hashlib.sha256(data).hexdigest())
-    lease.record(record, store.put(key, data, "video/webm"))
+    lease.record(record, lease.store_chunk(key, data, "video/webm"))
     return record
 
 
@@ -169,10 +201,13 @@ def test_a_failed_run_is_taken_over_at_once(store: Store) -> None:
     started = time.monotonic()
     with acquire_version(store, KEYS, "inputs") as second:
         assert time.monotonic() - started < 6  # its lease is twice as long
-        assert (second.version, second.generation) == (1, 2)
+        assert second.version == 1
         assert second.done == {(16, 0): records[0]}
+        # What the first has left damaged is written anew.
+        assert [stored_chunk(store, second, sample) for sample in (512, 1024)] == records[1:]
         second.commit(manifest(), b"db")
-    assert list(store.keys(f"{KEYS.claims}/")) == []
+    assert store.get(records[1].key) == b"chunk"
+    assert_only_claims(store, 2)
 
 
 class MortalStore(Store):
@@ -188,7 +223,7 @@ class MortalStore(Store):
 
 
 def test_after_a_run_killed_at_any_request_the_next_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leases, "_CLOCK_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "_CLOCK_STEP_SECONDS", 0.0)
     monkeypatch.setattr(VersionLease, "start_heartbeat", lambda self: None)  # requests come from one thread, in order
 
     def start(store: Store) -> VersionLease:
@@ -196,45 +231,18 @@ def test_after_a_run_killed_at_any_request_the_next_leaves_nothing(monkeypatch: 
 
     for lifetime in range(200):
         # Whether it honours conditions is to be found out, as of a server.
-        backend = replace(open_backend("memory://"), conditional=None)
+        backend = CloudObjects(MemoryStore(), "memory://", conditional=None)
         stored_chunk(Store(backend), start(Store(backend)), 0)
         mortal = MortalStore(backend)
         mortal.lifetime = lifetime
         with suppress(KeyboardInterrupt):
             start(mortal).commit(manifest(), b"db")
         start(Store(backend)).commit(manifest(), b"db")
-        assert list(Store(backend).keys(f"{KEYS.claims}/")) == []
         if mortal.lifetime >= 0:
             break
+        assert_only_claims(Store(backend))
     assert lifetime > 20, "the run should have died at more places"
     assert mortal.lifetime >= 0, "the run should have finished in the end"
-
-
-@pytest.mark.parametrize("removed", range(6))
-def test_a_run_that_died_while_it_cleaned_up_is_cleaned_up_after(
-    store: Store, removed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lease = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
-    record = stored_chunk(store, lease, 0)
-    for journal in (1, 2):
-        store.put(f"{KEYS.claims}/v1/journal_0001_{journal:06d}.json", b"[]", "application/json")
-    store.put(f"{KEYS.segments(1)}/run/segment_0000000000.mkv", b"", "video/x-matroska")
-    delete, count = store.delete, iter(range(100))
-
-    def die(keys: list[str]) -> None:
-        for key in keys:
-            if next(count) == removed:
-                raise KeyboardInterrupt
-            delete([key])
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "delete", die)
-        with pytest.raises(KeyboardInterrupt):
-            lease.commit(replace(manifest(), chunks=(record,)), b"db")
-    with acquire_version(store, KEYS, "inputs", lease_seconds=0.2) as second:
-        assert (second.version, second.done) == (1, {(16, 0): record})
-        second.commit(manifest(), b"db")
-    assert list(store.keys(f"{KEYS.claims}/")) == list(store.keys(f"{KEYS.segments(1)}/")) == []
 
 
 def test_a_living_run_is_left_alone(store: Store) -> None:
@@ -254,47 +262,92 @@ def test_a_dead_run_is_taken_over_by_one(store: Store) -> None:
     versions = sorted(lease.version for lease in leases)
     assert dead.version == 1
     assert versions[0] == 1
-    assert len({(lease.version, lease.generation) for lease in leases}) == 4
+    assert len({lease.version for lease in leases}) == 4
 
 
 def test_a_run_that_was_taken_over_notices(store: Store) -> None:
     with acquire_version(store, KEYS, "inputs", lease_seconds=0.4) as first:
         stored_chunk(store, first, 0)
-        store.put(KEYS.claim(1, 2), Claim("thief", "inputs", 9).to_json(), "application/json")
+        steal(store)
         time.sleep(0.5)
         with pytest.raises(LeaseLostError, match="taken over by another run"):
             stored_chunk(store, first, 16)
-    assert latest_claim(store, KEYS, 1) == (2, Claim("thief", "inputs", 9))
+    held = read_claim(store, KEYS, 1)
+    assert held is not None
+    assert held.claim.run_id == "thief"
+
+
+def steal(store: Store) -> None:
+    while (held := read_claim(store, KEYS, 1)) and change_claim(store, KEYS, held, run_id="thief") is None:
+        pass
+
+
+def test_what_another_run_has_stored_is_not_replaced_by_one_that_lost_the_version(store: Store) -> None:
+    first = acquire_version(store, KEYS, "inputs", lease_seconds=60)
+    record = stored_chunk(store, first, 0, b"of the first")
+    steal(store)
+    assert stored_chunk(store, first, 0, b"of the first") == record  # it is there already
+    with pytest.raises(LeaseLostError):
+        stored_chunk(store, first, 0, b"of another size")
+    assert store.get(record.key) == b"of the first"
 
 
 def test_a_run_that_was_taken_over_commits_nothing(store: Store) -> None:
     """It slept, and had nothing to store when it woke."""
     sleeper = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
     with acquire_version(store, KEYS, "inputs", lease_seconds=0.2) as second:
-        assert (second.version, second.generation) == (1, 2)
+        assert second.version == 1
         with pytest.raises(LeaseLostError):
             sleeper.commit(manifest(), b"of the sleeper")
         assert not store.exists(KEYS.manifest(1))
-        assert latest_claim(store, KEYS, 1) is not None
         second.commit(manifest(), b"of the second")
     with pytest.raises(LeaseLostError):
         sleeper.commit(manifest(), b"of the sleeper")
     assert store.get(KEYS.database(1)) == b"of the second"
-    assert list(store.keys(f"{KEYS.claims}/")) == []
+    assert_only_claims(store)
 
 
 def test_what_was_visible_is_not_written_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that died while it cleaned up had finished; a person may have corrected its captions since."""
+    """A run that died in its commit had finished; a person may have corrected its captions since."""
     dead = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(dead, "_clean_up", lambda: None)
-        dead.commit(manifest(), b"found")
-    replace_database(store, KEYS, 1, b"corrected")
+        patch.setattr(leases, "change_claim", _dies_at_last(leases.change_claim))
+        with pytest.raises(KeyboardInterrupt):
+            dead.commit(manifest(), b"found")
+    change_database(store, KEYS, 1, lambda _: b"corrected")
     with acquire_version(store, KEYS, "inputs", lease_seconds=0.2) as second:
         assert second.version == 1
         second.commit(manifest(), b"found")
     assert store.get(KEYS.database(1)) == store.get(KEYS.database()) == b"corrected"
-    assert list(store.keys(f"{KEYS.claims}/")) == []
+    assert_only_claims(store)
+
+
+def _dies_at_last(change: Any) -> Any:
+    def changing(*arguments: Any, **changes: Any) -> Any:
+        if changes.get("state") == claims.COMPLETE:
+            raise KeyboardInterrupt
+        return change(*arguments, **changes)
+
+    return changing
+
+
+def test_a_number_is_not_given_twice(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs") as lease:
+        stored_chunk(store, lease, 0)
+    assert remove_version(store, KEYS, 1, "abandoned") > 0
+    assert list_versions(store, KEYS) == []
+    with acquire_version(store, KEYS, "inputs") as lease:
+        assert lease.version == 2
+
+
+def test_a_damaged_claim_stands_in_nobodys_way(store: Store) -> None:
+    with acquire_version(store, KEYS, "inputs") as lease:
+        stored_chunk(store, lease, 0)
+    store.put(KEYS.claim(1), b"\0", "application/json")
+    with acquire_version(store, KEYS, "inputs") as lease:
+        assert lease.version == 2
+    assert [s.version for s in prunable_versions(store, KEYS)] == [1, 2]
+    assert remove_version(store, KEYS, 1) == 2
 
 
 def test_what_is_being_written_is_not_removed(store: Store) -> None:

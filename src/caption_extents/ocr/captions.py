@@ -14,7 +14,7 @@ from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
-from caption_extents.storage.versions import read_manifest, replace_database
+from caption_extents.storage.versions import change_database, read_manifest
 
 MEDIAN_SAMPLES = 9
 """Samples that a caption's picture is made of: enough to blur what moves behind it, few enough to fetch."""
@@ -69,12 +69,17 @@ def store_texts(
         if text is not None:
             found[extent] = text
         tell(done, len(extents))
-    # As it is now: a person may have corrected it meanwhile.
-    data = store.get(keys.database(number))
-    read = {index: found[extent] for index, extent in _to_read(data).items() if extent in found}
-    texts = {index: (text.text, text.confidence) for index, text in read.items()}
-    replace_database(store, keys, number, with_texts(data, texts))
-    return len(texts)
+    count = 0
+
+    def write(data: bytes) -> bytes:
+        # As it is now: a person may have corrected it meanwhile.
+        nonlocal count
+        read = {index: found[extent] for index, extent in _to_read(data).items() if extent in found}
+        count = len(read)
+        return with_texts(data, {index: (text.text, text.confidence) for index, text in read.items()})
+
+    change_database(store, keys, number, write)
+    return count
 
 
 def _to_read(database: bytes) -> dict[int, tuple[int, int]]:

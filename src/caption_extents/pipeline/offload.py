@@ -21,6 +21,7 @@ from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.chunks.segment import SEGMENT_SAMPLES, Segment, SegmentAssembler, pack, unpack
 from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.leases import store_for_run
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import Store, open_store
 
@@ -46,6 +47,7 @@ class EncodeTask:
 
     Attributes:
         store_address: where to read and write; credentials are the worker's own.
+        keys, version, run_id: of the run for which it is done.
         segment_key: of the packed samples.
         first_sample, sample_count: which samples they are.
         chunk_keys: of the chunks to make, by level and first sample.
@@ -54,6 +56,9 @@ class EncodeTask:
     """
 
     store_address: str
+    keys: VideoKeys
+    version: int
+    run_id: str
     segment_key: str
     first_sample: int
     sample_count: int
@@ -93,7 +98,8 @@ def run_encode_task(task: EncodeTask) -> EncodeReport:
         key = task.chunk_keys.get((frames.plan.level, frames.plan.first_sample))
         if key is not None:
             data = encode_chunk(frames, preset, task.form).data
-            stored.append((chunk_record(key, frames.plan, data), store.put(key, data, CONTENT_WEBM)))
+            tag = store_for_run(store, task.keys, task.version, task.run_id, key, data, CONTENT_WEBM)
+            stored.append((chunk_record(key, frames.plan, data), tag.get("e_tag")))
     return EncodeReport(stored, time.perf_counter() - started, time.process_time() - started_cpu)
 
 
@@ -198,6 +204,9 @@ class Offload:
         lease, preset = self.lease, self.preset
         return EncodeTask(
             store_address=lease.store.address,
+            keys=lease.keys,
+            version=lease.version,
+            run_id=lease.run_id,
             segment_key=key,
             first_sample=segment.first_sample,
             sample_count=len(segment),
@@ -216,16 +225,16 @@ class Offload:
             try:
                 return sent.result(timeout=_POLL_SECONDS)
             except TimeoutError:
+                # The future may have ended since the wait did; its own TimeoutError is raised by the next look.
                 if sent.done():
-                    raise
+                    return sent.result()
         return None
 
 
 def remove_old_segments(store: Store, keys: VideoKeys, age: timedelta = timedelta(days=1)) -> int:
     """Remove segments of a video that are older than any run; how many there were."""
     now = datetime.now(UTC)
-    found = ((key, store.head(key)) for key in store.keys(f"{keys.temporary}/"))
-    old = [key for key, facts in found if facts is not None and now - facts.last_modified > age]
+    old = [found.key for found in store.entries(f"{keys.temporary}/") if now - found.modified > age]
     store.delete(old)
     return len(old)
 

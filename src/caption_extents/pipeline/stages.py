@@ -361,7 +361,7 @@ class Upload:
         plan, data, lease = chunk.plan, chunk.data, self.lease
         key = lease.keys.chunk(lease.version, plan.level, plan.first_sample)
         with self.clock.busy(samples=len(plan.samples), items=1, nbytes=len(data)):
-            e_tag = lease.store.put(key, data, CONTENT_WEBM)
+            e_tag = lease.store_chunk(key, data, CONTENT_WEBM)
         record = chunk_record(key, plan, data)
         lease.record(record, e_tag)
         return [record]

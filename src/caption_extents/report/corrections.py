@@ -13,7 +13,7 @@ from caption_extents.errors import InputError
 from caption_extents.results.database import CaptionRow, open_database, with_captions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store
-from caption_extents.storage.versions import read_manifest, replace_database
+from caption_extents.storage.versions import change_database, read_manifest
 
 FORMAT = 1
 MAX_FILE_BYTES = 64 << 20
@@ -80,21 +80,32 @@ def import_corrections(store: Store, corrections: Corrections) -> int:
     manifest = read_manifest(store, keys, version)
     if manifest.run_id != corrections.run_id:
         raise InputError(f"version {version} of {keys.video_id!r} was written by another run than was corrected")
-    data = store.get(keys.database(version))
+    changed = 0
+
+    def correct(data: bytes) -> bytes:
+        nonlocal changed
+        rows, changed = _merged(corrections.captions, data)
+        return with_captions(data, rows)
+
+    change_database(store, keys, version, correct)
+    return changed
+
+
+def _merged(captions: list[CaptionRow], data: bytes) -> tuple[list[CaptionRow], int]:
+    """The captions as they go into a database, and how many are new there; the others keep all that is known."""
     before = {
         (row["start_frame"], row["end_frame"], row["text"]): row
         for row in open_database(data).execute("SELECT * FROM captions")
     }
     rows, changed = [], 0
-    for caption in corrections.captions:
+    for caption in captions:
         known = before.get((caption.start_frame, caption.end_frame, caption.text))
         if known is None:
             changed += 1
             rows.append(caption)
         else:
             rows.append(CaptionRow(**{name: known[name] for name in CaptionRow.__dataclass_fields__}))
-    replace_database(store, keys, version, with_captions(data, rows))
-    return changed + max(0, len(before) - len(rows))
+    return rows, changed + max(0, len(before) - len(rows))
 
 
 def _caption(row: dict[str, Any], number: int, sample_count: int) -> CaptionRow:

@@ -1,19 +1,20 @@
-"""From a store's address to an obstore backend, with credentials from the environment."""
+"""From a store's address to its objects, with credentials from the environment."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, S3Store, from_url
+from obstore.store import MemoryStore, S3Store, from_url
 
 from caption_extents.errors import StoreError
+from caption_extents.storage.folder import FolderObjects
+from caption_extents.storage.objects import CloudObjects, Objects
 
 KINDS = "a folder, file://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
 
@@ -37,24 +38,7 @@ _CREDENTIALS = re.compile(r"://[^@]*:[^@]*@|[?#]")
 """Secrets may hold a slash, which ends what a URL has before its host."""
 
 
-@dataclass(frozen=True)
-class Backend:
-    """An opened store.
-
-    Attributes:
-        obstore: what obstore's functions take.
-        address: for messages; holds no secret.
-        conditional: whether a put that must create is known to be honoured; None if that must be found out.
-        folder: where objects are files, if they are.
-    """
-
-    obstore: Any
-    address: str
-    conditional: bool | None
-    folder: Path | None = None
-
-
-def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> Backend:
+def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> Objects:
     """Open the store of an address.
 
     S3 settings come from the usual variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``,
@@ -68,7 +52,7 @@ def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> B
     if scheme in {"", "file"}:
         return _open_folder(address)
     if scheme == "memory":
-        return Backend(MemoryStore(), "memory://", conditional=True)
+        return CloudObjects(MemoryStore(), "memory://", conditional=True)
     parts = urlsplit(address)
     if parts.username or parts.password or _CREDENTIALS.search(address):
         raise StoreError(
@@ -84,19 +68,14 @@ def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> B
             opened = from_url(address, client_options=_CLIENT_OPTIONS, retry_config=_NO_RETRIES)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise StoreError(f"store {address!r} cannot be opened: {mask_secrets(str(error), environment)}") from None
-    return Backend(opened, address.rstrip("/"), conditional=None)
+    return CloudObjects(opened, address.rstrip("/"), conditional=None)
 
 
-def _open_folder(address: str) -> Backend:
+def _open_folder(address: str) -> FolderObjects:
     folder = Path(address.removeprefix("file://")).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"store {address!r} is a file; give a folder")
-    return Backend(None, str(folder), conditional=True, folder=folder)
-
-
-def folder_backend(folder: Path) -> Any:
-    """The obstore of a folder, made if missing."""
-    return LocalStore(folder, mkdir=True)
+    return FolderObjects(folder)
 
 
 def _s3_settings(bucket: str, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 from caption_extents.errors import StoreAccessError
 
 if TYPE_CHECKING:
-    from caption_extents.storage.store import ObjectFacts, Store
+    from caption_extents.storage.objects import ObjectFacts
+    from caption_extents.storage.store import Store
 
 PART_BYTES = 8 << 20
 AT_ONCE = 8

@@ -78,17 +78,20 @@ class VideoKeys:
 
     @property
     def claims(self) -> str:
-        """Prefix of what runs say to each other; empty once all have finished."""
+        """Prefix of what runs say to each other."""
         return f"{self.server_prefix}/claims"
 
-    def claim(self, version: int, generation: int) -> str:
-        """Held by the run that writes the version; a higher generation has taken it over."""
-        return f"{self.claims}/v{version}/{generation:04d}.json"
+    def claim(self, version: int) -> str:
+        """Says what becomes of a version, and who may change it; stays, so that no number is given twice."""
+        return f"{self.claims}/v{version}/claim.json"
 
-    @property
-    def doorway(self) -> str:
-        """Prefix of the tickets of runs that want to create a claim where a store ignores conditional writes."""
-        return f"{self.claims}/doorway"
+    def journal(self, version: int, run_id: str, part: int) -> str:
+        """What a run has stored of a version."""
+        return f"{self.claims}/v{version}/journal_{run_id}_{part:06d}.json"
+
+    def staged_manifest(self, version: int, run_id: str) -> str:
+        """The manifest before it is visible."""
+        return f"{self.claims}/v{version}/manifest_{run_id}.json"
 
     @property
     def clock(self) -> str:

@@ -1,12 +1,8 @@
-"""Who writes which version: claims with a heartbeat, a journal of what is done, and taking over from the dead.
+"""Writing a version: taking a number or another run's unfinished version, staying alive, storing, and the commit.
 
-A version number is claimed by creating ``claims/v{N}/0001.json``, which only one run can do. While the run lives it
-writes the claim again and again, each time with a higher beat, and appends what it has stored to a journal. A run that
-ends without finishing marks its claim as released; one that is killed stops beating. The next run with the same inputs
-takes such a version over by creating the claim's next generation, checks what the journal names, and does the rest.
-
-Time is always the store's: a claim's age is the difference of two objects' modification times, so that clocks of
-different machines need not agree.
+While a run lives it changes its claim again and again, and notes what it has stored in a journal. A run that ends
+without finishing releases its claim; one that is killed stops changing it. The next run with the same inputs takes such
+a version over by a change of the claim, which the first can then not change any more, and does the rest.
 """
 
 from __future__ import annotations
@@ -15,25 +11,36 @@ import hashlib
 import json
 import logging
 import threading
-import time
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-from caption_extents.errors import LeaseLostError, StoreAccessError, StoreError, UploadError
-from caption_extents.storage.exclusive import create_exclusive, probe_key
+from caption_extents.errors import LeaseLostError, ProcessingError, StoreAccessError, UploadError
+from caption_extents.storage.claims import (
+    BEATS_IN_A_LEASE,
+    COMMITTING,
+    COMPLETE,
+    CONTENT_JSON,
+    RELEASED,
+    RUNNING,
+    Claim,
+    Held,
+    change_claim,
+    claimed_numbers,
+    create_claim,
+    ended,
+    new_run_id,
+    read_claim,
+    read_claims,
+)
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import ChunkRecord, Manifest
-from caption_extents.storage.store import Store
+from caption_extents.storage.objects import Tag
+from caption_extents.storage.store import RetryPolicy, Store
 
 log = logging.getLogger(__name__)
 
-CONTENT_JSON = "application/json"
-
-_BEATS_IN_A_LEASE = 4
-_CLOCK_STEP_SECONDS = 1.0
-"""Modification times in S3 are whole seconds."""
+CONTENT_DATABASE = "application/gzip"
 _MAX_CLAIM_ATTEMPTS = 1000
 _CHECKS_AT_ONCE = 8
 
@@ -42,47 +49,8 @@ ChunkId = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Claim:
-    """The content of a claim.
-
-    Attributes:
-        run_id: who claims.
-        inputs: digest of everything that the version's content depends on.
-        lease_seconds: how long after its last beat the run counts as alive.
-        beat: grows while the run lives.
-        released: the run has ended without finishing.
-    """
-
-    run_id: str
-    inputs: str
-    lease_seconds: float
-    beat: int = 0
-    released: bool = False
-
-    def to_json(self) -> bytes:
-        """UTF-8 JSON."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Claim:
-        """Read a claim.
-
-        Raises:
-            StoreError: it is damaged.
-        """
-        try:
-            return cls(**json.loads(data))
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"damaged claim: {error}") from error
-
-
-_PATIENCE_SECONDS = 3.0
-"""Longer waits are spoken of."""
-
-
-@dataclass(frozen=True)
 class JournalEntry:
-    """A chunk that was stored, and the tag that the store gave it."""
+    """A chunk that was stored, and the entity tag that the store gave it."""
 
     record: ChunkRecord
     e_tag: str | None
@@ -108,139 +76,84 @@ def acquire_version(
     Raises:
         StoreAccessError: the store does not answer, or cannot be written to.
     """
-    run_id = uuid.uuid4().hex
-    claim = Claim(run_id, inputs, lease_seconds)
+    claim = Claim(new_run_id(), inputs, lease_seconds)
     if not fresh:
-        for version in claimed_versions(store, keys):
-            lease = _take_over(store, keys, version, claim)
+        for held in read_claims(store, keys):
+            lease = _take_over(store, keys, held, claim)
             if lease is not None:
                 return lease
-    first = max([*claimed_versions(store, keys), *complete_versions(store, keys)], default=0) + 1
+    first = max([*claimed_numbers(store, keys), *_stored_numbers(store, keys)], default=0) + 1
     for version in range(first, first + _MAX_CLAIM_ATTEMPTS):
-        if _create_claim(store, keys, version, 1, claim):
-            if not store.exists(keys.manifest(version)):
-                return VersionLease(store, keys, version, 1, claim)
-            # The number was free when it was looked for, but its run has finished since and removed its claim.
-            store.delete([keys.claim(version, 1)])
+        mine = create_claim(store, keys, version, claim)
+        if mine is not None:
+            return VersionLease(store, keys, mine)
     raise UploadError(
         f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken"
     )
 
 
-def _create_claim(store: Store, keys: VideoKeys, version: int, generation: int, claim: Claim) -> bool:
-    key = keys.claim(version, generation)
-    return create_exclusive(store, key, claim.to_json(), doorway=keys.doorway, token=claim.run_id)
-
-
-def shared_objects(keys: VideoKeys) -> list[str]:
-    """What runs, also killed ones, leave for each other; anybody may remove it, for who misses it writes it again."""
-    return [probe_key(keys.doorway), keys.clock]
-
-
-def _take_over(store: Store, keys: VideoKeys, version: int, claim: Claim) -> VersionLease | None:
-    found = latest_claim(store, keys, version)
-    if found is None:
+def _take_over(store: Store, keys: VideoKeys, held: Held, claim: Claim) -> VersionLease | None:
+    same = held.claim.inputs == claim.inputs
+    unused = held.claim.state == RELEASED and not held.claim.stored
+    if held.claim.state not in {RUNNING, RELEASED, COMMITTING}:
         return None
-    generation, other = found
-    if other.inputs != claim.inputs or not is_dead(store, keys, version, generation, other):
+    if not same and not unused and held.claim.state != COMMITTING:
         return None
-    if not _create_claim(store, keys, version, generation + 1, claim):
+    dead = ended(store, keys, held, wait=same)
+    if dead is None:
         return None
-    if not store.exists(keys.claim(version, generation)):
-        # It was finished, and its claims removed, since it was looked at.
-        store.delete([keys.claim(version, generation + 1)])
+    if dead.claim.state == COMMITTING:
+        whole = finish_commit(store, keys, dead) and same
+        return VersionLease(store, keys, dead, _manifest_chunks(store, keys, dead.version)) if whole else None
+    if dead.claim.state not in {RUNNING, RELEASED}:
         return None
-    lease = VersionLease(store, keys, version, generation + 1, claim)
+    mine = change_claim(
+        store,
+        keys,
+        dead,
+        run_id=claim.run_id,
+        inputs=claim.inputs,
+        lease_seconds=claim.lease_seconds,
+        state=RUNNING,
+    )
+    if mine is None:
+        return None
+    lease = VersionLease(store, keys, mine)
     lease.start_heartbeat()  # it can take a while to look at all that is there
     try:
-        stored = [*_read_manifest(store, keys, version), *_read_journal(store, keys, version)]
-        lease.done = _intact(store, stored)
-        lease.is_complete = store.exists(keys.manifest(version))
+        lease.done = _intact(store, _read_journal(store, keys, mine.version))
     except BaseException:
         lease.__exit__()
         raise
-    log.info("taking over version %d of run %s with %d chunks done", version, other.run_id, len(lease.done))
+    log.info("taking over version %d of run %s with %d chunks done", mine.version, dead.claim.run_id, len(lease.done))
     return lease
 
 
-def claimed_versions(store: Store, keys: VideoKeys) -> list[int]:
-    """Version numbers with a claim, ascending."""
-    parts = (key.removeprefix(f"{keys.claims}/v").partition("/")[0] for key in store.keys(f"{keys.claims}/"))
-    return sorted({int(part) for part in parts if part.isdecimal()})
+def _stored_numbers(store: Store, keys: VideoKeys) -> list[int]:
+    """Version numbers under which anything is stored, ascending."""
+    begin = f"{keys.client_prefix}/cropped_frames_v"
+    numbers = (prefix.removeprefix(begin) for prefix in store.prefixes(keys.client_prefix) if prefix.startswith(begin))
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def complete_versions(store: Store, keys: VideoKeys) -> list[int]:
     """Version numbers that have a manifest, ascending."""
-    begin = f"{keys.client_prefix}/cropped_frames_v"
-    numbers = (prefix.removeprefix(begin) for prefix in store.prefixes(keys.client_prefix) if prefix.startswith(begin))
-    found = sorted(int(number) for number in numbers if number.isdecimal())
-    return [version for version in found if store.exists(keys.manifest(version))]
+    return [version for version in _stored_numbers(store, keys) if store.exists(keys.manifest(version))]
 
 
-def latest_claim(store: Store, keys: VideoKeys, version: int) -> tuple[int, Claim] | None:
-    """The last generation of a version's claim; None if it is gone, or damaged."""
-    names = (key.rsplit("/", 1)[1] for key in store.keys(f"{keys.claims}/v{version}/"))
-    generations = [int(name[:4]) for name in names if name[:4].isdecimal() and name[4:] == ".json"]
-    if not generations:
-        return None
-    try:
-        return max(generations), Claim.from_json(store.get(keys.claim(version, max(generations))))
-    except StoreError:
-        return None
-
-
-def is_dead(store: Store, keys: VideoKeys, version: int, generation: int, claim: Claim, wait: bool = True) -> bool:
-    """Whether the run behind a claim has ended: it says so, or its heartbeat has stopped for longer than its lease.
-
-    With ``wait``, waits until the lease is over or a heartbeat is seen; without, a lease that is not over counts as
-    alive.
-    """
-    key, told = keys.claim(version, generation), False
-    while not claim.released:
-        age = _age_seconds(store, keys, key)
-        if age is None:
-            return False
-        left = claim.lease_seconds + _CLOCK_STEP_SECONDS - age
-        if left <= 0:
-            return True
-        if not wait:
-            return False
-        if not told and left > _PATIENCE_SECONDS:
-            log.warning("waiting up to %.0f s to see whether another run of this video still lives", left)
-        told = True
-        time.sleep(min(left, max(0.2, claim.lease_seconds / _BEATS_IN_A_LEASE / 2)))
-        found = latest_claim(store, keys, version)
-        if found is None or found[0] != generation or (found[1].beat != claim.beat and not found[1].released):
-            return False
-        claim = found[1]
-    return True
-
-
-def _age_seconds(store: Store, keys: VideoKeys, key: str) -> float | None:
-    """Seconds since an object was written, by the store's own clock; None if it is gone."""
-    now = None
-    while now is None:
-        store.put(keys.clock, b"", "text/plain")
-        # Gone again only if another run has just read it, or finished and cleaned up.
-        now = store.head(keys.clock)
-    store.delete([keys.clock])
-    written = store.head(key)
-    return (now.last_modified - written.last_modified).total_seconds() if written else None
-
-
-def _read_journal(store: Store, keys: VideoKeys, version: int) -> Iterator[JournalEntry]:
+def _read_journal(store: Store, keys: VideoKeys, version: int) -> list[JournalEntry]:
+    entries = []
     for key in sorted(store.keys(f"{keys.claims}/v{version}/")):
         if "/journal_" in key:
             for entry in json.loads(store.get(key)):
                 record = {**entry["record"], "samples": tuple(entry["record"]["samples"])}
-                yield JournalEntry(ChunkRecord(**record), entry["e_tag"])
+                entries.append(JournalEntry(ChunkRecord(**record), entry["e_tag"]))
+    return entries
 
 
-def _read_manifest(store: Store, keys: VideoKeys, version: int) -> Iterator[JournalEntry]:
-    """What a run had stored that was killed after it was done, but before its claim was removed."""
-    if store.exists(keys.manifest(version)):
-        for record in Manifest.from_json(store.get(keys.manifest(version))).chunks:
-            yield JournalEntry(record, None)
+def _manifest_chunks(store: Store, keys: VideoKeys, version: int) -> dict[ChunkId, ChunkRecord]:
+    chunks = Manifest.from_json(store.get(keys.manifest(version))).chunks
+    return {(record.level, record.samples[0]): record for record in chunks}
 
 
 def _intact(store: Store, entries: Iterable[JournalEntry]) -> dict[ChunkId, ChunkRecord]:
@@ -258,43 +171,81 @@ def _is_intact(store: Store, entry: JournalEntry) -> bool:
     if store.folder is None and entry.e_tag is not None and facts.e_tag == entry.e_tag:
         # A tag changes with the content, and this one was given to bytes that had been verified.
         return True
-    return hashlib.sha256(store.get(record.key)).hexdigest() == record.sha256
+    there = store.read(record.key)
+    return there is not None and hashlib.sha256(there.data).hexdigest() == record.sha256
 
 
-@dataclass
+def store_for_run(
+    store: Store, keys: VideoKeys, version: int, run_id: str, key: str, data: bytes, content_type: str
+) -> Tag:
+    """Write an object of a version for the run that holds it; its tag.
+
+    What another run has stored under the key is only replaced while this one holds the version: it is read first, then
+    the claim, then it is replaced if it is still the same. Whoever takes the version over later finds this object.
+
+    Raises:
+        LeaseLostError: another run has the version.
+        UploadError: it could not be written.
+    """
+    while True:
+        tag = store.create(key, data, content_type)
+        if tag is not None:
+            return tag
+        there = store.read(key)
+        found = read_claim(store, keys, version)
+        if found is None or found.claim.run_id != run_id or found.claim.state != RUNNING:
+            raise _lost_error(version)
+        if there is not None:
+            tag = store.replace(key, data, there.tag, content_type)
+            if tag is not None:
+                return tag
+
+
+def _lost_error(version: int, lease_seconds: float | None = None) -> LeaseLostError:
+    silence = "too long" if lease_seconds is None else f"{lease_seconds:g} s"
+    return LeaseLostError(
+        f"version {version} was taken over by another run, or removed, because this one gave no sign of life for "
+        f"{silence}; start again, or raise the lease time"
+    )
+
+
 class VersionLease:
     """A version number that belongs to this run, while it lives.
 
     Entering starts the heartbeat. Nothing is visible to readers before :meth:`commit`. Leaving without it releases the
-    version for a next run to finish, or gives the number back if nothing was stored.
+    version for a next run to finish.
+
+    Args:
+        store: where.
+        keys: of the video.
+        held: the claim, which this run has just written; or that of a version which is complete.
+        complete: chunks of the version, if its run has died after its commit was decided: all that is left is said.
 
     Attributes:
         version: N.
+        run_id: the run that holds the lease.
         done: chunks that an earlier run has stored.
-        is_complete: whether that run had made all of it visible, and died before it was over.
+        is_complete: whether all of it is visible already.
     """
 
-    store: Store
-    keys: VideoKeys
-    version: int
-    generation: int
-    claim: Claim
-    done: dict[ChunkId, ChunkRecord] = field(default_factory=dict)
-    is_complete: bool = False
-    _pending: list[JournalEntry] = field(default_factory=list)
-    _journals: int = 0
-    _beat: int = 0
-    _stored: bool = False
-    _finished: bool = False
-    _lost: bool = False
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
-
-    @property
-    def run_id(self) -> str:
-        """The run that holds the lease."""
-        return self.claim.run_id
+    def __init__(
+        self, store: Store, keys: VideoKeys, held: Held, complete: dict[ChunkId, ChunkRecord] | None = None
+    ) -> None:
+        self.store, self.keys, self.version = store, keys, held.version
+        self.run_id = held.claim.run_id
+        self.done: dict[ChunkId, ChunkRecord] = complete or {}
+        self.is_complete = complete is not None
+        self._lease_seconds = held.claim.lease_seconds
+        self._held = held
+        self._changing = threading.Lock()
+        """Held while the claim is changed: each change needs the tag of the one before."""
+        self._pending: list[JournalEntry] = []
+        self._noting = threading.Lock()
+        self._journals: list[str] = []
+        self._stored = held.claim.stored
+        self._lost = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> VersionLease:
         self.start_heartbeat()
@@ -302,20 +253,33 @@ class VersionLease:
 
     def start_heartbeat(self) -> None:
         """Start the heartbeat, if it has not started."""
-        if self._thread is None:
+        if self._thread is None and not self.is_complete:
             self._thread = threading.Thread(target=self._keep_alive, name="lease", daemon=True)
             self._thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
-        if not self._finished and not self._lost:
-            try:
-                self._release()
-            except StoreAccessError as error:
-                # The first error is the one to report; the lease runs out by itself.
-                log.warning("could not release version %d: %s", self.version, error)
+        self._end_heartbeat()
+        if self.is_complete:
+            return
+        try:
+            self._write_journal(self.store)
+            self._change(self.store, state=RELEASED)
+        except LeaseLostError:
+            self._remove_journals(self.store)
+        except StoreAccessError as error:
+            # The first error is the one to report; the lease runs out by itself.
+            log.warning("could not release version %d: %s", self.version, error)
+
+    def store_chunk(self, key: str, data: bytes, content_type: str) -> str | None:
+        """Write a chunk; its entity tag.
+
+        Raises:
+            LeaseLostError: another run has taken the version over.
+            UploadError: it could not be written.
+        """
+        self._stored = True
+        tag = store_for_run(self.store, self.keys, self.version, self.run_id, key, data, content_type)
+        return tag.get("e_tag")
 
     def record(self, record: ChunkRecord, e_tag: str | None) -> None:
         """Remember that a chunk was stored; it is in the journal with the next heartbeat.
@@ -325,110 +289,137 @@ class VersionLease:
         """
         if self._lost:
             raise self._lost_error()
-        with self._lock:
+        with self._noting:
             self._pending.append(JournalEntry(record, e_tag))
             self._stored = True
 
     def commit(self, manifest: Manifest, database: bytes) -> None:
-        """Make the version visible: its database, then the manifest, then the newest database; then end the lease.
+        """Make the version visible, with its database, and end the lease.
 
-        What was visible before stays as it is: a person may have corrected it.
+        The commit is decided by one change of the claim; all before it is invisible, and all after it may be done by
+        others too if this run dies. What is visible already stays as it is: a person may have corrected it.
 
         Raises:
             LeaseLostError: another run has taken the version over.
             StoreAccessError: it could not be written.
         """
-        keys, store = self.keys, self.store
-        if not self.is_complete:
-            self._check_held()
-            store.put(keys.database(self.version), database, "application/gzip")
-            self._check_held()
-            store.put(keys.manifest(self.version), manifest.to_json(), CONTENT_JSON)
-        publish_newest_database(store, keys)
+        if self.is_complete:
+            publish_newest_database(self.store, self.keys)
+            return
+        store, keys, version = self.store, self.keys, self.version
+        self._stored = True
+        store_for_run(store, keys, version, self.run_id, keys.database(version), database, CONTENT_DATABASE)
+        store.put(keys.staged_manifest(version, self.run_id), manifest.to_json(), CONTENT_JSON)
+        self._change(store, state=COMMITTING)
+        self.is_complete = True
+        self._end_heartbeat()
+        if not finish_commit(store, keys, self._held):
+            raise ProcessingError(f"version {version} of {keys.video_id!r} was complete, and has been removed since")
+
+    def _end_heartbeat(self) -> None:
         self._stop.set()
-        self._finished = True
         if self._thread is not None:
             self._thread.join()
-        try:
-            self._clean_up()
-        except StoreAccessError as error:
-            log.warning("version %d is complete, but not cleaned up: %s", self.version, error)
-
-    def _lost_error(self) -> LeaseLostError:
-        return LeaseLostError(
-            f"version {self.version} was taken over by another run, because this one gave no sign of life for "
-            f"{self.claim.lease_seconds:g} s; start again, or raise the lease time"
-        )
-
-    def _check_held(self) -> None:
-        """Raise a LeaseLostError if the version's newest claim is not this run's."""
-        found = latest_claim(self.store, self.keys, self.version)
-        if found is None or found[0] != self.generation or found[1].run_id != self.run_id:
-            self._lost = True
-            raise self._lost_error()
-
-    def _clean_up(self) -> None:
-        """Remove what only an unfinished version needs.
-
-        Claims go last, the newest last of all: a run killed in the midst of this leaves its claim, so that the next one
-        takes the version over, finds all of it done, and cleans up again.
-        """
-        keys, store = self.keys, self.store
-        # Packed samples, of this run or of one before it that died.
-        store.delete_below(f"{keys.segments(self.version)}/")
-        if self.generation > 1:
-            for prefix in (keys.cropped_frames(self.version), keys.server_prefix, keys.segments(self.version)):
-                store.remove_leftovers(prefix)
-        left = sorted(key for key in store.keys(f"{keys.claims}/v{self.version}/") if self._is_old(key))
-        journals = [key for key in left if "/journal_" in key]
-        store.delete([*shared_objects(keys), *journals, *(key for key in left if key not in journals)])
-
-    def _is_old(self, key: str) -> bool:
-        """Whether a key below the version's claims is of this run, or of one before it."""
-        generation = key.rsplit("/", 1)[1].removeprefix("journal_")[:4]
-        return not generation.isdecimal() or int(generation) <= self.generation
 
     def _keep_alive(self) -> None:
-        while not self._stop.wait(self.claim.lease_seconds / _BEATS_IN_A_LEASE):
+        # A request that hangs must not take the time in which the next could succeed.
+        store = self.store.with_retry(RetryPolicy(seconds=self._lease_seconds / 2))
+        while not self._stop.wait(self._lease_seconds / BEATS_IN_A_LEASE):
             try:
-                self._check_held()
-                self._write_journal()
-                self._beat += 1
-                self._write_claim(released=False)
+                self._write_journal(store)
+                self._change(store)
             except LeaseLostError:
                 return
-            except StoreAccessError as error:
-                # Uploads meet the same store, and report it.
+            except Exception as error:
+                # Uploads meet the same store, and report it. If others take this run for dead, its next change fails.
                 log.warning("heartbeat of version %d failed: %s", self.version, error)
 
-    def _write_claim(self, released: bool) -> None:
-        claim = Claim(self.claim.run_id, self.claim.inputs, self.claim.lease_seconds, self._beat, released)
-        self.store.put(self.keys.claim(self.version, self.generation), claim.to_json(), CONTENT_JSON)
+    def _change(self, store: Store, **changes: object) -> None:
+        """Change the claim.
 
-    def _write_journal(self) -> None:
-        with self._lock:
+        Raises:
+            LeaseLostError: it is another run's.
+        """
+        with self._changing:
+            if self._lost:
+                raise self._lost_error()
+            held = change_claim(store, self.keys, self._held, stored=self._stored, **changes)
+            there = read_claim(store, self.keys, self.version) if held is None else None
+            if there is not None and (there.claim.run_id, there.claim.state) == (self.run_id, RUNNING):
+                # This run's last change, which had seemed to fail.
+                held = change_claim(store, self.keys, there, stored=self._stored, **changes)
+            if held is None:
+                self._lost = True
+                raise self._lost_error()
+            self._held = held
+
+    def _lost_error(self) -> LeaseLostError:
+        return _lost_error(self.version, self._lease_seconds)
+
+    def _write_journal(self, store: Store) -> None:
+        with self._noting:
             entries, self._pending = self._pending, []
         if entries:
-            self._journals += 1
-            key = f"{self.keys.claims}/v{self.version}/journal_{self.generation:04d}_{self._journals:06d}.json"
+            key = self.keys.journal(self.version, self.run_id, len(self._journals) + 1)
             try:
-                self.store.put(key, json.dumps([asdict(entry) for entry in entries]).encode(), CONTENT_JSON)
-            except StoreAccessError:
-                with self._lock:
+                store.put(key, json.dumps([asdict(entry) for entry in entries]).encode(), CONTENT_JSON)
+            except BaseException:
+                with self._noting:
                     self._pending = entries + self._pending
                 raise
+            self._journals.append(key)
 
-    def _release(self) -> None:
-        if self._stored or self.done or self.generation > 1:
-            self._write_journal()
-            self._write_claim(released=True)
-        else:
-            self.store.delete([*shared_objects(self.keys), self.keys.claim(self.version, self.generation)])
+    def _remove_journals(self, store: Store) -> None:
+        """What this run wrote after another had the version is nobody's."""
+        try:
+            store.delete(self._journals)
+        except StoreAccessError as error:
+            log.warning("could not remove the journal of version %d: %s", self.version, error)
+
+
+def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
+    """What is left of a commit that is decided, for its run or, if that has died, for anybody; doing it twice is once.
+
+    Returns:
+        False if the version has been removed since.
+
+    Raises:
+        StoreAccessError: something could not be written.
+    """
+    version = held.version
+    staged = keys.staged_manifest(version, held.claim.run_id)
+    if not store.publish(staged, keys.manifest(version)) and not store.exists(keys.manifest(version)):
+        return False
+    publish_newest_database(store, keys)
+    # Packed samples, of this run or of one before it that died.
+    store.delete_below(f"{keys.segments(version)}/")
+    for prefix in (keys.cropped_frames(version), keys.segments(version), keys.server_prefix):
+        store.remove_leftovers(prefix)
+    store.delete([key for key in store.keys(f"{keys.claims}/v{version}/") if key != keys.claim(version)])
+    change_claim(store, keys, held, state=COMPLETE)
+    return True
 
 
 def publish_newest_database(store: Store, keys: VideoKeys) -> None:
-    """Let the newest complete version's database be the newest database, whoever else does the same at once."""
-    published = 0
-    while published != (newest := complete_versions(store, keys)[-1]):
-        store.put(keys.database(), store.get(keys.database(newest)), "application/gzip")
-        published = newest
+    """Let the newest complete version's database be the newest database, whoever else does the same at once.
+
+    Raises:
+        StoreAccessError: it could not be written.
+    """
+    key = keys.database()
+    while True:
+        there = store.read(key)  # before what it is to become: whoever has newer data replaces what was read here
+        versions = complete_versions(store, keys)
+        newest = store.read(keys.database(versions[-1])) if versions else None
+        if newest is None:
+            if complete_versions(store, keys) == versions:
+                return  # all are removed, or a database was lost
+            continue
+        if there is not None and there.data == newest.data:
+            return
+        if there is None:
+            done = store.create(key, newest.data, CONTENT_DATABASE)
+        else:
+            done = store.replace(key, newest.data, there.tag, CONTENT_DATABASE)
+        if done is not None:
+            return

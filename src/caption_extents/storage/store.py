@@ -1,19 +1,19 @@
-"""Objects by key, in any store, with retries in one place and every write verified."""
+"""Objects by key, in any store, with retries in one place, every write verified and conditions that hold."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
+import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
-import obstore
 import tenacity
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -25,21 +25,24 @@ from obstore.exceptions import (
 )
 
 from caption_extents.errors import StoreAccessError, StoreError, UploadError
-from caption_extents.storage.backends import Backend, folder_backend, mask_secrets, open_backend
+from caption_extents.storage import bakery
+from caption_extents.storage.backends import mask_secrets, open_backend
 from caption_extents.storage.download import Download
+from caption_extents.storage.folder import FolderObjects
 from caption_extents.storage.keys import check_key
+from caption_extents.storage.objects import CREATE, Condition, ObjectFacts, Objects, Tag
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-_TEMPORARY_NAME = re.compile(r"#\d+$")
-"""Of a file that obstore writes, before it gets its own."""
-
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-_PROBE_ATTEMPTS = 4
+_NO_TAG = {"e_tag": '"0123456789abcdef0123456789abcdef"', "version": "1"}
+"""Of no object."""
+_UNMET = (AlreadyExistsError, PreconditionError)
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
+_NOT_IMPLEMENTED = re.compile(r"\b501\b|NotImplemented")
 
 
 @dataclass(frozen=True)
@@ -59,95 +62,138 @@ class RetryPolicy:
     longest_pause_seconds: float = 5.0
 
 
-@dataclass(frozen=True)
-class ObjectFacts:
-    """What a store says of an object without giving it."""
+class Content(NamedTuple):
+    """An object as it was read.
 
-    size_bytes: int
-    e_tag: str | None
-    last_modified: datetime
+    Attributes:
+        data: its bytes.
+        tag: what :meth:`Store.replace` needs to replace just this content.
+    """
+
+    data: bytes
+    tag: Tag
 
 
 class Store:
-    """Objects by key. Puts are atomic: a reader sees a whole object or none."""
+    """Objects by key. Puts are atomic: a reader sees a whole object or none.
 
-    def __init__(self, backend: Backend, retry: RetryPolicy | None = None) -> None:
-        self.address = backend.address
-        self.folder = backend.folder
+    :meth:`create` and :meth:`replace` write under a condition. Stores that honour conditional writes check it
+    themselves, folders under a lock, and for all others :mod:`~caption_extents.storage.bakery` must do.
+    """
+
+    def __init__(self, objects: Objects, retry: RetryPolicy | None = None) -> None:
+        self.address = objects.address
+        self.folder = objects.folder
         """Where the objects are files, if the store is a folder."""
-        self._opened = backend.obstore
-        self._conditional = backend.conditional
+        self._objects = objects
+        self._conditional = objects.conditional
         self._retry = retry or RetryPolicy()
-        self._e_tag_is_md5: bool | None = None if backend.conditional is None else False
+        self._e_tag_is_md5: bool | None = False if self.folder is not None or objects.conditional else None
 
     def __repr__(self) -> str:
         return f"Store({self.address!r})"
 
-    @cached_property
-    def _backend(self) -> Any:
-        # A folder is made when it is first used, so that a run that is refused leaves nothing behind.
-        return folder_backend(self.folder) if self.folder is not None else self._opened
+    def with_retry(self, retry: RetryPolicy) -> Store:
+        """The same store with other patience."""
+        other = copy.copy(self)
+        other._retry = retry
+        return other
 
-    @property
-    def _missing(self) -> bool:
-        return self.folder is not None and not self.folder.exists()
-
-    def put(self, key: str, data: bytes, content_type: str) -> str | None:
-        """Write an object, over an older one if there is one; what arrived is verified. Returns its entity tag.
+    def put(self, key: str, data: bytes, content_type: str) -> Tag:
+        """Write an object, over an older one if there is one; what arrived is verified. Returns its tag.
 
         Raises:
             UploadError: it could not be written in time.
         """
+        return self._present(f"write {key!r} to", lambda: self._put(key, data, content_type, None), UploadError)
 
-        def write() -> str | None:
-            e_tag = self._put(key, data, content_type, "overwrite")
-            self._verify(key, data, e_tag)
-            return e_tag
+    def create(self, key: str, data: bytes, content_type: str) -> Tag | None:
+        """Write an object that must not exist yet; its tag, or None if it exists with other content.
 
-        return self._with_retries(f"write {key!r} to", write, UploadError)
-
-    def create(self, key: str, data: bytes, content_type: str) -> bool:
-        """Write an object that must not exist yet; False if it does. Of several at once, exactly one succeeds.
-
-        Only for stores that honour conditional writes (:meth:`honours_conditions`). The data must differ from what any
-        other writer of the key would write: that is how a success whose answer was lost is told from a failure.
+        Of several at once exactly one succeeds, if their data differ. An object that has just this content counts as
+        this call's: that is how a success whose answer was lost is told from a failure.
 
         Raises:
             UploadError: it could not be written in time.
         """
+        return self._put_if(CREATE, key, data, content_type)
 
-        def write() -> bool:
+    def replace(self, key: str, data: bytes, tag: Tag, content_type: str) -> Tag | None:
+        """Write an object over the content that has a tag; its new tag, or None if there is other content, or none.
+
+        As with :meth:`create`, an object that has just this content counts as this call's.
+
+        Raises:
+            UploadError: it could not be written in time.
+        """
+        return self._put_if(tag, key, data, content_type)
+
+    def _put_if(self, condition: Condition, key: str, data: bytes, content_type: str) -> Tag | None:
+        conditional = self.honours_conditions(key)
+
+        def write() -> Tag | None:
             try:
-                self._put(key, data, content_type, "create")
-            except AlreadyExistsError:
-                try:
-                    return bytes(obstore.get(self._backend, key).bytes()) == data
-                except FileNotFoundError:
-                    # Somebody else's, and gone again.
-                    return False
-            return True
+                if conditional:
+                    return self._put(key, data, content_type, condition)
+                if self._holds(condition, key):
+                    return self._put(key, data, content_type, None)
+            except _UNMET:
+                pass
+            except FileNotFoundError:
+                if condition is CREATE:  # there is no such bucket
+                    raise
+            there = self.read(key)
+            if there is not None and there.data == data:
+                return there.tag
+            if there is not None and there.tag == condition:
+                raise OSError("refused, although nothing has changed")
+            return None
 
-        return self._with_retries(f"create {key!r} in", write, UploadError)
+        turn: AbstractContextManager[None] = nullcontext() if conditional else bakery.alone(self, key)
+        with turn:
+            return self._present(f"write {key!r} to", write, UploadError)
 
-    def honours_conditions(self, probe: str) -> bool:
-        """Whether a put that must create an object fails when there is one; found out once, with the object ``probe``.
+    def _holds(self, condition: Condition, key: str) -> bool:
+        there = self.read(key)
+        return there is None if condition is CREATE else there is not None and there.tag == condition
 
-        The object stays, for the next who asks: one that each asker made and removed again would be left behind by
-        those that are killed in between. Whoever knows when it is no longer of use removes it.
+    def honours_conditions(self, key: str) -> bool:
+        """Whether conditions of puts are honoured; found out once, with an object that all runs of a tenant share.
+
+        It stays, for the next who asks, and may be removed.
         """
         if self._conditional is None:
-            # A store that honours them refuses the second at the latest, unless the object was removed in between.
-            attempts = (self.create(probe, uuid.uuid4().bytes, "text/plain") for _ in range(_PROBE_ATTEMPTS))
-            self._conditional = not all(attempts)
+            if isinstance(self._objects, FolderObjects):
+                self._conditional = self._present("write to", self._objects.has_locks, UploadError)
+            else:
+                self._conditional = self._probe(f"{key.partition('/')[0]}/temporary/conditions/probe")
             if not self._conditional:
                 log.warning("%s ignores conditional writes; versions are claimed by the slower protocol", self.address)
         return self._conditional
 
-    def _put(self, key: str, data: bytes, content_type: str, mode: Any) -> str | None:
-        # obstore's folder store knows no attributes.
-        attributes: Any = None if self.folder is not None else {"Content-Type": content_type}
-        done = obstore.put(self._backend, check_key(key), data, mode=mode, attributes=attributes, use_multipart=False)
-        return done["e_tag"]
+    def _probe(self, key: str) -> bool:
+        def honoured(condition: Condition) -> bool:
+            try:
+                self._put(key, uuid.uuid4().bytes, "text/plain", condition)
+            except _UNMET:
+                return True
+            except NotSupportedError:
+                return False
+            except BaseError as error:
+                if _NOT_IMPLEMENTED.search(str(error)):
+                    return False
+                raise
+            return False
+
+        what = f"write {key!r} to"
+        # The first creates it, unless it is there.
+        creates = [self._present(what, lambda: honoured(CREATE), UploadError) for _ in range(2)]
+        return creates[1] and self._present(what, lambda: honoured(_NO_TAG), UploadError)
+
+    def _put(self, key: str, data: bytes, content_type: str, condition: Condition) -> Tag:
+        tag = self._objects.put(check_key(key), data, content_type, condition)
+        self._verify(key, data, tag.get("e_tag"))
+        return tag
 
     def _verify(self, key: str, data: bytes, e_tag: str | None) -> None:
         """Compare what arrived with what was sent.
@@ -161,10 +207,22 @@ class Store:
         equal = match is not None and match[1] == hashlib.md5(data, usedforsecurity=False).hexdigest()
         if equal:
             self._e_tag_is_md5 = True
-        elif bytes(obstore.get(self._backend, key).bytes()) != data:
+        elif self._objects.get(key)[0] != data:
             raise OSError(f"{key!r} arrived damaged")
         elif self._e_tag_is_md5 is None:
             self._e_tag_is_md5 = False
+
+    def read(self, key: str) -> Content | None:
+        """An object's bytes and tag; None if there is none.
+
+        Raises:
+            StoreAccessError: it cannot be read.
+        """
+        check_key(key)
+        try:
+            return Content(*self._with_retries(f"read {key!r} from", lambda: self._objects.get(key)))
+        except FileNotFoundError:
+            return None
 
     def get(self, key: str) -> bytes:
         """An object's bytes.
@@ -173,17 +231,30 @@ class Store:
             StoreError: there is no such object.
             StoreAccessError: it cannot be read.
         """
-        check_key(key)
+        found = self.read(key)
+        if found is None:
+            raise self._no_object(key)
+        return found.data
 
-        def read() -> bytes:
-            if self._missing:
-                raise FileNotFoundError(self.address)
-            return bytes(obstore.get(self._backend, key).bytes())
+    def _no_object(self, key: str) -> StoreError:
+        return StoreError(f"{self.address} has no object {key!r}")
 
+    def publish(self, source: str, target: str) -> bool:
+        """Let an object appear under another key, over what is there; False if it is gone. It may keep its old key too.
+
+        However long ago the caller decided on it, nothing appears once ``source`` has been removed.
+
+        Raises:
+            UploadError: the store does not do it.
+        """
+        check_key(target)
         try:
-            return self._with_retries(f"read {key!r} from", read)
-        except FileNotFoundError as error:
-            raise StoreError(f"{self.address} has no object {key!r}") from error
+            self._with_retries(
+                f"copy {source!r} to {target!r} in", lambda: self._objects.publish(source, target), UploadError
+            )
+        except FileNotFoundError:
+            return False
+        return True
 
     def download(self, key: str, path: Path, on_bytes: Callable[[int, int], None] | None = None) -> None:
         """Write an object to a file; see :meth:`start_download`."""
@@ -203,7 +274,7 @@ class Store:
         """
         facts = self.head(key)
         if facts is None:
-            raise StoreError(f"{self.address} has no object {key!r}")
+            raise self._no_object(key)
         return Download(self, key, facts, path, on_bytes)
 
     def answers_ranges(self, key: str, facts: ObjectFacts) -> bool:
@@ -229,10 +300,7 @@ class Store:
         return self._with_retries(f"read bytes {start} to {end} of {key!r} from", read)
 
     def _range(self, key: str, facts: ObjectFacts, start: int, end: int) -> bytes:
-        options: Any = {"range": (start, end)}
-        if facts.e_tag is not None:
-            options["if_match"] = facts.e_tag
-        return bytes(obstore.get(self._backend, key, options=options).bytes())
+        return self._objects.get_range(key, start, end, facts.e_tag)
 
     def read_stream(self, key: str, restart: Callable[[], BinaryIO], on_bytes: Callable[[int], None]) -> None:
         """Write an object as it comes to a file that ``restart`` gives anew for each attempt.
@@ -244,14 +312,14 @@ class Store:
 
         def stream() -> None:
             file = restart()
-            for part in obstore.get(self._backend, key).stream(min_chunk_size=1 << 20):
+            for part in self._objects.stream(key):
                 file.write(part)
                 on_bytes(len(part))
 
         try:
             self._with_retries(f"read {key!r} from", stream)
         except FileNotFoundError as error:
-            raise StoreError(f"{self.address} has no object {key!r}") from error
+            raise self._no_object(key) from error
 
     def head(self, key: str) -> ObjectFacts | None:
         """Size, tag and time of an object; None if there is none.
@@ -260,30 +328,30 @@ class Store:
             StoreAccessError: the store does not tell.
         """
         check_key(key)
-        if self._missing:
-            return None
         try:
-            meta = self._with_retries(f"look for {key!r} in", lambda: obstore.head(self._backend, key))
+            return self._with_retries(f"look for {key!r} in", lambda: self._objects.head(key))
         except FileNotFoundError:
             return None
-        return ObjectFacts(meta["size"], meta["e_tag"], meta["last_modified"])
 
     def exists(self, key: str) -> bool:
         """Whether there is an object of this key."""
         return self.head(key) is not None
 
-    def keys(self, prefix: str) -> Iterator[str]:
+    def entries(self, prefix: str) -> list[ObjectFacts]:
+        """Objects under a prefix, which ends at a ``/``, in no particular order.
+
+        Raises:
+            StoreAccessError: the prefix cannot be listed.
+        """
+        return self._present(f"list {prefix!r} in", lambda: self._objects.entries(prefix))
+
+    def keys(self, prefix: str) -> list[str]:
         """Keys under a prefix, which ends at a ``/``, in no particular order.
 
         Raises:
             StoreAccessError: the prefix cannot be listed.
         """
-
-        def list_all() -> list[str]:
-            return [entry["path"] for page in obstore.list(self._backend, prefix=prefix) for entry in page]
-
-        if not self._missing:
-            yield from self._with_retries(f"list {prefix!r} in", list_all)
+        return [found.key for found in self.entries(prefix)]
 
     def prefixes(self, prefix: str) -> list[str]:
         """What keys under a prefix begin with, up to the next ``/``: the folders of a folder.
@@ -291,12 +359,7 @@ class Store:
         Raises:
             StoreAccessError: the prefix cannot be listed.
         """
-        if self._missing:
-            return []
-        listing = self._with_retries(
-            f"list {prefix!r} in", lambda: obstore.list_with_delimiter(self._backend, prefix=f"{prefix}/")
-        )
-        return [found.rstrip("/") for found in listing["common_prefixes"]]
+        return self._present(f"list {prefix!r} in", lambda: self._objects.prefixes(f"{prefix}/"))
 
     def delete(self, keys: list[str]) -> None:
         """Remove objects; missing ones are no error.
@@ -307,7 +370,7 @@ class Store:
         for key in keys:
             check_key(key)
             try:
-                self._with_retries(f"remove {key!r} from", lambda key=key: obstore.delete(self._backend, key))  # type: ignore[misc]
+                self._with_retries(f"remove {key!r} from", lambda key=key: self._objects.delete(key))  # type: ignore[misc]
             except FileNotFoundError:
                 continue
 
@@ -317,19 +380,29 @@ class Store:
         Raises:
             StoreAccessError: they cannot be listed, or one cannot be removed.
         """
-        self.delete(list(self.keys(prefix)))
+        self.delete(self.keys(prefix))
 
     def remove_leftovers(self, prefix: str) -> None:
         """In a folder, remove the temporary files of writers that were killed; no listing shows them."""
-        if self.folder is not None:
-            for path in (self.folder / check_key(prefix)).rglob("*#*"):
-                if _TEMPORARY_NAME.search(path.name):
-                    path.unlink(missing_ok=True)
+        if isinstance(self._objects, FolderObjects):
+            self._objects.remove_leftovers(check_key(prefix))
+
+    def _present(self, what: str, request: Callable[[], T], failure: type[StoreAccessError] = StoreAccessError) -> T:
+        """A request about no single object, so that nothing can be missing but the place of them all."""
+        try:
+            return self._with_retries(what, request, failure)
+        except FileNotFoundError as error:
+            raise failure(f"could not {what} {self.address}: {_reason(error)}") from error
 
     def _with_retries(
         self, what: str, request: Callable[[], T], failure: type[StoreAccessError] = StoreAccessError
     ) -> T:
-        """Make a request until it succeeds, fails for good, or its time is over."""
+        """Make a request until it succeeds, fails for good, or its time is over.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+            StoreAccessError: of the kind ``failure``, for every other reason.
+        """
         policy = self._retry
         # A folder answers the same the second time.
         attempts: Any = tenacity.stop_after_attempt(1) if self.folder is not None else _Deadline(policy)
@@ -343,13 +416,9 @@ class Store:
         )
         try:
             return retrying(request)
-        except FileNotFoundError as error:
-            if failure is UploadError:  # there is no such bucket
-                raise failure(f"could not {what} {self.address}: {_reason(error)}") from error
+        except (FileNotFoundError, StoreAccessError):
             raise
-        except AlreadyExistsError:
-            raise
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:
             tried = retrying.statistics.get("attempt_number", 1)
             times = f" ({tried} attempts)" if tried > 1 else ""
             raise failure(f"could not {what} {self.address}{times}: {_reason(error)}") from error
@@ -378,4 +447,4 @@ def open_store(address: str | Path, retry: RetryPolicy | None = None) -> Store:
     Raises:
         StoreError: the address is of no known kind, or its settings are not complete.
     """
-    return Store(open_backend(str(address)), retry)
+    return Store(open_backend(os.fspath(address)), retry)

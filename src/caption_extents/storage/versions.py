@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from caption_extents.errors import StoreError
+from caption_extents.storage.claims import (
+    COMMITTING,
+    COMPLETE,
+    REMOVED,
+    REMOVING,
+    RUNNING,
+    Claim,
+    Held,
+    change_claim,
+    create_claim,
+    ended,
+    new_run_id,
+    read_claim,
+    read_claims,
+)
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import (
-    claimed_versions,
+    CONTENT_DATABASE,
     complete_versions,
-    is_dead,
-    latest_claim,
+    finish_commit,
     publish_newest_database,
-    shared_objects,
 )
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
 
-COMPLETE, RUNNING, ABANDONED = "complete", "running", "abandoned"
+ABANDONED = "abandoned"
 
 
 def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> Manifest:
@@ -33,10 +47,11 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
                 f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
             )
         version = versions[-1]
-    elif not store.exists(keys.manifest(version)):
+    found = store.read(keys.manifest(version))
+    if found is None:
         there = ", ".join(map(str, complete_versions(store, keys))) or "none"
         raise StoreError(f"video {keys.video_id!r} has no complete version {version}; complete are {there}")
-    return Manifest.from_json(store.get(keys.manifest(version)))
+    return Manifest.from_json(found.data)
 
 
 @dataclass(frozen=True)
@@ -57,13 +72,27 @@ class VersionState:
     run_id: str
 
 
-def replace_database(store: Store, keys: VideoKeys, version: int, data: bytes) -> None:
-    """Write a complete version's database anew, and the newest database if this version is the newest.
+def change_database(store: Store, keys: VideoKeys, version: int, change: Callable[[bytes], bytes]) -> None:
+    """Change a complete version's database, and the newest database if this version is the newest.
+
+    Args:
+        store: where.
+        keys: of the video.
+        version: N.
+        change: called with the database as it is; again with a newer one if somebody else has changed it meanwhile.
 
     Raises:
+        StoreError: there is no such version.
         UploadError: it could not be written; what was there before is still there.
     """
-    store.put(keys.database(version), data, "application/gzip")
+    key = keys.database(version)
+    while True:
+        there = store.read(key)
+        if there is None:
+            raise StoreError(f"video {keys.video_id!r} has no complete version {version}: it was removed")
+        data = change(there.data)
+        if data == there.data or store.replace(key, data, there.tag, CONTENT_DATABASE):
+            break
     publish_newest_database(store, keys)
 
 
@@ -75,32 +104,34 @@ def list_versions(store: Store, keys: VideoKeys) -> list[VersionState]:
         number, _, rest = key.removeprefix(prefix).partition("/")
         if key.startswith(prefix) and number.isdecimal():
             counts[int(number)] = counts.get(int(number), 0) + rest.endswith(".webm")
-    complete = set(complete_versions(store, keys))
-    numbers = sorted({*counts, *complete, *claimed_versions(store, keys)})
-    return [_state(store, keys, number, number in complete, counts.get(number, 0)) for number in numbers]
+    claims = {held.version: held for held in read_claims(store, keys)}
+    numbers = sorted({*counts, *(number for number, held in claims.items() if held.claim.state != REMOVED)})
+    return [_state(store, keys, number, claims.get(number), counts.get(number, 0)) for number in numbers]
 
 
-def _state(store: Store, keys: VideoKeys, version: int, complete: bool, chunk_count: int) -> VersionState:
-    if complete:
-        return VersionState(version, COMPLETE, chunk_count, read_manifest(store, keys, version).run_id)
-    found = latest_claim(store, keys, version)
-    if found is None:
-        if store.exists(keys.manifest(version)):  # finished since it was looked for
-            return _state(store, keys, version, True, chunk_count)
+def _state(store: Store, keys: VideoKeys, version: int, held: Held | None, chunk_count: int) -> VersionState:
+    manifest = store.read(keys.manifest(version))
+    if manifest is not None:
+        return VersionState(version, COMPLETE, chunk_count, Manifest.from_json(manifest.data).run_id)
+    if held is None:
         return VersionState(version, ABANDONED, chunk_count, "")
-    generation, claim = found
-    state = ABANDONED if is_dead(store, keys, version, generation, claim, wait=False) else RUNNING
-    return VersionState(version, state, chunk_count, claim.run_id)
+    at_work = held.may_live and ended(store, keys, held) is None
+    return VersionState(version, RUNNING if at_work else ABANDONED, chunk_count, held.claim.run_id)
 
 
 def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) -> list[VersionState]:
     """Abandoned versions, and complete ones but for the newest ``keep``; never one that is being written.
+
+    A commit that is decided, and whose run has died, is finished first.
 
     Raises:
         ValueError: ``keep`` is below 1.
     """
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}; at least one complete version must stay")
+    for held in read_claims(store, keys):
+        if held.claim.state == COMMITTING and (dead := ended(store, keys, held)) is not None:
+            finish_commit(store, keys, dead)
     states = list_versions(store, keys)
     complete = [state for state in states if state.state == COMPLETE]
     old = complete[:-keep] if keep is not None else []
@@ -109,6 +140,8 @@ def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) ->
 
 def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | None = None) -> int:
     """Remove all objects of a version, the manifest first, so that no reader meets half of it; how many there were.
+
+    Its claim stays, and says that it was removed.
 
     Args:
         store: where.
@@ -119,16 +152,40 @@ def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | 
     Raises:
         StoreError: a run writes it, or has finished it since.
     """
-    found = latest_claim(store, keys, version)
-    if found is not None and not is_dead(store, keys, version, *found, wait=False):
-        raise StoreError(f"version {version} is being written by a run; remove it when that is over")
-    if expected == ABANDONED and store.exists(keys.manifest(version)):
-        raise StoreError(f"version {version} has been finished by a run since; it stays")
-    objects = [
-        *sorted(store.keys(f"{keys.cropped_frames(version)}/"), key=lambda key: not key.endswith("/manifest.json")),
-        *(key for key in [keys.database(version)] if store.exists(key)),
-        *store.keys(f"{keys.claims}/v{version}/"),
-        *store.keys(f"{keys.segments(version)}/"),
-    ]
-    store.delete([*objects, *shared_objects(keys)])
+    held = _claim_for_removal(store, keys, version, expected)
+    claim = keys.claim(version)
+    # What a manifest may still be made of goes before it: a run that was stopped in its commit can then not make one.
+    staged = [key for key in store.keys(f"{keys.claims}/v{version}/") if key != claim]
+    frames = sorted(store.keys(f"{keys.cropped_frames(version)}/"), key=lambda key: not key.endswith("/manifest.json"))
+    others = [key for key in [keys.database(version)] if store.exists(key)]
+    objects = [*staged, *frames, *others, *store.keys(f"{keys.segments(version)}/")]
+    store.delete(objects)
+    for prefix in (keys.cropped_frames(version), keys.segments(version), keys.server_prefix):
+        store.remove_leftovers(prefix)
+    change_claim(store, keys, held, state=REMOVED)
     return len(objects)
+
+
+def _claim_for_removal(store: Store, keys: VideoKeys, version: int, expected: str | None) -> Held:
+    """The version's claim, from which no run can take it any more."""
+    mover = new_run_id()
+    while True:
+        found = read_claim(store, keys, version)
+        if found is not None and found.claim.state in {REMOVING, REMOVED}:
+            return found  # begun by another, which may have been killed
+        held = found
+        if found is not None:
+            held = ended(store, keys, found)
+            if held is None:
+                raise StoreError(f"version {version} is being written by a run; remove it when that is over")
+            if held.claim.state == COMMITTING:
+                finish_commit(store, keys, held)
+                continue
+        if expected == ABANDONED and store.exists(keys.manifest(version)):
+            raise StoreError(f"version {version} has been finished by a run since; it stays")
+        if held is None:
+            mine = create_claim(store, keys, version, Claim(mover, "", 0.0, REMOVING, stored=True))
+        else:
+            mine = change_claim(store, keys, held, run_id=mover, state=REMOVING)
+        if mine is not None:
+            return mine

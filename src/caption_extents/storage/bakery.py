@@ -1,0 +1,92 @@
+"""Mutual exclusion over any store that shows in a listing what was written before it: Lamport's bakery.
+
+For stores that ignore the conditions of puts (some gateways, folders without locks). A process announces that it is
+choosing, takes a ticket with a number above all that it sees, waits until nobody who announced before is still
+choosing, and goes in when no ticket is lower. It costs about eight requests. (L. Lamport, "A New Solution of Dijkstra's
+Concurrent Programming Problem", 1974.)
+
+What it cannot do: a process that stops for longer than :data:`STALE_SECONDS` while it is inside counts as dead, and
+does not find that out when it goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from caption_extents.errors import StoreAccessError
+
+if TYPE_CHECKING:
+    from caption_extents.storage.store import Store
+
+STALE_SECONDS = 10.0
+"""Being inside takes a few requests: whoever is first in line for this long is dead, and its ticket is removed."""
+
+_WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True, order=True)
+class _Ticket:
+    number: int
+    token: str
+    key: str
+
+
+@contextmanager
+def alone(store: Store, key: str) -> Iterator[None]:
+    """Only one process at a time is inside for a key.
+
+    Raises:
+        StoreAccessError: the store does not answer, or others do not come out.
+    """
+    tenant, token = key.partition("/")[0], uuid.uuid4().hex
+    room = f"{tenant}/temporary/conditions/{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    choosing, ticket = f"{room}/choosing-{token}", ""
+    try:
+        store.put(choosing, b"", "text/plain")
+        number = max((ticket.number for ticket in _tickets(room, store.keys(f"{room}/"))), default=0) + 1
+        ticket = f"{room}/ticket-{number:06d}-{token}"
+        store.put(ticket, b"", "text/plain")
+        store.delete([choosing])
+        _wait_for_turn(store, room, token, key)
+        yield
+    finally:
+        store.delete([choosing, *([ticket] if ticket else [])])
+
+
+def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:
+    started = time.monotonic()
+    choosing = {other for other in store.keys(f"{room}/") if "/choosing-" in other}
+    ahead, since = "", started
+    while True:
+        there = store.keys(f"{room}/")
+        tickets = _tickets(room, there)
+        if token not in {ticket.token for ticket in tickets}:
+            raise StoreAccessError(f"{key!r} could not be written alone: this process stood still for too long")
+        choosing &= set(there)
+        if not choosing and tickets[0].token == token:
+            return
+        now, first = time.monotonic(), min(choosing, default=tickets[0].key)
+        if first != ahead:
+            ahead, since = first, now
+        elif now - since > STALE_SECONDS:
+            store.delete([first])
+        if now - started > _WAIT_SECONDS:
+            raise StoreAccessError(f"{key!r} is kept by other processes; end those that are stopped")
+        time.sleep(_POLL_SECONDS)
+
+
+def _tickets(room: str, there: list[str]) -> list[_Ticket]:
+    """The tickets among some keys, the lowest first."""
+    found = []
+    for key in there:
+        if key.startswith(f"{room}/ticket-"):
+            number, _, token = key.removeprefix(f"{room}/ticket-").partition("-")
+            found.append(_Ticket(int(number), token, key))
+    return sorted(found)
