@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import caption_extents
-from caption_extents.errors import DecodeError, VideoError
-from caption_extents.pipeline.watchdog import Watched
+from caption_extents.errors import DecodeError, StallError, VideoError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
@@ -29,6 +28,7 @@ from caption_extents.video.segmented import SegmentedDecoder
 from caption_extents.video.segments import Span, plan_spans, read_segments
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
+from caption_extents.watchdog import Watchdog
 from tests.engines import begin_here, planes_of
 from tests.media import Recipe, cut_off_beginning, make_video
 from tests.test_exactness import RECIPES, REGION
@@ -165,7 +165,7 @@ def test_a_codec_that_brings_its_process_down(sabotaged: str, video: Path, tmp_p
 @pytest.mark.parametrize("implementation", ["pipelined", "sequential"])
 def test_a_codec_that_hangs(sabotaged: str, implementation: str, video: Path, tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(DecodeError, match="gave nothing for 8 s"):
+    with pytest.raises(StallError, match="gave no sign of life for 8 s"):
         run(video, tmp_path / "store", stall_seconds=8.0, implementation=implementation)
     assert time.monotonic() - started < 40
 
@@ -238,7 +238,7 @@ def test_a_decoder_that_hangs_in_this_process(
     monkeypatch.setattr(CpuDecoder, "_decode", hanging)
     monkeypatch.setattr("caption_extents.video.cpu._CLOSE_SECONDS", 0.5)
     started = time.monotonic()
-    with pytest.raises(DecodeError, match="gave nothing for 1 s"):
+    with pytest.raises(StallError, match="decoding gave no sign of life for 1 s"):
         caption_extents.crop_and_infer_caption_frame_extents(
             str(video), "t1", "v1", REGION, store=tmp_path / "store", implementation=implementation, stall_seconds=1.0
         )
@@ -251,7 +251,7 @@ def test_watching_passes_items_and_errors_on() -> None:
         yield from range(5)
         raise KeyError("at the end")
 
-    iterator = iter(Watched(items(), 5.0))
+    iterator = iter(Watchdog(5.0).items("items", items()))
     assert [next(iterator) for _ in range(5)] == list(range(5))
     with pytest.raises(KeyError, match="at the end"):
         next(iterator)
@@ -259,7 +259,7 @@ def test_watching_passes_items_and_errors_on() -> None:
 
 def test_a_watched_iteration_that_is_left_early_ends_its_thread() -> None:
     before = threading.active_count()
-    iterator = iter(Watched(iter(range(1000)), 5.0))
+    iterator = iter(Watchdog(5.0).items("items", iter(range(1000))))
     assert next(iterator) == 0
     iterator.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 5

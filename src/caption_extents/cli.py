@@ -20,6 +20,7 @@ from caption_extents.chunks.presets import PRESETS
 from caption_extents.errors import InputError, ProcessingError
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
+from caption_extents.watchdog import DEFAULT_STALL_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,9 @@ def run(
         bool, typer.Option("--refine", help="Times exact to a frame of the source, not only to a sample.")
     ] = False,
     isolate_memory_mib: Annotated[int, typer.Option(help="Address space of that process.")] = 8192,
-    stall_seconds: Annotated[float, typer.Option(help="Fail when the decoder gives nothing for this long.")] = 120.0,
+    stall_seconds: Annotated[
+        float, typer.Option(help="Fail when nothing comes from a codec for this long.")
+    ] = DEFAULT_STALL_SECONDS,
     model: Annotated[
         Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
     ] = None,

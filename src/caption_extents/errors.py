@@ -39,6 +39,10 @@ class DecodeError(ProcessingError):
     """Too much of the video cannot be decoded."""
 
 
+class StallError(ProcessingError):
+    """Something that a run waits for gave no sign of life for too long."""
+
+
 class EncodeError(ProcessingError):
     """A chunk could not be encoded."""
 

@@ -21,6 +21,7 @@ from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
 from caption_extents.region import CropRegion
 from caption_extents.storage.keys import LONGEST_ID
+from caption_extents.watchdog import DEFAULT_STALL_SECONDS
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -125,7 +126,7 @@ class Job:
         upload_workers: objects uploaded at once.
         queue_size: items that wait between two stages.
         refine: look at the source's own frames around each boundary, so that captions' times are exact to a frame.
-        stall_seconds: a run fails when its decoder gives nothing for this long.
+        stall_seconds: a run fails when reading, decoding or encoding gives no sign of life for this long.
         isolate: read and decode the video in a process of its own, on the CPU, so that a crash in a codec is an error.
         isolate_memory_mib: address space that this process may take, libraries included.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
@@ -158,7 +159,7 @@ class Job:
     queue_size: int = 2
     max_undecodable_share: float = 0.01
     refine: bool = False
-    stall_seconds: float = 120.0
+    stall_seconds: float = DEFAULT_STALL_SECONDS
     isolate: bool = False
     isolate_memory_mib: int = 8192
     price_per_hour: float | None = None

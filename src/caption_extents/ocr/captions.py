@@ -15,6 +15,7 @@ from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import change_database, read_manifest
+from caption_extents.watchdog import Watchdog, alive
 
 MEDIAN_SAMPLES = 9
 """Samples that a caption's picture is made of: enough to blur what moves behind it, few enough to fetch."""
@@ -59,16 +60,22 @@ def store_texts(
     Raises:
         StoreError: there is no such complete version.
         StoreAccessError: it cannot be read or written.
+        StallError: the reader, or a codec, gives no sign of life.
     """
     number = read_manifest(store, keys, version).version
     extents = _to_read(store.get(keys.database(number))).values()
     read_sample = SampleReader(store, keys, number)
     found: dict[tuple[int, int], ReadText] = {}
-    for done, extent in enumerate(extents, start=1):
-        text = reader.read(caption_picture(read_sample, *extent))
-        if text is not None:
-            found[extent] = text
-        tell(done, len(extents))
+
+    def read() -> None:
+        for done, extent in enumerate(extents, start=1):
+            text = reader.read(caption_picture(read_sample, *extent))
+            alive()
+            if text is not None:
+                found[extent] = text
+            tell(done, len(extents))
+
+    Watchdog().call("reading the captions' text", read)
     count = 0
 
     def write(data: bytes) -> bytes:

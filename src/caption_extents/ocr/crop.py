@@ -16,6 +16,7 @@ from caption_extents.region import CropRegion
 from caption_extents.video.glimpses import pick_times, pictures_at
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
+from caption_extents.watchdog import Watchdog, alive
 
 FRAMES = 40
 """Pictures looked at: a caption that is on screen a third of the time is in a dozen of them."""
@@ -99,7 +100,12 @@ def suggest_crop(
 
     Raises:
         VideoError: the video cannot be used, or there is no text that comes and goes.
+        StallError: a codec or the detector gives no sign of life.
     """
+    return Watchdog().call(f"looking for text in {str(path)!r}", lambda: _suggest(path, detect, tell))
+
+
+def _suggest(path: Path, detect: Detector, tell: Callable[[int, int], None]) -> tuple[list[Band], np.ndarray]:
     facts = probe(path)
     timeline = build_timeline(facts, Fraction(10))
     boxes: list[TextBox] = []
@@ -111,6 +117,7 @@ def suggest_crop(
             TextBox(number, left / width, top / height, right / width, bottom / height)
             for left, top, right, bottom in detect(picture)
         ]
+        alive()
         boxes += found
         if len(found) > best[0]:
             best = len(found), picture

@@ -29,8 +29,11 @@ from caption_extents.pipeline.offload import MAX_IN_FLIGHT, SENDERS, Offload
 from caption_extents.pipeline.stages import Encoding, Stages
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
+from caption_extents.watchdog import Watchdog
 
 _STOP_TIMEOUT_SECONDS = 60.0
+_STALLED_STOP_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
 
 _BATCHES_BEHIND = 4
 """Batches that wait for inference, for each item that waits between other stages: as many as come in half a second."""
@@ -50,9 +53,9 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
         with _InferenceThread(stages) as inference, ExitStack() as engine:
             source = _Source(stages, inference, output.stop)
             pipeline = _build(stages, source, output, engine)
-            engine.enter_context(pipeline.auto_stop(timeout=_STOP_TIMEOUT_SECONDS))
+            engine.callback(_stop, pipeline, stages.watchdog)
             try:
-                records = _records(pipeline, source, stages.encoding.chunks_to_do)
+                records = _records(pipeline, source, stages.encoding.chunks_to_do, stages.watchdog)
             finally:
                 output.stop()
             # The engine looks ten times a second whether it is to stop; nobody needs to wait for that.
@@ -62,15 +65,33 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
         raise _cause(failure) from failure
 
 
-def _records(pipeline: Pipeline[list[ChunkRecord]], source: _Source, expected: int) -> list[ChunkRecord]:
-    """What comes out, until nothing more can come."""
+def _records(
+    pipeline: Pipeline[list[ChunkRecord]], source: _Source, expected: int, watchdog: Watchdog
+) -> list[ChunkRecord]:
+    """What comes out, until nothing more can come.
+
+    Raises:
+        StallError: something that is watched does not come back.
+    """
     records = list[ChunkRecord]()
-    for found in pipeline.get_iterator():
-        records += found
-        if source.is_over and len(records) >= expected:
-            # The engine says so itself up to a tenth of a second later.
+    # That all are there the engine says itself up to a tenth of a second later.
+    while not (source.is_over and len(records) >= expected):
+        try:
+            records += pipeline.get_item(timeout=_LOOK_SECONDS)
+        except TimeoutError:
+            watchdog.check()
+        except EOFError:
             break
     return records
+
+
+def _stop(pipeline: Pipeline[list[ChunkRecord]], watchdog: Watchdog) -> None:
+    """Stop the engine; threads that never end are not waited for."""
+    try:
+        pipeline.stop(timeout=_STALLED_STOP_SECONDS if watchdog.has_stalled else _STOP_TIMEOUT_SECONDS)
+    except TimeoutError:
+        if not watchdog.has_stalled:
+            raise
 
 
 @dataclass(frozen=True)
@@ -100,7 +121,12 @@ def _local_steps(stages: Stages) -> _Output:
     return _Output(
         stages.encoding,
         (
-            _Step("encode", stages.encoding.encode, stages.encoding.calls(workers.encoder), encoding),
+            _Step(
+                "encode",
+                _watched(stages.encoding.encode, "encoding", stages.watchdog),
+                stages.encoding.calls(workers.encoder),
+                encoding,
+            ),
             _Step("upload", stages.upload.upload, workers.upload, upload),
         ),
     )
@@ -115,6 +141,14 @@ def _offloading_steps(stages: Stages, offload: Offload) -> _Output:
         (_Step("send", offload.send, SENDERS, upload), _Step("collect", offload.collect, MAX_IN_FLIGHT, encoding)),
         offload.finish,
     )
+
+
+def _watched(function: Callable[[Any], Any], what: str, watchdog: Watchdog) -> Callable[[Any], Any]:
+    def watched(item: Any) -> Any:
+        with watchdog.watch(what):
+            return function(item)
+
+    return watched
 
 
 def _or_stop(function: Callable[[Any], Any], stop: Callable[[], None]) -> Callable[[Any], Any]:
@@ -151,7 +185,9 @@ def _build(stages: Stages, source: _Source, output: _Output, executors: ExitStac
 
     def threads(name: str, count: int) -> ThreadPoolExecutor:
         # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
-        return executors.enter_context(ThreadPoolExecutor(count, name))
+        pool = ThreadPoolExecutor(count, name)
+        executors.callback(lambda: pool.shutdown(wait=not stages.watchdog.has_stalled))
+        return pool
 
     builder = (
         PipelineBuilder[CropBatch, list[ChunkRecord]]()

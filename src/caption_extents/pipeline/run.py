@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -72,6 +73,7 @@ from caption_extents.video.input import VideoInput, open_arriving, open_input
 from caption_extents.video.isolated import DecoderLimits
 from caption_extents.video.source import VideoFacts
 from caption_extents.video.timeline import Timeline
+from caption_extents.watchdog import Watchdog
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
     "pipelined": run_pipelined,
@@ -111,10 +113,14 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
         InputError: an argument or the video cannot be used; nothing was written.
         ProcessingError: a stage failed; readers see nothing of the run, and the next one with the same inputs goes on.
     """
-    watch, started_at = _Stopwatch(), datetime.now(UTC)
+    watch, started_at, watchdog = _Stopwatch(), datetime.now(UTC), Watchdog(job.stall_seconds)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store = open_store(job.store_address)
-    with _encoder_processes(job) as processes, _loading_model(job) as model, _open_video(job, store, started) as opened:
+    with (
+        _encoder_processes(job) as processes,
+        _loading_model(job) as model,
+        _open_video(job, store, started, watchdog) as opened,
+    ):
         path, video = opened
         plan = _make_plan(job, path, video, model)
         found = _Captions(plan.timeline.frame_rate, plan.costs)
@@ -122,7 +128,7 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
             done = _planned_and_done(lease, len(plan.timeline))
             with _encoder_workers(job, lease) as encoders:
                 gpu = GpuWatch(plan.model.device, watch.started, plan.video.gpu_memory_before)
-                stages = _make_stages(job, plan, lease, done, encoders, rows, found, watch)
+                stages = _make_stages(job, plan, lease, done, encoders, rows, found, watch, watchdog)
                 if _in_processes(job, plan.model.device):
                     stages.encoding.processes = processes
                 watch.set_up()
@@ -134,7 +140,10 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
             captions = found.rows(probabilities)
             if job.refine:
                 with _as_processing_error():
-                    captions = refine_captions(captions, plan.facts, plan.timeline, plan.crop, plan.model)
+                    captions = watchdog.call(
+                        "refining",
+                        partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, plan.model),
+                    )
             manifest = _manifest(job, plan, records, lease)
             so_far = _metrics(job, plan, stages, watch, gpu)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, so_far)
@@ -179,13 +188,16 @@ def _loading_model(job: Job) -> Iterator[Future[PairModel]]:
 
 
 @contextmanager
-def _open_video(job: Job, store: Store, started: GpuStart | None) -> Iterator[tuple[Path, VideoInput]]:
+def _open_video(
+    job: Job, store: Store, started: GpuStart | None, watchdog: Watchdog
+) -> Iterator[tuple[Path, VideoInput]]:
     """The video as a file, and opened: a file of this machine, or an object of the store."""
     local = Path(job.video_key).expanduser()
     if not local.is_file() and store.folder is not None and not local.is_absolute():
         local = store.folder / check_key(job.video_key)
     if local.is_file():
-        with open_input(local, job.rate, _limits(job), _on_gpu(job, local, started)) as video:
+        opening = open_input(local, job.rate, _limits(job), _on_gpu(job, local, started))
+        with watchdog.entered(repr(job.video_key), opening) as video:
             yield local, video
         return
     if store.folder is not None or not store.exists(job.video_key):
@@ -193,7 +205,7 @@ def _open_video(job: Job, store: Store, started: GpuStart | None) -> Iterator[tu
     with (
         TemporaryDirectory(prefix="caption-extents-") as folder,
         store.start_download(job.video_key, Path(folder) / "video", _download_progress(job.progress)) as download,
-        _open_download(job, download) as video,
+        watchdog.entered(repr(job.video_key), _open_download(job, download)) as video,
     ):
         yield download.path, video
 
@@ -306,6 +318,7 @@ def _make_stages(
     rows: DatabaseWriter,
     found: _Captions,
     watch: _Stopwatch,
+    watchdog: Watchdog,
 ) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
     clocks = make_clocks(count, job.progress, watch.started)
@@ -326,12 +339,13 @@ def _make_stages(
     if encoders is not None:
         offload = Offload(encoders, lease, plan.preset, form, count, done, clocks[ENCODING], clocks[UPLOAD])
     return Stages(
-        extraction=Extraction(decoder, count, job.max_undecodable_share, job.stall_seconds, clocks[EXTRACTION]),
+        extraction=Extraction(decoder, count, job.max_undecodable_share, watchdog, clocks[EXTRACTION]),
         inference=Inference(plan.model, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs), found.begin),
         encoding=Encoding(plan.preset, form, clocks[ENCODING], count, done),
         upload=Upload(lease, clocks[UPLOAD]),
         workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
         clocks=clocks,
+        watchdog=watchdog,
         offload=offload,
     )
 

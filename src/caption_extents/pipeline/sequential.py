@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -40,7 +41,7 @@ def run_sequential(stages: Stages) -> list[ChunkRecord]:
         with clocks[ENCODING].whole_process():
             for batch in crops.read():
                 for frames in stages.encoding.assemble(batch):
-                    chunks.write(stages.encoding.encode(frames))
+                    chunks.write(stages.watchdog.call("encoding", partial(stages.encoding.encode, frames)))
         with clocks[UPLOAD].whole_process():
             return [record for chunk in chunks.read() for record in stages.upload.upload(chunk)]
 
@@ -81,6 +82,7 @@ class _ChunkSpool:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        path.touch()  # there may be no chunk: another run has stored them all
         self._chunks: list[tuple[ChunkPlan, int]] = []
 
     def write(self, chunk: EncodedChunk) -> None:

@@ -21,11 +21,11 @@ from caption_extents.model.labels import Label
 from caption_extents.pipeline.activity import Activity
 from caption_extents.pipeline.metrics import StageClock
 from caption_extents.pipeline.offload import CONTENT_WEBM, Offload, chunk_record
-from caption_extents.pipeline.watchdog import Watched
 from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.batch import CropBatch
 from caption_extents.video.decoder import SampleDecoder
+from caption_extents.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Extraction:
     """Decoding and cropping, with a limit on what may be missing.
 
     Raises (while iterating):
-        DecodeError: more than the allowed share of the samples could not be decoded, or the decoder gave nothing for
-            ``stall_seconds``.
+        DecodeError: more than the allowed share of the samples could not be decoded.
+        StallError: the decoder gave no sign of life.
     """
 
     decoder: SampleDecoder
     sample_count: int
     max_undecodable_share: float
-    stall_seconds: float
+    watchdog: Watchdog
     clock: StageClock
 
     def __post_init__(self) -> None:
-        self._watched = Watched(self.decoder, self.stall_seconds)
+        self._watched = self.watchdog.items("decoding", self.decoder)
         self.first_frame_at: float | None = None
         """When the first sample had been decoded, in seconds of :func:`time.perf_counter`."""
 
@@ -72,7 +72,7 @@ class Extraction:
 
     def close(self) -> None:
         """Stop decoding and free everything."""
-        self.decoder.close()
+        self.watchdog.close("the decoder", self.decoder.close)
         self._watched.close()
 
     def _check(self) -> None:
@@ -381,6 +381,7 @@ class Stages:
     upload: Upload
     workers: Workers
     clocks: dict[str, StageClock]
+    watchdog: Watchdog
     offload: Offload | None = None
     queued: dict[str, Activity] = field(default_factory=dict)
     """What the queue before a stage held; empty where there are none."""

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from caption_extents.errors import DecodeError, VideoError
+from caption_extents.errors import DecodeError, StallError, VideoError
 from caption_extents.interprocess import child_environment
 from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
 from caption_extents.video.crop import CropPixels
@@ -35,6 +35,7 @@ from caption_extents.video.packed import PACKET_NUMBERS, PackedSegment, pack
 from caption_extents.video.segments import Span, read_segments
 from caption_extents.video.source import Colour, VideoFacts
 from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline
+from caption_extents.watchdog import DEFAULT_STALL_SECONDS, alive, install_waker, tell_progress_to, wake_threads
 
 if TYPE_CHECKING:
     from caption_extents.video.batch import CropBatch
@@ -44,6 +45,8 @@ _MAX_LINE_BYTES = 1 << 20
 _MAX_SEGMENT_BYTES = 4 << 30
 _PIPE_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 500
+_LIFE_SECONDS = 0.2
+"""Between two signs of life."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class DecoderLimits:
     """
 
     memory_bytes: int = 8 << 30
-    stall_seconds: float = 120.0
+    stall_seconds: float = DEFAULT_STALL_SECONDS
 
 
 class IsolatedVideo:
@@ -152,8 +155,9 @@ class IsolatedVideo:
         # A thread that waits for the child finds the end of the pipe now; a pipe closed before, it would not notice.
         with self._reading:
             for pipe in (self._child.stdin, self._child.stdout):
-                if pipe is not None:
-                    pipe.close()
+                # What the child was not sent any more is of no interest.
+                with suppress(BrokenPipeError):
+                    cast(IO[bytes], pipe).close()
 
     def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
         """A decoder in the child."""
@@ -212,7 +216,8 @@ class IsolatedVideo:
 
     def _receive(self) -> dict[str, Any]:
         """The next line, which is a reply or an error of the child's."""
-        size = int.from_bytes(self._read(4), "big")
+        while (size := int.from_bytes(self._read(4), "big")) == 0:
+            continue  # a sign of life
         if size > _MAX_LINE_BYTES:
             raise self._broken(f"a message of {size} bytes")
         try:
@@ -233,21 +238,29 @@ class IsolatedVideo:
 
     def _read_into(self, view: memoryview) -> None:
         assert self._child.stdout is not None
-        deadline = time.monotonic() + self._limits.stall_seconds
         with self._reading, selectors.DefaultSelector() as selector:
             if self._closed:
                 raise DecodeError(f"{str(self._path)!r} is not read any more")
             selector.register(self._child.stdout, selectors.EVENT_READ)
             while view:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise DecodeError(
-                        f"the decoder gave nothing for {self._limits.stall_seconds:g} s and was ended; "
-                        f"{str(self._path)!r} is damaged, or this machine is too slow for it: raise stall_seconds"
-                    )
+                self._wait(selector)
                 got = os.readv(self._child.stdout.fileno(), [view])
                 if got == 0:
                     raise self._broken("it has ended")
                 view = view[got:]
+                alive()
+
+    def _wait(self, selector: selectors.BaseSelector) -> None:
+        """Return when something has come; the child's threads are woken once."""
+        half = self._limits.stall_seconds / 2
+        if selector.select(half):
+            return
+        wake_threads(self._child.pid)
+        if not selector.select(half):
+            raise StallError(
+                f"decoding {str(self._path)!r} gave no sign of life for {self._limits.stall_seconds:g} s and was "
+                "ended: it is damaged, or this machine is too slow for it. Raise stall_seconds"
+            )
 
     def _broken(self, what: str) -> DecodeError:
         try:
@@ -313,6 +326,15 @@ class _Parent:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
+        self._shown_at = 0.0
+
+    def show_life(self) -> None:
+        """Say that there is progress, from the thread that replies; an empty message."""
+        now = time.monotonic()
+        if now - self._shown_at > _LIFE_SECONDS:
+            self._shown_at = now
+            self._pipe.write(bytes(4))
+            self._pipe.flush()
 
     def reply(self, message: dict[str, Any], *arrays: np.ndarray) -> None:
         line = json.dumps(message).encode()
@@ -384,6 +406,8 @@ def main() -> None:
     """The child: answers its parent over stdin and stdout until it is ended."""
     requests, parent = sys.stdin.buffer, _Parent(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)  # what a library prints must not get between the messages
+    install_waker()
+    tell_progress_to(parent.show_life)
     try:
         _serve(requests, parent)
     except VideoError as error:

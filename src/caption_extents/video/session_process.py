@@ -112,6 +112,7 @@ class SessionProcess:
             end.close()
         self._memory: np.ndarray | None = None
         self._closed = False
+        self._closing = threading.Lock()
         self._measured = (0, 0.0)
         self._send({"kind": asdict(kind)})
 
@@ -154,11 +155,12 @@ class SessionProcess:
         return f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
     def close(self) -> None:
-        """End the child; sessions that wait for it fail."""
-        if self._closed:
-            return
-        self._measure()
-        self._closed = True
+        """End the child; sessions that wait for it fail. Closing twice, also at once, is harmless."""
+        with self._closing:
+            if self._closed:
+                return
+            self._measure()
+            self._closed = True
         for end in self._sockets:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
 from caption_extents.video.orientation import Orientation
+from caption_extents.watchdog import alive
 
 CONTAINERS = {
     "mov,mp4,m4a,3gp,3g2,mj2": "MP4, MOV",
@@ -191,7 +192,9 @@ def read_packets(container: av.container.InputContainer, stream: VideoStream) ->
     """
     while True:
         try:
-            yield from container.demux(stream)
+            for packet in container.demux(stream):
+                alive()
+                yield packet
         except IndexError:
             continue
         return
@@ -200,9 +203,11 @@ def read_packets(container: av.container.InputContainer, stream: VideoStream) ->
 def decode_or_skip(packet: av.Packet[VideoStream]) -> list[VideoFrame]:
     """The frames that a packet releases; none where it is too damaged to decode."""
     try:
-        return packet.decode()
+        frames = packet.decode()
     except av.error.FFmpegError:
         return []
+    alive()
+    return frames
 
 
 class PresentationClock:

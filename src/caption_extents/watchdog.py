@@ -1,0 +1,339 @@
+"""One watchdog for everything that waits for foreign code: codecs, demuxers, text readers, child processes.
+
+A call into a library cannot be broken off from outside. So work that may never come back runs in a thread of its own
+(:meth:`Watchdog.call`, :meth:`Watchdog.items`) or is watched where it runs (:meth:`Watchdog.watch`), and whoever waits
+for it waits in Python, where it can be told that the limit is over. Progress of any kind renews the limit:
+:func:`alive` is called for every packet, frame and picture.
+
+At half of the limit all threads of the process get a signal that does nothing. A thread that waits for a condition then
+looks at it again: glibc 2.27 to 2.40 can lose a wake-up (https://sourceware.org/bugzilla/show_bug.cgi?id=25847), and a
+decoder of FFmpeg then stands still for ever, until something like a debugger attaches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from caption_extents.errors import StallError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+DEFAULT_STALL_SECONDS = 120.0
+_LOOK_SECONDS = 0.25
+_STOPPED_SECONDS = 2.0
+"""Between two looks; the process was stopped, or the machine asleep, if there is more."""
+_WAKE_EVERY_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
+_EXIT_SECONDS = 2.0
+_WAKE_SIGNAL = getattr(signal, "SIGURG", None)
+"""Ignored by default, and used by nearly nobody."""
+
+_current = threading.local()
+
+
+def alive() -> None:
+    """Say that what this thread does has made progress."""
+    operation: _Operation | None = getattr(_current, "operation", None)
+    if operation is not None:
+        operation.since = time.monotonic()
+    if _hook is not None:
+        _hook()
+
+
+def all_alive() -> None:
+    """Say that something has come on which anything in this process may have waited: a part of a download."""
+    _monitor.renewed_at = time.monotonic()
+
+
+_hook: Callable[[], None] | None = None
+
+
+def tell_progress_to(hook: Callable[[], None]) -> None:
+    """Have a function called with every :func:`alive` in this process: a child tells its parent."""
+    global _hook
+    _hook = hook
+
+
+class _Operation:
+    """Something that is under way, and since when it gave no sign of life."""
+
+    def __init__(self, what: str, limit_seconds: float) -> None:
+        self.what, self.limit_seconds = what, limit_seconds
+        self.since = time.monotonic()
+        self.is_waiting = False
+        """For somebody else: that is no stall of its own."""
+        self.is_over = False
+        self.woken_at = 0.0
+
+    def error(self) -> StallError:
+        return StallError(
+            f"{self.what} gave no sign of life for {self.limit_seconds:g} s and was given up: the file is damaged in a "
+            "way that makes it hang, or this machine is too slow for it. Raise stall_seconds, or decode with isolate"
+        )
+
+
+class _Monitor:
+    """The one thread that looks at all operations of this process, while there are any."""
+
+    def __init__(self) -> None:
+        self._operations: set[_Operation] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self.renewed_at = 0.0
+
+    def add(self, operation: _Operation) -> None:
+        with self._lock:
+            self._operations.add(operation)
+            if self._thread is None or not self._thread.is_alive():  # as after a fork
+                install_waker()
+                self._thread = threading.Thread(target=self._look, name="watchdog", daemon=True)
+                self._thread.start()
+
+    def remove(self, operation: _Operation) -> None:
+        with self._lock:
+            self._operations.discard(operation)
+
+    def _look(self) -> None:
+        last = time.monotonic()
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            now = time.monotonic()
+            stopped, last = now - last > _STOPPED_SECONDS, now
+            with self._lock:
+                if not self._operations:
+                    self._thread = None
+                    return
+                operations = list(self._operations)
+            for operation in operations:
+                if stopped or operation.is_waiting:
+                    operation.since = now
+                idle = now - max(operation.since, self.renewed_at)
+                if idle > operation.limit_seconds and not operation.is_over:
+                    operation.is_over = True
+                    _end_with_the_main_thread()
+                elif idle > operation.limit_seconds / 2 and now - operation.woken_at > _WAKE_EVERY_SECONDS:
+                    operation.woken_at = now
+                    log.debug("%s gives no sign of life; waking all threads", operation.what)
+                    wake_threads(os.getpid())
+
+
+_monitor = _Monitor()
+
+
+class Watchdog:
+    """What a run waits for.
+
+    Args:
+        stall_seconds: how long something may give no sign of life.
+    """
+
+    def __init__(self, stall_seconds: float = DEFAULT_STALL_SECONDS) -> None:
+        self._stall_seconds = stall_seconds
+        self._watched: set[_Operation] = set()
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Return if nothing that is watched has been still for too long.
+
+        Raises:
+            StallError: something has.
+        """
+        with self._lock:
+            over = next((operation for operation in self._watched if operation.is_over), None)
+        if over is not None:
+            raise over.error()
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether something is over its limit: threads may then never end, and nobody should wait for them."""
+        with self._lock:
+            return any(operation.is_over for operation in self._watched)
+
+    @contextmanager
+    def watch(self, what: str) -> Iterator[None]:
+        """Watch what this thread does; others find with :meth:`check` that it does not come back."""
+        outer, operation = getattr(_current, "operation", None), self._begin(what)
+        _current.operation = operation
+        try:
+            yield
+        finally:
+            _current.operation = outer
+            self._end(operation)
+
+    def call(self, what: str, function: Callable[[], T], stall_seconds: float | None = None) -> T:
+        """What a function returns, called in a thread of its own; by default with the watchdog's limit.
+
+        Raises:
+            StallError: it gave no sign of life; its thread is left behind.
+            BaseException: what it raised.
+        """
+        return next(iter(_Items(self, what, (function() for _ in range(1)), stall_seconds)))
+
+    def close(self, what: str, function: Callable[[], None]) -> None:
+        """Call a function that closes something; where something has stalled already, not for long, and in silence."""
+        if not self.has_stalled:
+            self.call(f"closing {what}", function)
+            return
+        with suppress(Exception):
+            self.call(f"closing {what}", function, _CLOSE_SECONDS)
+
+    def items(self, what: str, items: Iterable[T]) -> _Items[T]:
+        """The same items, taken by a thread of its own; iterating raises a StallError when none comes."""
+        return _Items(self, what, items)
+
+    @contextmanager
+    def entered(self, what: str, manager: AbstractContextManager[T]) -> Iterator[T]:
+        """A context that is entered and left in other threads, for it may hang in both."""
+        entered = self.call(f"opening {what}", manager.__enter__)
+        try:
+            yield entered
+        finally:
+            self.close(what, partial(_leave, manager))
+
+    def _begin(self, what: str, stall_seconds: float | None = None) -> _Operation:
+        operation = _Operation(what, stall_seconds or self._stall_seconds)
+        with self._lock:
+            self._watched.add(operation)
+        _monitor.add(operation)
+        return operation
+
+    def _end(self, operation: _Operation) -> None:
+        _monitor.remove(operation)
+        with self._lock:
+            if not operation.is_over:
+                self._watched.discard(operation)
+
+
+def _leave(manager: AbstractContextManager[object]) -> None:
+    manager.__exit__(None, None, None)
+
+
+class _Items(Generic[T]):
+    """Items that a thread of its own takes; it may be left behind."""
+
+    def __init__(self, watchdog: Watchdog, what: str, items: Iterable[T], stall_seconds: float | None = None) -> None:
+        self._watchdog, self._what, self._items, self._stall_seconds = watchdog, what, items, stall_seconds
+        self._results: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(1)
+        self._stopped = threading.Event()
+        self._operation: _Operation | None = None
+        self._thread = threading.Thread(target=self._take, name=what, daemon=True)
+
+    def __iter__(self) -> Iterator[T]:
+        self._operation = self._watchdog._begin(self._what, self._stall_seconds)
+        self._thread.start()
+        try:
+            while True:
+                try:
+                    found, error = self._results.get(timeout=_LOOK_SECONDS)
+                except queue.Empty:
+                    if self._operation.is_over:
+                        raise self._operation.error() from None
+                    continue
+                if error is not None:
+                    raise error
+                if not found:
+                    return
+                yield found[0]
+        finally:
+            self._stopped.set()
+            self._watchdog._end(self._operation)
+
+    def close(self) -> None:
+        """Take no more, and wait for the thread for a while.
+
+        When the interpreter ends it stops such threads wherever they are, and in C++ code that ends the process.
+        """
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_SECONDS)
+
+    def _take(self) -> None:
+        operation = _current.operation = self._operation
+        assert operation is not None
+        try:
+            for item in self._items:
+                operation.is_waiting = True
+                self._give([item], None)
+                operation.is_waiting = False
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:
+            self._give([], error)
+        else:
+            self._give([], None)
+
+    def _give(self, found: list[T], error: BaseException | None) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._results.put((found, error), timeout=0.2)
+            except queue.Full:
+                continue
+            return
+
+
+def install_waker() -> None:
+    """Let the signal with which threads are woken do nothing but wake them."""
+    # A handler in C, which any thread may install and which runs in the thread that gets the signal.
+    if _WAKE_SIGNAL is not None and hasattr(faulthandler, "register") and not _has_handler():
+        with suppress(OSError, RuntimeError, ValueError):
+            faulthandler.register(_WAKE_SIGNAL, file=_nowhere(), all_threads=False)
+
+
+def _has_handler() -> bool:
+    return _WAKE_SIGNAL is not None and callable(signal.getsignal(_WAKE_SIGNAL))
+
+
+def _nowhere() -> int:
+    global _nowhere_file
+    if _nowhere_file < 0:
+        _nowhere_file = os.open(os.devnull, os.O_WRONLY)
+    return _nowhere_file
+
+
+_nowhere_file = -1
+
+
+def wake_threads(process_id: int) -> None:
+    """Send all threads of a process, those of libraries too, the signal that does nothing but wake them."""
+    if _WAKE_SIGNAL is None:
+        return
+    tgkill = getattr(ctypes.CDLL(None), "tgkill", None)
+    with suppress(OSError):
+        for thread in Path(f"/proc/{process_id}/task").iterdir():
+            if tgkill is not None:
+                tgkill(process_id, int(thread.name), int(_WAKE_SIGNAL))
+
+
+_ending = threading.Lock()
+
+
+def _end_with_the_main_thread() -> None:
+    """Let this process end when its main thread has: the interpreter would wait for threads that never end."""
+    # Not public, but the only place that is called before concurrent.futures waits for its threads.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None and _ending.acquire(blocking=False):
+        with suppress(RuntimeError):  # it is ending already
+            register(threading.Thread(target=_end, name="end", daemon=True).start)
+
+
+def _end() -> None:
+    time.sleep(_EXIT_SECONDS)
+    with suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,233 @@
+"""Whatever waits for foreign code comes to an end: it is woken, or given up, and the process ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+import caption_extents
+from caption_extents import CropRegion
+from caption_extents.errors import StallError
+from caption_extents.ocr import captions as ocr_captions
+from caption_extents.ocr.crop import suggest_crop
+from caption_extents.pipeline import run as runs
+from caption_extents.pipeline import stages
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import open_store
+from caption_extents.storage.versions import list_versions
+from caption_extents.video import cpu, source
+from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.watchdog import Watchdog, alive
+from tests.media import Recipe, make_video
+
+KEYS = VideoKeys("t1", "v1")
+IMPLEMENTATIONS = ("pipelined", "sequential")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="threads of a process are found in /proc")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_video(Recipe("long", pts=tuple(range(400))), tmp_path_factory.mktemp("watched"))
+
+
+@pytest.fixture
+def over() -> Iterator[threading.Event]:
+    """Set when the test is over, so that what hangs for ever in it does not."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def run(video: Path, store: Path, **options: Any) -> caption_extents.CropInferResult:
+    return caption_extents.crop_and_infer_caption_frame_extents(
+        str(video), "t1", "v1", CropRegion(0, 0, 1, 1), store=store, lease_seconds=1.0, **options
+    )
+
+
+def test_progress_renews_the_limit() -> None:
+    def work() -> str:
+        for _ in range(8):
+            time.sleep(0.2)
+            alive()
+        return "done"
+
+    assert Watchdog(0.6).call("working", work) == "done"
+
+
+def test_what_waits_for_its_consumer_is_not_still() -> None:
+    iterator = iter(Watchdog(0.4).items("items", iter(range(3))))
+    assert next(iterator) == 0
+    time.sleep(1.5)
+    assert list(iterator) == [1, 2]
+
+
+def test_what_gives_no_sign_of_life_is_given_up(over: threading.Event) -> None:
+    started = time.monotonic()
+    with pytest.raises(StallError, match=r"reading 'film' gave no sign of life for 0\.5 s"):
+        Watchdog(0.5).call("reading 'film'", lambda: over.wait(60))
+    assert time.monotonic() - started < 5
+
+
+@linux
+def test_a_thread_that_has_missed_its_wake_up_is_woken() -> None:
+    """``pause`` returns when its thread has handled a signal, as a condition is looked at again."""
+    started = time.monotonic()
+    assert Watchdog(4.0).call("waiting", ctypes.CDLL(None).pause) == -1
+    assert 1.5 < time.monotonic() - started < 4
+
+
+@linux
+@pytest.mark.undisturbed
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_run_whose_decoder_has_missed_its_wake_up_goes_on(
+    implementation: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, count = source.decode_or_skip, 0
+
+    def sleeping(packet: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 100:
+            ctypes.CDLL(None).pause()
+        return decode(packet)
+
+    monkeypatch.setattr(cpu, "decode_or_skip", sleeping)
+    assert run(video, tmp_path / "s", implementation=implementation, stall_seconds=6.0, device="cpu").frame_count == 134
+
+
+def _hang(over: threading.Event) -> Any:
+    def hang(*_: Any, **__: Any) -> Any:
+        over.wait(120)
+        raise OSError("over")
+
+    return hang
+
+
+@pytest.mark.undisturbed
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("where", ["index", "decode", "close", "encode", "refine"])
+def test_a_run_fails_when_something_hangs_and_the_next_goes_on(
+    where: str,
+    implementation: str,
+    video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    over: threading.Event,
+) -> None:
+    hang, started = _hang(over), time.monotonic()
+    with monkeypatch.context() as patch:
+        if where == "index":
+            patch.setattr("caption_extents.video.input.build_timeline", hang)
+        elif where == "decode":
+            patch.setattr(cpu, "decode_or_skip", hang)
+        elif where == "close":
+            patch.setattr(cpu.CpuDecoder, "close", hang)
+        elif where == "encode":
+            patch.setattr(stages, "encode_chunk", hang)
+        else:
+            patch.setattr(runs, "refine_captions", hang)
+        with pytest.raises(StallError, match=r"no sign of life for 1\.5 s") as caught:
+            run(video, tmp_path / "s", implementation=implementation, stall_seconds=1.5, refine=True, device="cpu")
+    named = {
+        "index": "opening '",
+        "decode": "decoding",
+        "close": "closing the dec",
+        "encode": "encoding",
+        "refine": "refi",
+    }
+    assert str(caught.value).startswith(named[where])
+    assert time.monotonic() - started < 60
+    assert "complete" not in {state.state for state in list_versions(open_store(tmp_path / "s"), KEYS)}
+    over.set()
+    assert run(video, tmp_path / "s", implementation=implementation, device="cpu").version == 1
+
+
+def test_looking_for_a_crop_and_reading_text_are_watched(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: threading.Event
+) -> None:
+    monkeypatch.setattr("caption_extents.ocr.crop.Watchdog", lambda: Watchdog(1.0))
+    monkeypatch.setattr(ocr_captions, "Watchdog", lambda: Watchdog(1.0))
+    with pytest.raises(StallError, match="looking for text in"):
+        suggest_crop(video, _hang(over))
+    run(video, tmp_path / "s", device="cpu")
+    monkeypatch.setattr(ocr_captions, "_to_read", lambda _: {0: (0, 5)})
+    monkeypatch.setattr(ocr_captions, "caption_picture", lambda *_: None)
+    reader: Any = SimpleNamespace(read=_hang(over))
+    with pytest.raises(StallError, match="reading the captions' text"):
+        ocr_captions.store_texts(open_store(tmp_path / "s"), KEYS, reader, 1)
+
+
+_PROGRAM = """
+import sys, time, threading
+from pathlib import Path
+import tests.test_watchdog as here
+from caption_extents import cli
+from caption_extents.pipeline import stages
+from caption_extents.video import cpu
+target, name = {target}
+setattr(target, name, lambda *_, **__: threading.Event().wait())
+sys.argv = ["caption-extents", "run", {video!r}, "--crop", "0,0,1,1", "--store", {store!r}, "--stall-seconds", "1.5",
+            "--device", "cpu", "--quiet"]
+cli.main()
+"""
+
+
+@pytest.mark.undisturbed
+@pytest.mark.parametrize("target", ['cpu, "decode_or_skip"', 'stages, "encode_chunk"'])
+def test_the_command_ends_though_its_threads_do_not(target: str, video: Path, tmp_path: Path) -> None:
+    program = _PROGRAM.format(target=target, video=str(video), store=str(tmp_path / "s"))
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "gave no sign of life for 1.5 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def slow_avi(path: Path, frames: int = 400) -> Path:
+    """A video that must be decoded to be indexed, which takes a while."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        noise = [np.random.default_rng(k).integers(0, 255, (1080, 1280), dtype=np.uint8) for k in range(3)]
+        pictures = [av.VideoFrame.from_ndarray(picture, format="yuv420p") for picture in noise]
+        for index in range(frames):
+            pictures[index % 3].pts = index
+            container.mux(stream.encode(pictures[index % 3]))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.undisturbed
+def test_indexing_in_a_process_of_its_own_shows_life(tmp_path: Path) -> None:
+    path, started = slow_avi(tmp_path / "long.avi"), time.monotonic()
+    with IsolatedVideo(path, Fraction(10), DecoderLimits(stall_seconds=1.2)) as child:
+        assert len(child.timeline) == 160
+    assert time.monotonic() - started > 1.2, "the test's video is too short"
+
+
+def test_bytes_that_keep_coming_renew_the_limit() -> None:
+    here, there = os.pipe()
+    child = object.__new__(IsolatedVideo)
+    child._reading, child._closed, child._path = threading.Lock(), False, Path("film.mp4")
+    child._limits = DecoderLimits(stall_seconds=0.5)
+    child._child = type("Child", (), {"stdout": os.fdopen(here, "rb"), "pid": os.getpid()})()
+
+    def drip() -> None:
+        for _ in range(10):
+            os.write(there, b"x")
+            time.sleep(0.15)
+
+    threading.Thread(target=drip, daemon=True).start()
+    assert bytes(child._read(10)) == b"x" * 10
