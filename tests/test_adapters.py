@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,25 @@ def test_colours_of_planes() -> None:
 
 def test_a_module_follows_the_protocol() -> None:
     assert isinstance(model(), PairModel)
-    assert isinstance(open_model(None, REGION, CPU, 1), PairModel)
+    with open_model(None, REGION, CPU, 1) as opened:
+        assert isinstance(opened, PairModel)
+
+
+class Own:
+    """A model of the caller's."""
+
+    closed = False
+
+    def __exit__(self, *_: object) -> None:
+        self.closed = True
+
+
+def test_a_model_of_the_callers_stays_open() -> None:
+    own: Any = Own()
+    for _ in range(2):
+        with open_model(own, REGION, CPU, 1) as opened:
+            assert opened is own
+    assert not own.closed
 
 
 @pytest.mark.parametrize("implementation", ["pipelined", "sequential"])
@@ -128,8 +147,8 @@ def test_where_the_caption_stands() -> None:
 
 def test_the_fusion_network_in_a_model(tmp_path: Path) -> None:
     path, _ = checkpoint(tmp_path)
-    opened = open_model(path, REGION, CPU, 1)
-    assert opened.version == "fusion"
+    with open_model(path, REGION, CPU, 1) as opened:
+        assert opened.version == "fusion"
     y, u, v = (torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in ((48, 480), (24, 240), (24, 240)))
     embeddings = opened.embed(y, u, v)
     probabilities = opened.compare(embeddings[:-1], embeddings[1:])
@@ -161,14 +180,20 @@ def test_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.Monkey
             torch.save({"state_dict": Evil()}, name)
         else:
             Path(name).write_bytes(content)
-        with pytest.raises(ModelError, match="cannot read checkpoint"):
-            open_model(name, REGION, CPU, 1)
+        with pytest.raises(ModelError, match="cannot read checkpoint"), open_model(name, REGION, CPU, 1):
+            pass
     assert not Path("evil").exists()
 
 
 def test_files_that_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no model file"):
-        open_model(tmp_path / "none.safetensors", REGION, CPU, 1)
+    with (
+        pytest.raises(InputError, match="there is no model file"),
+        open_model(tmp_path / "none.safetensors", REGION, CPU, 1),
+    ):
+        pass
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ModelError, match="not of the ResNet-50 fusion network"):
-        open_model(tmp_path / "other.pt", REGION, CPU, 1)
+    with (
+        pytest.raises(ModelError, match="not of the ResNet-50 fusion network"),
+        open_model(tmp_path / "other.pt", REGION, CPU, 1),
+    ):
+        pass

@@ -117,7 +117,7 @@ def test_videos_of_a_list_are_encoded_with_their_share(
         (["--video-id", ".."], "video_id '..'"),
         (["--implementation", "other"], "pipelined or sequential"),
         (["--device", "tpu"], "auto, cpu, cuda or cuda:N"),
-        (["--encoder-workers", "0"], "encoder_workers is 0"),
+        (["--encoder-workers", "0"], "--encoder-workers is 0"),
         (["--model", "none.safetensors"], "none.safetensors"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 from obstore.store import MemoryStore
@@ -16,6 +19,7 @@ from obstore.store import MemoryStore
 from caption_extents.errors import InputError, LeaseLostError, StoreError, UploadError
 from caption_extents.storage import claims, leases
 from caption_extents.storage.claims import change_claim, read_claim
+from caption_extents.storage.folder import LOCK_NAME
 from caption_extents.storage.keys import VideoKeys, check_id, check_key
 from caption_extents.storage.leases import VersionLease, acquire_version, complete_versions
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
@@ -420,3 +424,115 @@ def test_fingerprints_tell_files_apart(tmp_path: Path) -> None:
         path.write_bytes(content)
         prints.add(content_fingerprint(path))
     assert len(prints) == 5
+
+
+@pytest.fixture(params=["no links", "no replacing", "neither"])
+def poor_folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """On a file system without hard links, or whose rename cannot replace a file."""
+
+    def no_link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links")
+
+    def no_replacing(self: Path, target: Path) -> Path:
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "there is a file")
+        return self.rename(target)
+
+    if request.param != "no replacing":
+        monkeypatch.setattr(Path, "hardlink_to", no_link)
+    if request.param != "no links":
+        monkeypatch.setattr(Path, "replace", no_replacing)
+    return open_store(tmp_path / "store")
+
+
+def test_a_folder_on_a_poor_file_system_works(poor_folder: Store) -> None:
+    test_create_succeeds_once(poor_folder)
+    test_replace_succeeds_once_for_each_content(poor_folder)
+    for inputs in ("a", "b"):
+        with acquire_version(poor_folder, KEYS, inputs) as lease:
+            stored_chunk(poor_folder, lease, 0)
+            lease.commit(manifest(lease.version), inputs.encode())
+    assert poor_folder.get(KEYS.database()) == b"b"
+    assert complete_versions(poor_folder, KEYS) == [1, 2]
+    assert poor_folder.folder is not None
+    assert not [path for path in poor_folder.folder.rglob("*#*") if path.is_file()]
+
+
+def test_a_writer_that_dies_while_it_replaces_loses_nothing(
+    poor_folder: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poor_folder.put("t/object", b"old", "text/plain")
+    rename = Path.rename
+
+    def die(self: Path, target: Path) -> Path:
+        if target.name == "object":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        with suppress(KeyboardInterrupt):
+            poor_folder.put("t/object", b"new", "text/plain")
+    content = poor_folder.get("t/object")
+    assert content in {b"old", b"new"}
+    assert poor_folder.keys("t/") == ["t/object"]
+    assert poor_folder.exists("t/object")
+    assert poor_folder.create("t/object", b"newer", "text/plain") is None
+    poor_folder.put("t/object", b"newest", "text/plain")
+    assert poor_folder.get("t/object") == b"newest"
+    poor_folder.delete(["t/object"])
+    assert not poor_folder.exists("t/object")
+
+
+def test_a_folder_without_locks_works_by_tickets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("caption_extents.storage.folder.flock", no_locks)
+    store = open_store(tmp_path / "store")
+    assert not store.honours_conditions("t/x")
+    assert "tickets" in store.protocol("t/x")
+    with ThreadPoolExecutor(4) as pool:
+        leases = list(pool.map(lambda n: acquire_version(store, KEYS, "same", fresh=True), range(4)))
+    assert sorted(lease.version for lease in leases) == [1, 2, 3, 4]
+
+
+def test_live_writers_keep_their_temporary_files(tmp_path: Path) -> None:
+    writer, sweeper = open_store(tmp_path), open_store(tmp_path)
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / f"dead#{'0' * 12}").touch()
+    stop = threading.Event()
+
+    def sweep() -> None:
+        while not stop.is_set():
+            sweeper.remove_leftovers("t")
+
+    thread = threading.Thread(target=sweep)
+    thread.start()
+    try:
+        for number in range(300):
+            writer.put("t/object", bytes(200_000) + bytes([number % 256]), "text/plain")
+    finally:
+        stop.set()
+        thread.join()
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["object"]
+
+
+def test_a_process_that_keeps_the_lock_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caption_extents.storage.folder._LOCK_SECONDS", 0.3)
+    store = open_store(tmp_path)
+    tag = store.put("t/object", b"old", "text/plain")
+    with FileLock(tmp_path / LOCK_NAME), pytest.raises(UploadError, match=r"has kept .*lock for 0\.3 s; end the one"):
+        store.replace("t/object", b"new", tag, "text/plain")
+    assert store.replace("t/object", b"new", tag, "text/plain") is not None
+
+
+def test_reading_a_folder_writes_nothing(tmp_path: Path) -> None:
+    with acquire_version(open_store(tmp_path / "s"), KEYS, "inputs") as lease:
+        lease.commit(manifest(), b"db")
+    before = sorted(path.name for path in (tmp_path / "s").rglob("*"))
+    (tmp_path / "s" / LOCK_NAME).unlink()
+    store = open_store(tmp_path / "s")
+    assert read_manifest(store, KEYS) == manifest()
+    assert [state.state for state in list_versions(store, KEYS)] == ["complete"]
+    assert sorted(path.name for path in (tmp_path / "s").rglob("*")) == [name for name in before if name != LOCK_NAME]

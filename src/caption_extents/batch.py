@@ -8,23 +8,35 @@ preset.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any, Protocol
 
-from caption_extents.errors import InputError, ProcessingError
-from caption_extents.job import DEFAULT_DEVICE, DEFAULT_FRAME_RATE, DEFAULT_PRESET, JobOptions, id_from_name
+from caption_extents.errors import InputError, OutputError, ProcessingError
+from caption_extents.job import (
+    DEFAULT_DEVICE,
+    DEFAULT_FRAME_RATE,
+    DEFAULT_PRESET,
+    JobOptions,
+    id_from_name,
+    parse_rate,
+)
 from caption_extents.region import CropRegion
 
+_RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
+"""Options, beside store and preset, that make another result."""
 _FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
 
 
@@ -36,24 +48,29 @@ class Entry:
         video: a file of the machine that does it, or a key in the store.
         crop: left, top, right, bottom.
         video_id, tenant: parts of the keys that are written.
-        rate: samples a second.
+        rate: samples a second, exactly.
     """
 
     video: str
     crop: tuple[float, float, float, float]
     video_id: str
     tenant: str
-    rate: float
+    rate: Fraction
 
     @property
     def digest(self) -> str:
         """Tells entries apart across runs."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        # A decimal number where it is one, as an earlier version of this package has noted it.
+        number = float(self.rate)
+        rate = number if Fraction(str(number)) == self.rate else str(self.rate)
+        return hashlib.sha256(json.dumps({**asdict(self), "rate": rate}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _what_for(options: BatchOptions) -> str:
     """Tells apart runs of one list whose results differ, or go elsewhere."""
     shared = [str(options.get("store")), options.get("preset", DEFAULT_PRESET)]
+    # Only where they are given, so that what an earlier version of this package has noted still counts.
+    shared += [f"{name}={options[name]}" for name in _RESULT_OPTIONS if options.get(name)]  # type: ignore[literal-required]
     return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
 
 
@@ -91,7 +108,7 @@ class Outcome:
             samples=result["frame_count"],
             captions=result["caption_count"],
             version=result["version"],
-            video_seconds=result["frame_count"] / entry.rate,
+            video_seconds=float(result["frame_count"] / entry.rate),
             cost=result["metrics"]["cost"]["money"],
         )
 
@@ -103,9 +120,13 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
         InputError: a line cannot be used, or two entries write to the same place; names the line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the list {str(path)!r}: {error}") from error
+        text = _decoded(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read the list {str(path)!r}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the list {str(path)!r} is neither UTF-8 nor UTF-16 at byte {error.start}; save it as UTF-8"
+        ) from error
     rows = _read_json_lines(text, path) if text.lstrip().startswith("{") else _read_csv(text, path)
     entries: dict[tuple[str, str], Entry] = {}
     for line, row in rows:
@@ -124,8 +145,18 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
     return list(entries.values())
 
 
+def _decoded(data: bytes) -> str:
+    """Text as programs save tables: UTF-8 with or without a mark, or UTF-16 with one."""
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig")
+
+
 def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines())
+    # Spreadsheets of many countries part columns by semicolons, and some by tabs.
+    header = next(iter(text.splitlines()), "")
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
     if not {"video", "crop"} <= set(reader.fieldnames or ()):
         raise InputError(f"the list {str(path)!r} needs a header with the columns video and crop")
     return [(reader.line_num, {name: value for name, value in row.items() if value}) for row in reader]
@@ -133,7 +164,8 @@ def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _read_json_lines(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: a name may hold what else Unicode takes for the end of a line.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 rows.append((number, json.loads(line)))
@@ -164,7 +196,7 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
         crop=region.as_tuple(),
         video_id=str(row.get("video_id") or id_from_name(video)),
         tenant=str(row.get("tenant") or tenant),
-        rate=float(row.get("rate") or DEFAULT_FRAME_RATE),
+        rate=parse_rate(str(row.get("rate") or DEFAULT_FRAME_RATE).strip()),
     )
 
 
@@ -179,7 +211,7 @@ class Journal:
         if not self._path.exists():
             return set()
         digests = set()
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 noted = json.loads(line)
                 if noted["what_for"] == what_for and noted["error"] is None:
@@ -190,9 +222,15 @@ class Journal:
 
     def add(self, outcome: Outcome, what_for: str) -> None:
         """Remember how an entry ended."""
-        # A line that a kill has cut off must not swallow this one.
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" * self._cut_off() + json.dumps({**asdict(outcome), "what_for": what_for}) + "\n")
+        # A line that a kill or a full disk has cut off must not swallow this one.
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write("\n" * self._cut_off() + json.dumps({**asdict(outcome), "what_for": what_for}) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"could not note in {str(self._path)!r} that {outcome.video_id!r} is over: {error.strerror or error}. "
+                "Free some space, and give the command again: it goes on from here"
+            ) from error
 
     def _cut_off(self) -> bool:
         if not self._path.exists() or self._path.stat().st_size == 0:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +20,7 @@ import caption_extents
 from caption_extents import job as jobs
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.errors import InputError, ProcessingError
+from caption_extents.files import write_whole
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
 from caption_extents.watchdog import DEFAULT_STALL_SECONDS
@@ -113,6 +116,9 @@ def run(
     max_undecodable_share: Annotated[
         float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
     ] = 0.01,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take a file that ends early, as a cut-off download, as far as it goes.")
+    ] = False,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Decode in a process of its own, within limits: for videos of strangers.")
     ] = False,
@@ -148,7 +154,7 @@ def run(
         if ocr:
             _check_ocr()
         if crop == "auto":
-            if not Path(video).is_file():
+            if not os.path.isfile(video):  # noqa: PTH113 which no name makes fail
                 raise InputError(f"--crop auto looks at a file of this machine, and {video!r} is none; give the crop")
             crop = _as_option(_suggest(Path(video), as_json or quiet)[0][0].region)
             if not (as_json or quiet):
@@ -171,6 +177,7 @@ def run(
                 inference_workers=inference_workers,
                 upload_workers=upload_workers,
                 max_undecodable_share=max_undecodable_share,
+                partial=partial,
                 refine=refine,
                 isolate=isolate,
                 isolate_memory_mib=isolate_memory_mib,
@@ -188,7 +195,7 @@ def run(
         if trace is not None:
             from caption_extents.pipeline.trace import chrome_trace
 
-            trace.write_text(json.dumps(chrome_trace(result.metrics.timeline)), encoding="utf-8")
+            write_whole(trace, json.dumps(chrome_trace(result.metrics.timeline)))
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
@@ -220,7 +227,9 @@ def crop(
         if picture is not None:
             from PIL import Image
 
-            Image.fromarray(drawn).save(picture)
+            png = io.BytesIO()
+            Image.fromarray(drawn).save(png, "png")
+            write_whole(picture, png.getvalue())
     if as_json:
         typer.echo(json.dumps([{"crop": band.region.as_tuple(), "pictures": band.pictures} for band in bands]))
         return
@@ -346,7 +355,7 @@ def import_corrections(
         changed = write(opened, corrections)
         if truth is not None:
             labels = json.dumps(corrections.truth(opened), ensure_ascii=False, indent=1)
-            truth.write_text(labels, encoding="utf-8")
+            write_whole(truth, labels)
     typer.echo(f"{changed} captions corrected of {len(corrections.captions)}, version {corrections.version}")
 
 
@@ -602,11 +611,23 @@ def _errors_as_exit_codes(interrupted: str = _INTERRUPTED) -> Iterator[None]:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         _fail(interrupted, EXIT_INTERRUPTED)
+    except OSError as error:
+        # What is outside of the program: rights, disks, names.
+        name = f"{error.filename!r}: " if error.filename is not None else ""
+        _fail(f"{name}{error.strerror or error}", EXIT_FAILED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"caption-extents: {message}", err=True)
+    typer.echo(f"caption-extents: {_with_options(message)}", err=True)
     raise typer.Exit(code)
+
+
+_ARGUMENT = re.compile(rf"`(\w+)`|\b({'|'.join(name for name in jobs.JobOptions.__annotations__ if '_' in name)})\b")
+
+
+def _with_options(message: str) -> str:
+    """The message with options as they are given here, and not as Python's arguments."""
+    return _ARGUMENT.sub(lambda found: "--" + (found[1] or found[2]).replace("_", "-"), message)
 
 
 def _print_result(result: caption_extents.CropInferResult, video_id: str, store: str) -> None:
@@ -635,7 +656,7 @@ def _write_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: 
         SubtitleEvent(row["start_seconds"], row["end_seconds"], row["text"] or f"[{row['caption_index'] + 1}]")
         for row in rows
     ]
-    path.write_text(render_subtitles(events, path.suffix[1:].lower()), encoding="utf-8")
+    write_whole(path, render_subtitles(events, path.suffix[1:].lower()))
 
 
 def _check_subtitle_path(path: Path | None) -> None:
@@ -649,12 +670,17 @@ def _check_output(path: Path | None) -> None:
     """Raise an InputError if a file cannot be written there, before there is work to lose."""
     if path is None:
         return
-    if path.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file's name")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"cannot write {str(path)!r}: it may not be written by this user; choose another place")
+    try:
+        if path.is_dir():
+            raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file's name")
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
+        # A file is replaced, and what replaces it is written beside it; a device or pipe is written to.
+        beside = path.parent if path.is_file() or not path.exists() else path
+        if not os.access(beside, os.W_OK):
+            raise InputError(f"cannot write {str(path)!r}: it may not be written by this user; choose another place")
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another place") from error
 
 
 def _check_ocr() -> None:

@@ -18,6 +18,7 @@ from av import library_versions
 
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.storage.folder import LOCK_NAME
 from caption_extents.storage.store import open_store
 from caption_extents.video.cuda import decode_engines
 
@@ -138,12 +139,16 @@ def _store(address: str) -> Finding:
     key, data = f"doctor-{uuid.uuid4().hex}", sys.version.encode()
     try:
         store = open_store(address)
-        existed = store.folder is None or store.folder.exists()
+        lock = None if store.folder is None else store.folder / LOCK_NAME
+        existed, locked = store.folder is None or store.folder.exists(), lock is not None and lock.exists()
         store.put(key, data, "text/plain")
         try:
             same = store.get(key) == data
+            protocol = store.protocol(key)
         finally:
             store.delete([key])
+        if lock is not None and not locked:
+            lock.unlink(missing_ok=True)
         if store.folder is not None and not existed:
             store.folder.rmdir()
     except (CaptionExtentsError, OSError) as error:
@@ -151,4 +156,4 @@ def _store(address: str) -> Finding:
         return Finding("store", "broken", str(error), remedy)
     if not same:
         return Finding("store", "broken", f"{address} gave back other bytes", "use another store")
-    return Finding("store", "ok", f"{address} can be written and read")
+    return Finding("store", "ok", f"{address} can be written and read; {protocol}")

@@ -6,9 +6,23 @@ Bad arguments and bad input are :class:`InputError` (a ``ValueError``); what goe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CaptionExtentsError(Exception):
     """Base of all errors of this package."""
+
+
+@contextmanager
+def as_own_errors() -> Iterator[None]:
+    """Errors that nobody foresaw leave as a ProcessingError too, with the original attached."""
+    try:
+        yield
+    except CaptionExtentsError:
+        raise
+    except Exception as error:
+        raise ProcessingError(f"the run failed unexpectedly: {type(error).__name__}: {error}") from error
 
 
 class InputError(CaptionExtentsError, ValueError):
@@ -53,6 +67,10 @@ class StoreAccessError(ProcessingError):
 
 class LeaseLostError(ProcessingError):
     """Another run has taken over the version that this run was writing."""
+
+
+class OutputError(ProcessingError):
+    """A file that was asked for could not be written."""
 
 
 class UploadError(StoreAccessError):

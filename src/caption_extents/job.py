@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from caption_extents.cores import usable_cores
-from caption_extents.errors import InputError
+from caption_extents.errors import InputError, as_own_errors
 from caption_extents.region import CropRegion
 from caption_extents.storage.keys import LONGEST_ID
 from caption_extents.watchdog import DEFAULT_STALL_SECONDS
@@ -88,6 +88,7 @@ class JobOptions(TypedDict, total=False):
     upload_workers: int
     queue_size: int
     max_undecodable_share: float
+    partial: bool
     refine: bool
     stall_seconds: float
     isolate: bool
@@ -129,6 +130,7 @@ class Job:
         stall_seconds: a run fails when reading, decoding or encoding gives no sign of life for this long.
         isolate: read and decode the video in a process of its own, on the CPU, so that a crash in a codec is an error.
         isolate_memory_mib: address space that this process may take, libraries included.
+        partial: take a file that ends early, as a download that was cut off, as far as it goes.
         max_undecodable_share: a run fails when more than this share of its samples cannot be decoded.
         price_per_hour: of this machine, for the cost in the metrics; by default ``CAPTION_EXTENTS_PRICE_PER_HOUR``, or
             what ``prices`` says.
@@ -158,6 +160,7 @@ class Job:
     upload_workers: int = DEFAULT_UPLOAD_WORKERS
     queue_size: int = 2
     max_undecodable_share: float = 0.01
+    partial: bool = False
     refine: bool = False
     stall_seconds: float = DEFAULT_STALL_SECONDS
     isolate: bool = False
@@ -365,7 +368,7 @@ def crop_and_infer_caption_frame_extents(
         implementation=chosen,
         **options,
     )
-    with _early_start(job) as started:
+    with as_own_errors(), _early_start(job) as started:
         from caption_extents.pipeline.run import run_job
 
         return run_job(job, started)

@@ -83,7 +83,7 @@ class _Operation:
     def error(self) -> StallError:
         return StallError(
             f"{self.what} gave no sign of life for {self.limit_seconds:g} s and was given up: the file is damaged in a "
-            "way that makes it hang, or this machine is too slow for it. Raise stall_seconds, or decode with isolate"
+            "way that makes it hang, or this machine is too slow for it. Raise stall_seconds, or decode with `isolate`"
         )
 
 

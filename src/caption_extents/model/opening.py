@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,10 +18,11 @@ from caption_extents.region import CropRegion
 _CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
 
 
+@contextmanager
 def open_model(
     model: str | os.PathLike[str] | PairModel | None, region: CropRegion, device: torch.device, threads: int
-) -> PairModel:
-    """The model of a job.
+) -> Iterator[PairModel]:
+    """The model of a job, closed in the end if it was opened here: an object of the caller's stays the caller's.
 
     Args:
         model: None for the package's own; a ``.safetensors`` file with weights of the same network; a ``.pt``, ``.pth``
@@ -31,11 +34,13 @@ def open_model(
     Raises:
         ModelError: the file cannot be loaded.
     """
-    if model is None:
-        return CaptionModel(None, device, threads)
-    if isinstance(model, (str, os.PathLike)):
-        path = Path(model)
-        if not path.is_file():
-            raise ModelError(f"there is no model file {str(path)!r}")
-        return open_fusion(path, region, device) if path.suffix in _CHECKPOINTS else CaptionModel(path, device, threads)
-    return model
+    if model is not None and not isinstance(model, (str, os.PathLike)):
+        yield model
+        return
+    path = None if model is None else Path(model)
+    if path is not None and not path.is_file():
+        raise ModelError(f"there is no model file {str(path)!r}")
+    fusion = path is not None and path.suffix in _CHECKPOINTS
+    opened = open_fusion(path, region, device) if path and fusion else CaptionModel(path, device, threads)
+    with opened:
+        yield opened

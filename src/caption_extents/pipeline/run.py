@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -16,6 +17,8 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import av
 import numpy as np
@@ -28,7 +31,8 @@ from caption_extents.chunks.encode_process import EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
 from caption_extents.cores import usable_cores
-from caption_extents.errors import CaptionExtentsError, ProcessingError, VideoError
+from caption_extents.errors import InputError, ProcessingError, VideoError
+from caption_extents.files import shown_name
 from caption_extents.job import REMOTE_ENCODER_NAMES, CropInferResult, Job
 from caption_extents.memory import peak_memory_bytes
 from caption_extents.model.interface import PairModel
@@ -71,9 +75,12 @@ from caption_extents.video.cuda import choose_device
 from caption_extents.video.gpu_start import GpuStart
 from caption_extents.video.input import VideoInput, open_arriving, open_input
 from caption_extents.video.isolated import DecoderLimits
-from caption_extents.video.source import VideoFacts
+from caption_extents.video.source import VideoFacts, check_file
 from caption_extents.video.timeline import Timeline
 from caption_extents.watchdog import Watchdog
+
+_LOOSE_END_SECONDS = 10
+"""At the end of a file that was cut off, where frames lack what they refer to or a part of themselves."""
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
     "pipelined": run_pipelined,
@@ -132,18 +139,17 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
                 if _in_processes(job, plan.model.device):
                     stages.encoding.processes = processes
                 watch.set_up()
-                with closing(stages.extraction), _as_processing_error(), gpu:
+                with closing(stages.extraction), gpu:
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
                 processes.end()
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
             captions = found.rows(probabilities)
             if job.refine:
-                with _as_processing_error():
-                    captions = watchdog.call(
-                        "refining",
-                        partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, plan.model),
-                    )
+                captions = watchdog.call(
+                    "refining",
+                    partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, plan.model),
+                )
             manifest = _manifest(job, plan, records, lease)
             so_far = _metrics(job, plan, stages, watch, gpu)
             metadata = _run_metadata(job, plan, stages, manifest, started_at, so_far)
@@ -165,17 +171,6 @@ def run_job(job: Job, started: GpuStart | None = None) -> CropInferResult:
 
 
 @contextmanager
-def _as_processing_error() -> Iterator[None]:
-    """Errors that nobody foresaw leave as a ProcessingError too, with the original attached."""
-    try:
-        yield
-    except CaptionExtentsError:
-        raise
-    except Exception as error:
-        raise ProcessingError(f"a stage failed unexpectedly: {type(error).__name__}: {error}") from error
-
-
-@contextmanager
 def _loading_model(job: Job) -> Iterator[Future[PairModel]]:
     """The model, on its way while the video is opened: a GPU's context takes as long as the index of an hour."""
 
@@ -192,10 +187,8 @@ def _open_video(
     job: Job, store: Store, started: GpuStart | None, watchdog: Watchdog
 ) -> Iterator[tuple[Path, VideoInput]]:
     """The video as a file, and opened: a file of this machine, or an object of the store."""
-    local = Path(job.video_key).expanduser()
-    if not local.is_file() and store.folder is not None and not local.is_absolute():
-        local = store.folder / check_key(job.video_key)
-    if local.is_file():
+    local = _local_path(job.video_key, store)
+    if local is not None:
         opening = open_input(local, job.rate, _limits(job), _on_gpu(job, local, started))
         with watchdog.entered(repr(job.video_key), opening) as video:
             yield local, video
@@ -208,6 +201,34 @@ def _open_video(
         watchdog.entered(repr(job.video_key), _open_download(job, download)) as video,
     ):
         yield download.path, video
+
+
+def _local_path(key: str, store: Store) -> Path | None:
+    """The video's file on this machine; None if it can only be an object.
+
+    Raises:
+        VideoError: it is something else than a file, or an address.
+    """
+    scheme = key.partition("://")[0] if "://" in key else ""
+    if scheme not in {"", "file"}:
+        raise VideoError(
+            f"{key!r} is an address, and videos are read from this machine or from the store; "
+            "download it first, or give its key in the store"
+        )
+    local = Path(url2pathname(urlsplit(key).path) if scheme else key).expanduser()
+    places = [local]
+    if store.folder is not None and not local.is_absolute():
+        places.append(store.folder / check_key(key))
+    for place in places:
+        try:
+            place.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            pass  # it is there, and cannot be read
+        check_file(place)
+        return place
+    return None
 
 
 def _on_gpu(job: Job, path: Path, started: GpuStart | None) -> GpuStart | None:
@@ -246,15 +267,33 @@ def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]
     preset = find_preset(job.preset)
     if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
+    if video.facts.missing_bytes and not job.partial:
+        raise _ends_early(job.video_key, video)
     loaded = model.result()
+    if job.device.startswith("cuda") and loaded.device.type != "cuda":
+        raise InputError(
+            f"device is {job.device!r}, and the model computes on {str(loaded.device)!r}; give device 'auto' or 'cpu', "
+            "or a model on the GPU"
+        )
     return _Plan(
         video=video,
         crop=resolve_crop(job.crop_region, video.facts),
         model=loaded,
         preset=preset,
-        source=SourceRecord(job.video_key, video.facts.size_bytes, content_fingerprint(path)),
+        source=SourceRecord(shown_name(job.video_key), video.facts.size_bytes, content_fingerprint(path)),
         prices=job.machine_prices,
         costs=DecodingCosts.of(loaded),
+    )
+
+
+def _ends_early(key: str, video: VideoInput) -> VideoError:
+    there = video.facts.size_bytes
+    share = there / (there + video.facts.missing_bytes)
+    seconds = float(len(video.timeline) / video.timeline.frame_rate)
+    return VideoError(
+        f"{key!r} ends early: it holds {there:,} of {there + video.facts.missing_bytes:,} bytes ({share:.0%}), "
+        f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off. "
+        "Fetch it again, or give `partial` to take it as far as it goes"
     )
 
 
@@ -305,8 +344,7 @@ def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers |
         try:
             yield workers
         finally:
-            with _as_processing_error():
-                lease.store.delete_below(f"{lease.keys.segments(lease.version, lease.run_id)}/")
+            lease.store.delete_below(f"{lease.keys.segments(lease.version, lease.run_id)}/")
 
 
 def _make_stages(
@@ -335,11 +373,12 @@ def _make_stages(
         colour_primaries=facts.colour.primaries,
         colour_transfer=facts.colour.transfer,
     )
+    loose = math.ceil(_LOOSE_END_SECONDS * job.rate) if job.partial and facts.missing_bytes else 0
     offload = None
     if encoders is not None:
         offload = Offload(encoders, lease, plan.preset, form, count, done, clocks[ENCODING], clocks[UPLOAD])
     return Stages(
-        extraction=Extraction(decoder, count, job.max_undecodable_share, watchdog, clocks[EXTRACTION]),
+        extraction=Extraction(decoder, count, job.max_undecodable_share, watchdog, clocks[EXTRACTION], loose),
         inference=Inference(plan.model, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs), found.begin),
         encoding=Encoding(plan.preset, form, clocks[ENCODING], count, done),
         upload=Upload(lease, clocks[UPLOAD]),

@@ -114,6 +114,10 @@ class Download:
         try:
             with self.path.open("r+b", buffering=0) as file:
                 work(file)
+        except FileNotFoundError as error:
+            # The file is there: it is the object that is gone.
+            with self._changed:
+                self._fail(StoreAccessError(f"{self._key!r} was removed from the store while it was read: {error}"))
         except OSError as error:
             with self._changed:
                 self._fail(StoreAccessError(f"could not keep {self._key!r} in {str(self.path)!r}: {error}"))

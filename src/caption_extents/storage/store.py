@@ -171,6 +171,19 @@ class Store:
                 log.warning("%s ignores conditional writes; versions are claimed by the slower protocol", self.address)
         return self._conditional
 
+    def protocol(self, key: str) -> str:
+        """How versions are claimed here, and what that costs, for people; ``key`` is one that may be written."""
+        if not self.honours_conditions(key):
+            return (
+                "it ignores conditional writes, so versions are claimed by tickets, about eight requests each time; "
+                "a process that is stopped in the midst of it is not kept from going on"
+            )
+        if not isinstance(self._objects, FolderObjects):
+            return "versions are claimed by conditional writes, one request each time"
+        if self._objects.has_links():
+            return "versions are claimed by hard links and a lock on the folder"
+        return "it has no hard links, so versions are claimed under a lock on the folder, which costs a millisecond"
+
     def _probe(self, key: str) -> bool:
         def honoured(condition: Condition) -> bool:
             try:

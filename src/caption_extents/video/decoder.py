@@ -68,12 +68,17 @@ def open_decoder(
         started: a GPU's sessions that have been started already; they end with the decoder.
 
     Raises:
-        InputError: the GPU cannot decode this video, and ``insist`` was given.
+        InputError: ``insist`` was given, and the GPU cannot decode this video, or the device is none.
     """
     from caption_extents.video.cpu import CpuDecoder
 
     device = torch.device(device)
     if device.type != "cuda":
+        if insist:
+            raise InputError(
+                f"the GPU was asked to decode {str(facts.path)!r}, but the model computes on the CPU; "
+                "give a model on the GPU, or device 'auto' or 'cpu'"
+            )
         return CpuDecoder(facts, timeline, crop, threads=threads)
     from caption_extents.video.cuda import why_not_nvdec
     from caption_extents.video.gpu_decoder import open_nvdec

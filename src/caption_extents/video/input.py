@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -24,6 +24,7 @@ from caption_extents.video.gpu_start import GpuStart
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
 from caption_extents.video.source import VideoFacts, probe
 from caption_extents.video.timeline import Timeline, build_timeline
+from caption_extents.video.wholeness import missing_bytes
 
 
 class OpenDecoder(Protocol):
@@ -136,6 +137,7 @@ def open_arriving(
                 ahead = AheadDecoder(facts, rate, resolve_crop(region, facts), file.open, threads)
             timeline = build_timeline(facts, rate, file.open)
             file.wait()
+            facts = replace(facts, missing_bytes=missing_bytes(file.path))
         except VideoError:
             # Only the whole file tells whether that is so, or whether its parts came too slowly.
             if ahead is not None:

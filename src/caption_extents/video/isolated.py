@@ -311,7 +311,7 @@ def facts_from_json(data: dict[str, Any], path: Path) -> VideoFacts:
         values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
         values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
         values["interlaced"] = bool(values["interlaced"])
-        for name in ("width", "height", "stream_index", "first_pts", "size_bytes"):
+        for name in ("width", "height", "stream_index", "first_pts", "size_bytes", "missing_bytes"):
             values[name] = int(values[name])
         return VideoFacts(path=path, **values)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:

@@ -6,6 +6,8 @@ the one video stream is read: a playlist or a script that names other files is r
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
 from caption_extents.video.orientation import Orientation
+from caption_extents.video.wholeness import lacks_index, missing_bytes
 from caption_extents.watchdog import alive
 
 CONTAINERS = {
@@ -101,6 +104,7 @@ class VideoFacts:
         average_rate: frames a second from the header; None if unknown.
         first_pts: pts of the first frame that decodes, in ticks.
         size_bytes: of the file.
+        missing_bytes: by which the file is shorter than its container says.
     """
 
     path: Path
@@ -118,6 +122,7 @@ class VideoFacts:
     average_rate: Fraction | None
     first_pts: int
     size_bytes: int
+    missing_bytes: int = 0
 
     @property
     def display_width(self) -> int:
@@ -159,8 +164,7 @@ def open_video(
     Raises:
         VideoError: no such file, unknown container or codec, damaged header, or no video stream.
     """
-    if not path.is_file():
-        raise VideoError(f"no such video file: {str(path)!r}")
+    check_file(path)
     try:
         container = av.open(
             str(path.absolute()) if arriving is None else arriving(),
@@ -170,6 +174,12 @@ def open_video(
             timeout=(MAX_OPEN_SECONDS, None),
         )
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        if arriving is None and lacks_index(path):
+            raise VideoError(
+                f"{str(path)!r} has no index: the recording was cut off before the recorder wrote it, or the download "
+                "before it came. Fetch it again; of a recording, the program untrunc makes an index from another file "
+                "of the same camera"
+            ) from error
         raise VideoError(
             f"cannot open {str(path)!r} as a video ({_reason(error)}); "
             f"known containers are {', '.join(CONTAINERS.values())}"
@@ -182,6 +192,27 @@ def open_video(
         yield container, stream
     finally:
         container.close()
+
+
+def check_file(path: Path) -> None:
+    """Return if there is a file to read.
+
+    Raises:
+        VideoError: there is none; says what there is.
+    """
+    shown = repr(str(path))
+    try:
+        kind = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise VideoError(f"no such video file: {shown}") from None
+    except (OSError, ValueError) as error:
+        raise VideoError(f"cannot read {shown}: {_reason(error)}") from error
+    if stat.S_ISDIR(kind):
+        raise VideoError(f"{shown} is a folder; give a video file")
+    if not stat.S_ISREG(kind):
+        raise VideoError(f"{shown} is no file that can be read again, as a pipe is not; save it as a file first")
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"cannot read {shown}: permission denied; give this user the right to read it")
 
 
 def read_packets(container: av.container.InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
@@ -311,6 +342,8 @@ def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
             average_rate=Fraction(stream.average_rate) if stream.average_rate else None,
             first_pts=first_pts,
             size_bytes=path.stat().st_size,
+            # What is still arriving has its size from the start.
+            missing_bytes=missing_bytes(path) if arriving is None else 0,
         )
 
 
@@ -336,6 +369,10 @@ def _first_frame(container: av.container.InputContainer, stream: VideoStream, pa
     error: Exception | None = None
     try:
         for index, packet in enumerate(read_packets(container, stream)):
+            if packet.has_sidedata("encryption_info"):
+                raise VideoError(
+                    f"{str(path)!r} is encrypted (CENC, DRM) and cannot be decoded; give a copy without protection"
+                )
             try:
                 for frame in packet.decode():
                     if isinstance(frame, VideoFrame) and not frame.is_corrupt:
