@@ -1,4 +1,4 @@
-"""A few of the runs that ``python -m tests.kills`` kills and stops."""
+"""A few of the runs that ``python -m tests.kills`` kills and stops, and that ``python -m tests.soak`` does in a row."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def test_killed_and_stopped_runs_lose_nothing(server: str) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stores equal to an undisturbed run" in done.stdout
+
+
+@pytest.mark.undisturbed
+def test_many_runs_leave_nothing_behind() -> None:
+    command = [sys.executable, "-m", "tests.soak", "--runs", "24"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
