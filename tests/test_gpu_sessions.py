@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +22,7 @@ from caption_extents.video.gpu_sessions import GpuSessions, Work
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
 from caption_extents.video.segmented import SegmentedDecoder
 from caption_extents.video.segments import Span
-from caption_extents.video.session_process import EngineKind
+from caption_extents.video.session_process import EngineKind, SessionProcess
 from caption_extents.video.side_by_side import SegmentReader, SideBySide
 from caption_extents.video.source import probe
 from caption_extents.video.timeline import build_timeline
@@ -197,3 +198,22 @@ def test_an_early_start_with_a_file_that_is_none(tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(Exception, match=r"none\.mp4"):
                 reader.wait_until_indexed()
+
+
+def test_closing_a_process_twice_at_once_is_harmless() -> None:
+    for _ in range(4):
+        process, errors, gate = SessionProcess(EngineKind("tests.engines", "SoftwareEngine")), [], threading.Barrier(2)
+
+        def close(process: SessionProcess = process, errors: list[BaseException] = errors, gate: Any = gate) -> None:
+            gate.wait()
+            try:
+                process.close()
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=close) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors

@@ -272,3 +272,15 @@ def test_the_environment_of_a_child_is_not_changed_for_others(video: Path) -> No
     before = dict(os.environ)
     with IsolatedVideo(video, Fraction(10), LIMITS):
         assert dict(os.environ) == before
+
+
+def test_a_child_that_dies_early_is_told_of_and_not_its_pipe(video: Path) -> None:
+
+    def open_dead_child() -> None:
+        with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+            child._child.kill()
+            child._child.wait()
+            child.open_decoder(resolve_crop(REGION, child.facts), threads=0)
+
+    with pytest.raises(DecodeError, match="signal SIGKILL"):
+        open_dead_child()

@@ -62,3 +62,10 @@ def test_a_device_number_that_is_not_there() -> None:
 def test_a_codec_that_gpus_do_not_decode_exactly(tmp_path: Path) -> None:
     facts = probe(make_video(Recipe("old", codec="mpeg4"), tmp_path))
     assert "mpeg4" in (why_not_nvdec(facts, 0) or "")
+
+
+def test_a_gpu_that_was_asked_for_is_not_replaced_in_silence(tmp_path: Path) -> None:
+    facts = probe(make_video(Recipe("video"), tmp_path))
+    timeline = build_timeline(facts, Fraction(10))
+    with pytest.raises(InputError, match=r"the GPU was asked to decode.*but the model computes on the CPU"):
+        open_decoder(facts, timeline, resolve_crop(REGION, facts), device="cpu", insist=True)

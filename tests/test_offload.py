@@ -27,6 +27,7 @@ from caption_extents.pipeline.forecast import Work
 from caption_extents.pipeline.offload import (
     EncodeReport,
     EncodeTask,
+    Offload,
     remove_old_segments,
     run_encode_task,
 )
@@ -303,3 +304,26 @@ def test_prices_that_are_none(text: str, video: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"prices\.toml"):
         run(video, tmp_path / "store", prices=path)
     assert files(tmp_path / "store") == []
+
+
+class Late(Future[Any]):
+    """Ends just as the wait for it does."""
+
+    first = True
+
+    def result(self, timeout: float | None = None) -> Any:
+        if self.first:
+            self.first = False
+            self.set_result("the report")
+            raise TimeoutError
+        return super().result(timeout)
+
+
+def test_a_report_that_comes_as_the_wait_ends_is_the_result() -> None:
+    waiting = object.__new__(Offload)
+    waiting._stopping = threading.Event()
+    assert waiting._wait(Late()) == "the report"  # type: ignore[comparison-overlap]
+    failed: Future[Any] = Future()
+    failed.set_exception(TimeoutError("of the worker's own"))
+    with pytest.raises(TimeoutError, match="own"):
+        waiting._wait(failed)

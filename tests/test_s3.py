@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 
 import caption_extents
 from caption_extents import CropRegion
-from caption_extents.errors import StoreAccessError, StoreError, UploadError
+from caption_extents.errors import CaptionExtentsError, StoreAccessError, StoreError, UploadError
 from caption_extents.pipeline import stages
 from caption_extents.storage import download
 from caption_extents.storage import store as store_module
@@ -123,6 +125,21 @@ def test_an_object_that_changes_while_it_is_downloaded(
 
     with pytest.raises(StoreAccessError, match="could not read bytes"):
         store.download("film.mp4", tmp_path / "film.mp4", change)
+
+
+@pytest.mark.parametrize("size", [400_000, 10_000])
+def test_an_object_that_is_removed_while_it_is_downloaded(
+    size: int, honest_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "PART_BYTES", 20_000)
+    store = open_store(use(honest_server, monkeypatch, "removed"), QUICK)
+    store.put("film.mp4", bytes(size), "video/mp4")
+    with store.start_download("film.mp4", tmp_path / "film.mp4") as arriving:
+        store.delete(["film.mp4"])
+        with suppress(CaptionExtentsError):  # all of it may have come before
+            arriving.wait()
+        if arriving._error is not None:
+            assert re.search("was removed from the store while it was read|has no object", str(arriving._error))
 
 
 def test_a_video_in_the_store(

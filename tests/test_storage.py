@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -536,3 +537,22 @@ def test_reading_a_folder_writes_nothing(tmp_path: Path) -> None:
     assert read_manifest(store, KEYS) == manifest()
     assert [state.state for state in list_versions(store, KEYS)] == ["complete"]
     assert sorted(path.name for path in (tmp_path / "s").rglob("*")) == [name for name in before if name != LOCK_NAME]
+
+
+def test_a_folder_that_can_only_be_read(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a disk takes root")
+    try:
+        with acquire_version(open_store(disk / "s"), KEYS, "inputs") as lease:
+            lease.commit(manifest(), b"db")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        store = open_store(disk / "s")
+        assert read_manifest(store, KEYS) == manifest()
+        for write in (lambda: acquire_version(store, KEYS, "inputs"), lambda: store.put("t/x", b"", "text/plain")):
+            with pytest.raises(UploadError, match="Read-only file system"):
+                write()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -231,3 +231,45 @@ def test_bytes_that_keep_coming_renew_the_limit() -> None:
 
     threading.Thread(target=drip, daemon=True).start()
     assert bytes(child._read(10)) == b"x" * 10
+
+
+_TRACER = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+SEIZE, INTERRUPT, WALL = 0x4206, 0x4207, 0x40000000
+process, seized = int(sys.argv[1]), set()
+while os.path.exists(f"/proc/{process}") and not seized:
+    for thread in os.listdir(f"/proc/{process}/task"):
+        try:
+            name = open(f"/proc/{process}/task/{thread}/comm").read()
+        except OSError:
+            continue
+        if name.startswith("av:h264") and libc.ptrace(SEIZE, int(thread), 0, 0) == 0:
+            libc.ptrace(INTERRUPT, int(thread), 0, 0)
+            seized.add(thread)
+    time.sleep(0.001)
+print(len(seized), flush=True)
+while seized:
+    try:
+        os.waitpid(-1, WALL)
+    except ChildProcessError:
+        break
+"""
+
+
+@linux
+@pytest.mark.undisturbed
+def test_a_decoder_whose_thread_is_stopped_is_given_up(tmp_path: Path) -> None:
+    """As a debugger stops a thread: it takes no signal, and ends only with its process."""
+    film = make_video(Recipe("film", pts=tuple(range(1500)), width=640, height=360), tmp_path)
+    arguments = ["run", str(film), "--crop", "0,0.8,1,1", "--store", str(tmp_path / "s"), "--stall-seconds", "3"]
+    command = [sys.executable, "-m", "caption_extents", *arguments, "--decode-threads", "4", "--device", "cpu"]
+    with subprocess.Popen([*command, "--quiet"], stderr=subprocess.PIPE, text=True) as job:
+        tracer = subprocess.run(
+            [sys.executable, "-c", _TRACER, str(job.pid)], check=False, capture_output=True, text=True, timeout=120
+        )
+        _, errors = job.communicate(timeout=60)
+    if tracer.stdout.strip() == "0":
+        pytest.skip("this user may not trace, or the decoder's threads have other names")
+    assert job.returncode == 1, errors
+    assert "decoding gave no sign of life for 3 s" in errors

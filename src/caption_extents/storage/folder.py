@@ -37,7 +37,6 @@ _ASIDE = "#aside"
 """Ends the name of an object whose place is just being taken, where a rename cannot replace a file."""
 _OLD_SECONDS = 86_400.0
 """A temporary file of this age is a dead writer's, where locks cannot tell."""
-_NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _NO_REPLACING = {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTSUP}
 _PART_BYTES = 1 << 20
@@ -229,9 +228,8 @@ class FolderObjects:
             path.hardlink_to(temporary)
         except FileExistsError:
             raise AlreadyExistsError(f"{key} is there already") from None
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
+        except OSError:
+            # A file system without hard links; or something is wrong, which the rename says too.
             with self._locked():
                 if path.exists() or _aside(path).exists():
                     raise AlreadyExistsError(f"{key} is there already") from None
