@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -273,3 +274,45 @@ def test_a_decoder_whose_thread_is_stopped_is_given_up(tmp_path: Path) -> None:
         pytest.skip("this user may not trace, or the decoder's threads have other names")
     assert job.returncode == 1, errors
     assert "decoding gave no sign of life for 3 s" in errors
+
+
+def test_a_thread_that_nobody_waits_for_ends_with_its_next_progress() -> None:
+    ended = threading.Event()
+
+    def endless() -> Iterator[int]:
+        try:
+            while True:
+                alive()
+                yield 1
+        finally:
+            ended.set()
+
+    iterator = iter(Watchdog(5.0).items("items", endless()))
+    assert next(iterator) == 1
+    iterator.close()  # type: ignore[attr-defined]
+    assert ended.wait(2.0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_ends_an_index_that_takes_long(tmp_path: Path) -> None:
+    film = slow_avi(tmp_path / "long.avi", frames=900)
+    command = [sys.executable, "-m", "caption_extents", "run", str(film), "--crop", "0,0.8,1,1", "--quiet"]
+    with subprocess.Popen([*command, "--store", str(tmp_path / "s")], stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 60
+        # Its file is open when it is being indexed.
+        while not _has_open(job.pid, film) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        interrupted = time.monotonic()
+        job.send_signal(signal.SIGINT)
+        _, errors = job.communicate(timeout=60)
+    assert time.monotonic() - interrupted < 8
+    assert job.returncode == 130, errors
+    assert errors == "caption-extents: interrupted; the same command goes on with the chunks that are stored\n"
+
+
+def _has_open(process_id: int, path: Path) -> bool:
+    try:
+        return path in {file.readlink() for file in Path(f"/proc/{process_id}/fd").iterdir()}
+    except OSError:
+        return False

@@ -46,10 +46,16 @@ _WAKE_SIGNAL = getattr(signal, "SIGURG", None)
 _current = threading.local()
 
 
+class _AbandonedError(BaseException):
+    """Ends a thread whose work nobody waits for any more."""
+
+
 def alive() -> None:
-    """Say that what this thread does has made progress."""
+    """Say that what this thread does has made progress; does not return if nobody waits for it any more."""
     operation: _Operation | None = getattr(_current, "operation", None)
     if operation is not None:
+        if operation.is_abandoned:
+            raise _AbandonedError
         operation.since = time.monotonic()
     if _hook is not None:
         _hook()
@@ -78,6 +84,8 @@ class _Operation:
         self.is_waiting = False
         """For somebody else: that is no stall of its own."""
         self.is_over = False
+        self.is_abandoned = False
+        """By whoever waited for it: Ctrl-C, or an error elsewhere."""
         self.woken_at = 0.0
 
     def error(self) -> StallError:
@@ -182,7 +190,12 @@ class Watchdog:
             StallError: it gave no sign of life; its thread is left behind.
             BaseException: what it raised.
         """
-        return next(iter(_Items(self, what, (function() for _ in range(1)), stall_seconds)))
+        items = _Items(self, what, (function() for _ in range(1)), stall_seconds)
+        try:
+            return next(iter(items))
+        except KeyboardInterrupt:
+            items.close()
+            raise
 
     def close(self, what: str, function: Callable[[], None]) -> None:
         """Call a function that closes something; where something has stalled already, not for long, and in silence."""
@@ -251,6 +264,7 @@ class _Items(Generic[T]):
                 yield found[0]
         finally:
             self._stopped.set()
+            self._operation.is_abandoned = True
             self._watchdog._end(self._operation)
 
     def close(self) -> None:
