@@ -135,7 +135,7 @@ class World:
     def __post_init__(self) -> None:
         self.simulation = Simulation(self.plan, OSError if self.kind in FOLDERS else GenericError)
         self.cloud = SimulatedStore(self.simulation, self.kind == CLOUD, self._check_change)
-        self.root = Path(tempfile.mkdtemp(dir=_MEMORY)) if self.kind in FOLDERS else None
+        self.root = Path(tempfile.mkdtemp(prefix="protocol-", dir=_MEMORY)) if self.kind in FOLDERS else None
         place = SimpleNamespace(
             simulation=self.simulation, root=self.root, links=self.kind != NO_LINKS, on_change=self._check_change
         )

@@ -172,7 +172,7 @@ class Leaks:
             "threads": {thread.name for thread in threading.enumerate()},
             "processes": names,
             "temporary files": {path.name for path in self._temporary.iterdir()},
-            "shared memory": {name for name in shared if not name.startswith("sem.")},
+            "shared memory": {name for name in shared if not name.startswith(("sem.", "protocol-"))},
         }
 
     def check(self) -> None:
