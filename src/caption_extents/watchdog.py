@@ -306,6 +306,8 @@ def install_waker() -> None:
     if _WAKE_SIGNAL is not None and hasattr(faulthandler, "register") and not _has_handler():
         with suppress(OSError, RuntimeError, ValueError):
             faulthandler.register(_WAKE_SIGNAL, file=_nowhere(), all_threads=False)
+            # A wait that the kernel took up again would not look at its condition.
+            signal.siginterrupt(_WAKE_SIGNAL, True)
 
 
 def _has_handler() -> bool:
