@@ -254,6 +254,7 @@ def test_options_are_named_as_they_are_given() -> None:
     assert _with_options("raise max_undecodable_share") == "raise --max-undecodable-share"
     assert _with_options("decode with `isolate`") == "decode with --isolate"
     assert _with_options("the device") == "the device"
+    assert _with_options("frame_rate is 0; give samples") == "--rate is 0; give samples"
 
 
 @pytest.mark.parametrize("place", ["_make_stages", "_acquire", "_run_metadata", "_encoder_processes"])

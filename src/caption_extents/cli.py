@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import logging
@@ -596,7 +597,9 @@ def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, Video
         check_id(video_id, "video_id")
     except InputError as error:
         likely = jobs.id_from_name(video_id)
-        raise InputError(f"{error}; a run of a file of this name has the id {likely!r}") from error
+        # Here it is an argument, and no option.
+        message = str(error).replace("video_id", "VIDEO_ID")
+        raise InputError(f"{message}; a run of a file of this name has the id {likely!r}") from error
     return open_store(store or jobs.DEFAULT_STORE), VideoKeys(tenant, video_id)
 
 
@@ -622,12 +625,15 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-_ARGUMENT = re.compile(rf"`(\w+)`|\b({'|'.join(name for name in jobs.JobOptions.__annotations__ if '_' in name)})\b")
+_OPTIONS = [*(name for name in inspect.signature(run).parameters if "_" in name), "frame_rate"]
+_ARGUMENT = re.compile(rf"`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
 
 
 def _with_options(message: str) -> str:
     """The message with options as they are given here, and not as Python's arguments."""
-    return _ARGUMENT.sub(lambda found: "--" + (found[1] or found[2]).replace("_", "-"), message)
+    return _ARGUMENT.sub(
+        lambda found: "--" + (found[1] or found[2]).replace("frame_rate", "rate").replace("_", "-"), message
+    )
 
 
 def _print_result(result: caption_extents.CropInferResult, video_id: str, store: str) -> None:

@@ -451,7 +451,9 @@ class _Deadline:
 
 def _reason(error: Exception) -> str:
     """The first paragraph of an error, without secrets; what follows is for the library's developers."""
-    return mask_secrets(str(error).split("\n\n")[0])
+    # Of a file only what the system says of it: its name may be that of a temporary one.
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return mask_secrets(text.split("\n\n")[0])
 
 
 def open_store(address: str | Path, retry: RetryPolicy | None = None) -> Store:
