@@ -9,6 +9,7 @@ or loses its answer. Without a plan a process runs until it sleeps.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import random
 import time
@@ -336,7 +337,6 @@ class SimulatedStore:
     ) -> None:
         self.simulation, self.conditional, self.on_change = simulation, conditional, on_change
         self.objects: dict[str, Object] = {}
-        self._tags = 0
 
     # obstore's functions, which take the store first.
 
@@ -398,8 +398,8 @@ class SimulatedStore:
         if self.conditional and isinstance(mode, dict) and (there is None or there.e_tag != mode["e_tag"]):
             raise PreconditionError(key)
         self.on_change(key, data)
-        self._tags += 1
-        self.objects[key] = Object(bytes(data), f"tag-{self._tags}", self.simulation.now)
+        # As S3 gives it: of the content, so that the same content has the same tag again.
+        self.objects[key] = Object(bytes(data), hashlib.md5(data).hexdigest(), self.simulation.now)
         return {"e_tag": self.objects[key].e_tag, "version": None}
 
     def _remove(self, key: str) -> None:

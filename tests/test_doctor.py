@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from caption_extents import doctor
 from caption_extents.cli import app
 from caption_extents.model import captioner
+from caption_extents.storage.folder import LOCK_NAME
 
 
 def run(store: Path | str, *options: str) -> tuple[int, dict[str, dict[str, str]]]:
@@ -35,6 +36,13 @@ def test_it_prints_for_people(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path)])
     assert result.exit_code == 0
     assert f"ok       store        {tmp_path} can be written and read" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path / "store")])
+    assert result.exit_code == 0
+    assert "versions are claimed by hard links and a lock on the folder" in result.output
     assert list(tmp_path.iterdir()) == []
 
 

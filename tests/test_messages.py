@@ -148,6 +148,19 @@ def test_a_name_that_is_not_utf8(video: Path, tmp_path: Path) -> None:
     assert open_database(data).execute("SELECT source_key FROM run_metadata").fetchone()[0].endswith(r"caf\xe9.mp4")
 
 
+def test_a_relative_path_may_lead_out_of_this_folder(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = os.path.relpath(video, tmp_path / "here")
+    assert ".." in path
+    assert run(path, tmp_path / "s")[0] == 0
+    code, _, errors = run("../none.mp4", tmp_path / "s")
+    assert code == 2
+    assert "'../none.mp4'" in errors
+
+
 def test_a_file_address_is_a_file(video: Path, tmp_path: Path) -> None:
     code, _, errors = run(video.as_uri(), tmp_path / "s", "--video-id", "v")
     assert code == 0, errors
@@ -290,3 +303,38 @@ def test_what_the_message_says_works(tmp_path: Path) -> None:
         "gave no sign of life",
     ):
         assert words in table, words
+
+
+@pytest.mark.parametrize("damage", [lambda d: b"", lambda d: d[: len(d) // 2], lambda d: b"x" * 99, lambda d: d[:-9]])
+def test_a_damaged_database_is_told_in_a_line(damage: Any, video: Path, tmp_path: Path) -> None:
+    assert run(video, tmp_path / "s")[0] == 0
+    path = tmp_path / "s" / VideoKeys("local", "film").database(1)
+    path.write_bytes(damage(path.read_bytes()))
+    code, _, errors = call("subtitles", "film", str(tmp_path / "a.srt"), "--store", str(tmp_path / "s"))
+    assert code == 2
+    assert "a results database is damaged" in errors
+    assert errors.count("\n") == 1
+
+
+def test_a_list_with_a_quote_that_never_ends(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text('video,crop\na.mp4,"0.1,0.8,0.9,0.95\n' + "b.mp4,0\n" * 40_000)
+    with pytest.raises(InputError, match=r"is no table: field larger.*is a quote missing"):
+        read_list(tmp_path / "list.csv", "t")
+
+
+@pytest.mark.parametrize(
+    "tail", [b"TAG" + bytes(125), b"\r\n" * 4, b"made by a program that leaves notes\n", b"\xff" * 64]
+)
+def test_what_stands_behind_the_last_box_is_no_box(tail: bytes, tmp_path: Path) -> None:
+    path = make_video(Recipe("film"), tmp_path)
+    path.write_bytes(path.read_bytes() + tail)
+    assert missing_bytes(path) == 0
+
+
+@pytest.mark.parametrize("length", [0, 0xFFFFFFFF])
+def test_an_avi_that_does_not_know_its_length(length: int, tmp_path: Path) -> None:
+    path = make_video(Recipe("film", "avi", "mpeg4"), tmp_path)
+    data = bytearray(path.read_bytes())
+    data[4:8] = length.to_bytes(4, "little")
+    path.write_bytes(data)
+    assert missing_bytes(path) == 0

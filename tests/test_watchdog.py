@@ -328,3 +328,49 @@ def _has_open(process_id: int, path: Path) -> bool:
         return path in {file.readlink() for file in Path(f"/proc/{process_id}/fd").iterdir()}
     except OSError:
         return False
+
+
+_FAILS = """
+import threading, time
+from pathlib import Path
+from caption_extents import CropRegion, crop_and_infer_caption_frame_extents
+from caption_extents.errors import EncodeError
+from caption_extents.pipeline import stages
+calls = []
+def encode(*_, **__):
+    calls.append(1)
+    if len(calls) == 1:
+        threading.Event().wait()
+    time.sleep(0.3)
+    raise EncodeError("planted")
+stages.encode_chunk = encode
+if __name__ == "__main__":
+    try:
+        crop_and_infer_caption_frame_extents({video!r}, "t1", "v1", CropRegion(0, 0, 1, 1), store={store!r},
+                                             device="cpu", stall_seconds=3.0)
+    except EncodeError as error:
+        print("failed:", error)
+"""
+
+
+@pytest.mark.undisturbed
+def test_a_failure_beside_something_that_hangs_ends_the_run(video: Path, tmp_path: Path) -> None:
+    program = _FAILS.format(video=str(video), store=str(tmp_path / "s"))
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=90)
+    assert "failed: planted" in done.stdout, done.stderr
+
+
+def test_a_stall_that_is_over_does_not_end_its_process(tmp_path: Path) -> None:
+    program = """
+import threading, time
+from caption_extents.errors import StallError
+from caption_extents.watchdog import Watchdog
+event = threading.Event()
+try:
+    Watchdog(0.5).call("waiting", event.wait)
+except StallError:
+    event.set()
+threading.Thread(target=lambda: (time.sleep(7), print("important work done"))).start()
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "important work done\n"), done.stderr

@@ -127,7 +127,10 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
         raise InputError(
             f"the list {str(path)!r} is neither UTF-8 nor UTF-16 at byte {error.start}; save it as UTF-8"
         ) from error
-    rows = _read_json_lines(text, path) if text.lstrip().startswith("{") else _read_csv(text, path)
+    try:
+        rows = _read_json_lines(text, path) if text.lstrip().startswith("{") else _read_csv(text, path)
+    except csv.Error as error:
+        raise InputError(f"the list {str(path)!r} is no table: {error}; is a quote missing?") from error
     entries: dict[tuple[str, str], Entry] = {}
     for line, row in rows:
         try:

@@ -8,7 +8,9 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -614,6 +616,8 @@ def _errors_as_exit_codes(interrupted: str = _INTERRUPTED) -> Iterator[None]:
         _fail(str(error), EXIT_FAILED)
     except KeyboardInterrupt:
         _fail(interrupted, EXIT_INTERRUPTED)
+    except (sqlite3.Error, zlib.error, EOFError) as error:
+        _fail(f"what is stored is damaged: {error}", EXIT_FAILED)
     except OSError as error:
         # What is outside of the program: rights, disks, names.
         name = f"{error.filename!r}: " if error.filename is not None else ""
@@ -626,14 +630,18 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 _OPTIONS = [*(name for name in inspect.signature(run).parameters if "_" in name), "frame_rate"]
-_ARGUMENT = re.compile(rf"`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
+_ARGUMENT = re.compile(rf"'[^']*'|`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
+"""What stands in quotes is a name, and stays."""
 
 
 def _with_options(message: str) -> str:
     """The message with options as they are given here, and not as Python's arguments."""
-    return _ARGUMENT.sub(
-        lambda found: "--" + (found[1] or found[2]).replace("frame_rate", "rate").replace("_", "-"), message
-    )
+
+    def option(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        return "--" + name.replace("frame_rate", "rate").replace("_", "-") if name else found[0]
+
+    return _ARGUMENT.sub(option, message)
 
 
 def _print_result(result: caption_extents.CropInferResult, video_id: str, store: str) -> None:
@@ -681,9 +689,7 @@ def _check_output(path: Path | None) -> None:
             raise InputError(f"cannot write {str(path)!r}: it is a folder; give a file's name")
         if not path.parent.is_dir():
             raise InputError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}; make it first")
-        # A file is replaced, and what replaces it is written beside it; a device or pipe is written to.
-        beside = path.parent if path.is_file() or not path.exists() else path
-        if not os.access(beside, os.W_OK):
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise InputError(f"cannot write {str(path)!r}: it may not be written by this user; choose another place")
     except OSError as error:
         raise InputError(f"cannot write {str(path)!r}: {error.strerror or error}; choose another place") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+import shutil
 import sys
 import time
 import uuid
@@ -18,8 +19,7 @@ from av import library_versions
 
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.storage.folder import LOCK_NAME
-from caption_extents.storage.store import open_store
+from caption_extents.storage.store import Store, open_store
 from caption_extents.video.cuda import decode_engines
 
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video")
@@ -135,22 +135,31 @@ def _ocr() -> Finding:
     return Finding("ocr", "ok", "rapidocr with the models in its package")
 
 
+def _try_store(store: Store, data: bytes) -> tuple[bool, str]:
+    """Write, copy, read and remove; whether what was read is what was written, and how versions are claimed."""
+    key = f"doctor/{uuid.uuid4().hex}"
+    copy, probe = f"{key}-copy", "doctor/temporary/conditions/probe"
+    try:
+        store.put(key, data, "text/plain")
+        same = store.get(key) == data and store.publish(key, copy) and store.get(copy) == data
+        return same, store.protocol(key)
+    finally:
+        store.delete([key, copy, probe])
+
+
 def _store(address: str) -> Finding:
-    key, data = f"doctor-{uuid.uuid4().hex}", sys.version.encode()
+    data = sys.version.encode()
     try:
         store = open_store(address)
-        lock = None if store.folder is None else store.folder / LOCK_NAME
-        existed, locked = store.folder is None or store.folder.exists(), lock is not None and lock.exists()
-        store.put(key, data, "text/plain")
-        try:
-            same = store.get(key) == data
-            protocol = store.protocol(key)
-        finally:
-            store.delete([key])
-        if lock is not None and not locked:
-            lock.unlink(missing_ok=True)
-        if store.folder is not None and not existed:
-            store.folder.rmdir()
+        if store.folder is None or store.folder.exists():
+            same, protocol = _try_store(store, data)
+        else:
+            # Beside it: nothing is left of a folder that was not there.
+            trial = store.folder.with_name(f"{store.folder.name}-doctor-{uuid.uuid4().hex[:8]}")
+            try:
+                same, protocol = _try_store(open_store(trial), data)
+            finally:
+                shutil.rmtree(trial, ignore_errors=True)
     except (CaptionExtentsError, OSError) as error:
         remedy = "check address, credentials and rights; docs/storage.md says which variables are read"
         return Finding("store", "broken", str(error), remedy)

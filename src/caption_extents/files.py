@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from contextlib import suppress
@@ -27,14 +28,26 @@ def write_whole(path: Path, data: str | bytes) -> None:
         if target.exists() and not target.is_file():
             target.write_bytes(content)
             return
-        number, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
+        try:
+            number, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=target.parent)
+        except PermissionError:
+            if not target.exists():
+                raise
+            target.write_bytes(content)  # a file that may be written, in a folder that may not
+            return
         try:
             with os.fdopen(number, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(_mode_of(target))
-            Path(name).replace(target)
+            try:
+                Path(name).replace(target)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                target.write_bytes(content)  # a file that is mounted by itself, as in a container
+                Path(name).unlink()
         except BaseException:
             with suppress(OSError):
                 Path(name).unlink()

@@ -39,7 +39,7 @@ _STOPPED_SECONDS = 2.0
 """Between two looks; the process was stopped, or the machine asleep, if there is more."""
 _WAKE_EVERY_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
-_EXIT_SECONDS = 2.0
+_EXIT_SECONDS = 5.0
 _WAKE_SIGNAL = getattr(signal, "SIGURG", None)
 """Ignored by default, and used by nearly nobody."""
 
@@ -78,8 +78,8 @@ def tell_progress_to(hook: Callable[[], None]) -> None:
 class _Operation:
     """Something that is under way, and since when it gave no sign of life."""
 
-    def __init__(self, what: str, limit_seconds: float) -> None:
-        self.what, self.limit_seconds = what, limit_seconds
+    def __init__(self, what: str, limit_seconds: float, thread: threading.Thread) -> None:
+        self.what, self.limit_seconds, self.thread = what, limit_seconds, thread
         self.since = time.monotonic()
         self.is_waiting = False
         """For somebody else: that is no stall of its own."""
@@ -133,6 +133,7 @@ class _Monitor:
                 idle = now - max(operation.since, self.renewed_at)
                 if idle > operation.limit_seconds and not operation.is_over:
                     operation.is_over = True
+                    _stuck.add(operation.thread)
                     _end_with_the_main_thread()
                 elif idle > operation.limit_seconds / 2 and now - operation.woken_at > _WAKE_EVERY_SECONDS:
                     operation.woken_at = now
@@ -154,6 +155,7 @@ class Watchdog:
         self._stall_seconds = stall_seconds
         self._watched: set[_Operation] = set()
         self._lock = threading.Lock()
+        self._given_up_at: float | None = None
 
     def check(self) -> None:
         """Return if nothing that is watched has been still for too long.
@@ -197,6 +199,39 @@ class Watchdog:
             items.close()
             raise
 
+    def give_up(self) -> None:
+        """Somebody wants the run to end now: nothing is waited for any more, but for a moment."""
+        self._given_up_at = time.monotonic()
+
+    def finish(self, function: Callable[[], object]) -> None:
+        """Call a function that waits for threads to end; not longer than until something has stalled.
+
+        Raises:
+            BaseException: what it raised.
+        """
+        errors: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                function()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=call, name="finish", daemon=True)
+        thread.start()
+        while thread.is_alive() and not self.has_stalled:
+            given_up = self._given_up_at
+            if given_up is not None and time.monotonic() - given_up > _CLOSE_SECONDS:
+                with self._lock:
+                    for operation in self._watched:
+                        _stuck.add(operation.thread)
+                _end_with_the_main_thread()
+                return
+            thread.join(0.05)
+        thread.join(0.0 if thread.is_alive() else None)
+        if errors:
+            raise errors[0]
+
     def close(self, what: str, function: Callable[[], None]) -> None:
         """Call a function that closes something; where something has stalled already, not for long, and in silence."""
         if not self.has_stalled:
@@ -218,8 +253,10 @@ class Watchdog:
         finally:
             self.close(what, partial(_leave, manager))
 
-    def _begin(self, what: str, stall_seconds: float | None = None) -> _Operation:
-        operation = _Operation(what, stall_seconds or self._stall_seconds)
+    def _begin(
+        self, what: str, stall_seconds: float | None = None, thread: threading.Thread | None = None
+    ) -> _Operation:
+        operation = _Operation(what, stall_seconds or self._stall_seconds, thread or threading.current_thread())
         with self._lock:
             self._watched.add(operation)
         _monitor.add(operation)
@@ -247,7 +284,7 @@ class _Items(Generic[T]):
         self._thread = threading.Thread(target=self._take, name=what, daemon=True)
 
     def __iter__(self) -> Iterator[T]:
-        self._operation = self._watchdog._begin(self._what, self._stall_seconds)
+        self._operation = self._watchdog._begin(self._what, self._stall_seconds, self._thread)
         self._thread.start()
         try:
             while True:
@@ -336,6 +373,8 @@ def wake_threads(process_id: int) -> None:
 
 
 _ending = threading.Lock()
+_stuck: set[threading.Thread] = set()
+"""Threads that have not come back."""
 
 
 def _end_with_the_main_thread() -> None:
@@ -348,7 +387,13 @@ def _end_with_the_main_thread() -> None:
 
 
 def _end() -> None:
-    time.sleep(_EXIT_SECONDS)
+    """End the process, if threads are still stuck that it would wait for; others may end first."""
+    deadline = time.monotonic() + _EXIT_SECONDS
+    ours = {*_stuck, threading.main_thread(), threading.current_thread()}
+    while time.monotonic() < deadline and any(not t.daemon and t not in ours for t in threading.enumerate()):
+        time.sleep(0.05)
+    if not any(thread.is_alive() and not thread.daemon for thread in _stuck):
+        return
     with suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -16,6 +17,7 @@ from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
 from caption_extents.planes import plane_view
+from caption_extents.watchdog import alive
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,16 @@ class EncodedChunk:
         return f"EncodedChunk(level {self.plan.level}, first {self.plan.first_sample}, {len(self.data)} bytes)"
 
 
-def encode_chunk(frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> EncodedChunk:
+def encode_chunk(
+    frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat, tell: Callable[[], None] = alive
+) -> EncodedChunk:
     """Encode a chunk. The same frames, preset and format give the same bytes, every time and in any thread.
+
+    Args:
+        frames: of the chunk.
+        preset: the encoder's settings.
+        form: what all chunks of the video share.
+        tell: called with each frame that goes in, and each packet that comes out in the end.
 
     Raises:
         EncodeError: the encoder refused; names the chunk.
@@ -58,7 +68,11 @@ def encode_chunk(frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) 
             stream = _add_stream(container, frames.planes, preset, form)
             for index in range(len(frames.plan.samples)):
                 container.mux(stream.encode(to_frame(frames.planes, index)))
-            container.mux(stream.encode(None))
+                tell()
+            for packet in stream.codec_context.encode_lazy(None):
+                packet.stream = stream
+                container.mux(packet)
+                tell()
     except (av.error.FFmpegError, ValueError) as error:
         chunk = f"chunk {frames.plan.first_sample} of level {frames.plan.level}"
         raise EncodeError(f"{chunk} could not be encoded with preset {preset.name!r}: {error}") from error

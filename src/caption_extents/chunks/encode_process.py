@@ -32,6 +32,7 @@ from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
 from caption_extents.interprocess import arrays_in, child_environment, mapped, receive
 from caption_extents.memory import own_peak_memory_of
+from caption_extents.watchdog import alive
 
 _MODULE = "caption_extents.chunks.encode_process"
 
@@ -47,6 +48,9 @@ brings another chunk.
 
 _HEADER = struct.Struct("<Q")
 _REPLY = struct.Struct("<?Qddd")  # encoded or not, bytes that follow, and the seconds of Effort
+_LIFE = (1 << 64) - 1
+"""In place of a number of bytes: the chunk is being encoded."""
+_LIFE_SECONDS = 1.0
 _NICENESS = 5
 """Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
 
@@ -266,6 +270,9 @@ class _Line:
             message = pickle.dumps(task)
             self._end.sendall(_HEADER.pack(len(message)) + message)
             done, length, *seconds = _REPLY.unpack(receive(self._end, _REPLY.size))
+            while length == _LIFE:
+                alive()
+                done, length, *seconds = _REPLY.unpack(receive(self._end, _REPLY.size))
             data = bytes(receive(self._end, length))
         except (OSError, EOFError, ValueError) as error:
             raise _LineError from error
@@ -324,6 +331,19 @@ class _Spent:
         return spent
 
 
+class _Life:
+    """Tells the parent now and then that its chunk is being encoded."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end, self._told = end, time.monotonic()
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if now - self._told > _LIFE_SECONDS:
+            self._told = now
+            self._end.sendall(_REPLY.pack(True, _LIFE, 0.0, 0.0, 0.0))
+
+
 def _serve(end: socket.socket, memory: int, turn: threading.Semaphore, spent: _Spent) -> None:
     shared = np.empty(0, np.uint8)
     while True:
@@ -336,7 +356,8 @@ def _serve(end: socket.socket, memory: int, turn: threading.Semaphore, spent: _S
                     shared = mapped(memory, task.size)
                 y, u, v = arrays_in(shared, task.shapes)
                 frames = ChunkFrames(task.plan, (y, u, v))
-                done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form).data
+                show_life = _Life(end).show
+                done, data = True, encode_chunk(frames, EncoderPreset(**task.preset), task.form, show_life).data
             except EncodeError as error:
                 done, data = False, str(error).encode()
             except Exception as error:

@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -32,7 +33,6 @@ from caption_extents.video.batch import CropBatch
 from caption_extents.watchdog import Watchdog
 
 _STOP_TIMEOUT_SECONDS = 60.0
-_STALLED_STOP_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
 
 _BATCHES_BEHIND = 4
@@ -56,6 +56,9 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
             engine.callback(_stop, pipeline, stages.watchdog)
             try:
                 records = _records(pipeline, source, stages.encoding.chunks_to_do, stages.watchdog)
+            except KeyboardInterrupt:
+                stages.watchdog.give_up()
+                raise
             finally:
                 output.stop()
             # The engine looks ten times a second whether it is to stop; nobody needs to wait for that.
@@ -87,11 +90,8 @@ def _records(
 
 def _stop(pipeline: Pipeline[list[ChunkRecord]], watchdog: Watchdog) -> None:
     """Stop the engine; threads that never end are not waited for."""
-    try:
-        pipeline.stop(timeout=_STALLED_STOP_SECONDS if watchdog.has_stalled else _STOP_TIMEOUT_SECONDS)
-    except TimeoutError:
-        if not watchdog.has_stalled:
-            raise
+    with suppress(TimeoutError):
+        watchdog.finish(partial(pipeline.stop, timeout=_STOP_TIMEOUT_SECONDS))
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _build(stages: Stages, source: _Source, output: _Output, executors: ExitStac
     def threads(name: str, count: int) -> ThreadPoolExecutor:
         # Threads of its own for each stage: one that does a bit of everything keeps the memory of the largest of it.
         pool = ThreadPoolExecutor(count, name)
-        executors.callback(lambda: pool.shutdown(wait=not stages.watchdog.has_stalled))
+        executors.callback(stages.watchdog.finish, partial(pool.shutdown, cancel_futures=True))
         return pool
 
     builder = (

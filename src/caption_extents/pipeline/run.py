@@ -216,19 +216,24 @@ def _local_path(key: str, store: Store) -> Path | None:
             "download it first, or give its key in the store"
         )
     local = Path(url2pathname(urlsplit(key).path) if scheme else key).expanduser()
-    places = [local]
-    if store.folder is not None and not local.is_absolute():
-        places.append(store.folder / check_key(key))
-    for place in places:
-        try:
-            place.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except (OSError, ValueError):
-            pass  # it is there, and cannot be read
-        check_file(place)
-        return place
+    if _is_there(local):
+        check_file(local)
+        return local
+    if store.folder is not None and not local.is_absolute() and _is_there(object_ := store.folder / check_key(key)):
+        check_file(object_)
+        return object_
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of this name, also if it cannot be looked at."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
 
 
 def _on_gpu(job: Job, path: Path, started: GpuStart | None) -> GpuStart | None:

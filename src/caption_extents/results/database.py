@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import itertools
 import sqlite3
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from caption_extents.errors import StoreError
 from caption_extents.results.compression import gzipped
 
 _SCHEMA_VERSION = 1
@@ -191,9 +193,20 @@ def with_captions(data: bytes, captions: Iterable[CaptionRow]) -> bytes:
 
 
 def open_database(data: bytes) -> sqlite3.Connection:
-    """A read-only connection to a gzipped database."""
+    """A read-only connection to a gzipped database.
+
+    Raises:
+        StoreError: it is damaged.
+    """
     connection = sqlite3.connect(":memory:")
-    connection.deserialize(gzip.decompress(data))
-    connection.execute("PRAGMA query_only = ON")
+    try:
+        connection.deserialize(gzip.decompress(data))
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT count(*) FROM captions").fetchone()
+    except (EOFError, OSError, MemoryError, zlib.error, sqlite3.Error) as error:
+        connection.close()
+        raise StoreError(
+            f"a results database is damaged ({error}); run again with `new_version`, or fetch it anew"
+        ) from error
     connection.row_factory = sqlite3.Row
     return connection

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,8 +39,8 @@ class _Ticket:
 
 
 @contextmanager
-def alone(store: Store, key: str) -> Iterator[None]:
-    """Only one process at a time is inside for a key.
+def alone(store: Store, key: str) -> Iterator[Callable[[], None]]:
+    """Only one process at a time is inside for a key. What is given raises once others take this one for dead.
 
     Raises:
         StoreAccessError: the store does not answer, or others do not come out.
@@ -55,7 +55,12 @@ def alone(store: Store, key: str) -> Iterator[None]:
         store.put(ticket, b"", "text/plain")
         store.delete([choosing])
         _wait_for_turn(store, room, token, key)
-        yield
+
+        def check() -> None:
+            if not store.exists(ticket):
+                raise _stood_still(key)
+
+        yield check
     finally:
         store.delete([choosing, *([ticket] if ticket else [])])
 
@@ -68,9 +73,13 @@ def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:
         there = store.keys(f"{room}/")
         tickets = _tickets(room, there)
         if token not in {ticket.token for ticket in tickets}:
-            raise StoreAccessError(f"{key!r} could not be written alone: this process stood still for too long")
-        choosing &= set(there)
-        if not choosing and tickets[0].token == token:
+            raise _stood_still(key)
+        if choosing:
+            choosing &= set(there)
+            if not choosing:
+                # A listing may be no snapshot: only the next surely shows the tickets that those have taken.
+                continue
+        elif tickets[0].token == token:
             return
         now, first = time.monotonic(), min(choosing, default=tickets[0].key)
         if first != ahead:
@@ -80,6 +89,10 @@ def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:
         if now - started > _WAIT_SECONDS:
             raise StoreAccessError(f"{key!r} is kept by other processes; end those that are stopped")
         time.sleep(_POLL_SECONDS)
+
+
+def _stood_still(key: str) -> StoreAccessError:
+    return StoreAccessError(f"{key!r} could not be written alone: this process, or a request, stood still for too long")
 
 
 def _tickets(room: str, there: list[str]) -> list[_Ticket]:

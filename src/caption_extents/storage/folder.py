@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import IO
 
@@ -40,6 +41,9 @@ _OLD_SECONDS = 86_400.0
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _NO_REPLACING = {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTSUP}
 _PART_BYTES = 1 << 20
+_ATTEMPTS = 20
+_SHARED_MODE = 0o666
+"""Of the lock: all who may write to the folder may take it."""
 
 
 class FolderObjects:
@@ -100,7 +104,7 @@ class FolderObjects:
     def entries(self, prefix: str) -> list[ObjectFacts]:
         """See :class:`~caption_extents.storage.objects.Objects`."""
         found = {}
-        for folder, _, names in os.walk(self._path(prefix.rstrip("/"))):
+        for folder, _, names in os.walk(self._path(prefix.rstrip("/")), onerror=_raise_unless_gone):
             below = Path(folder).relative_to(self._root).as_posix()
             for name in names:
                 if not _TEMPORARY.search(name) and name != LOCK_NAME:
@@ -149,7 +153,7 @@ class FolderObjects:
         if sys.platform == "win32":
             return True
         self._root.mkdir(parents=True, exist_ok=True)
-        with (self._root / LOCK_NAME).open("ab") as file:
+        with FileIO(self._root / LOCK_NAME, "a", opener=_open_shared) as file:
             try:
                 flock(file.fileno(), LOCK_EX | LOCK_NB)
             except OSError as error:
@@ -201,13 +205,16 @@ class FolderObjects:
 
     @staticmethod
     def _open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
-        while True:
+        for attempt in range(_ATTEMPTS):
             temporary = path.with_name(f"{path.name}#{uuid.uuid4().hex[:12]}")
             try:
                 file = temporary.open("xb")
             except FileNotFoundError:
-                with suppress(FileNotFoundError):  # removed again, for there was nothing in it
+                try:
                     path.parent.mkdir(parents=True, exist_ok=True)
+                except FileNotFoundError:  # removed again, for there was nothing in it
+                    if attempt + 1 == _ATTEMPTS:
+                        raise
                 continue
             try:
                 _try_lock(file)
@@ -220,6 +227,9 @@ class FolderObjects:
                 file.close()
                 raise
             file.close()
+            with suppress(OSError):
+                temporary.unlink()
+        raise OSError(errno.EAGAIN, f"its temporary files vanish in {str(path.parent)!r}")
 
     def _create(self, temporary: Path, path: Path, key: str) -> None:
         try:
@@ -255,7 +265,7 @@ class FolderObjects:
             OSError: the file system has no locks, or another process keeps this one.
         """
         self._root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._root / LOCK_NAME, timeout=_LOCK_SECONDS, poll_interval=0.01)
+        lock = FileLock(self._root / LOCK_NAME, timeout=_LOCK_SECONDS, mode=_SHARED_MODE, poll_interval=0.01)
         with self._turn:
             try:
                 lock.acquire()
@@ -268,6 +278,18 @@ class FolderObjects:
                 yield
             finally:
                 lock.release()
+
+
+def _open_shared(name: str, flags: int) -> int:
+    number = os.open(name, flags, _SHARED_MODE)
+    with suppress(PermissionError):  # another user's
+        os.fchmod(number, _SHARED_MODE)
+    return number
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error
 
 
 def _aside(path: Path) -> Path:

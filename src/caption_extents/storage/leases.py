@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 CONTENT_DATABASE = "application/gzip"
 _MAX_CLAIM_ATTEMPTS = 1000
+_COPY_SECONDS, _COPY_POLL_SECONDS = 5.0, 0.5
 _CHECKS_AT_ONCE = 8
 
 ChunkId = tuple[int, int]
@@ -267,8 +269,8 @@ class VersionLease:
 
     def __exit__(self, *_: object) -> None:
         self._end_heartbeat()
-        if self.is_complete:
-            return
+        if self.is_complete or self._held.claim.state != RUNNING:
+            return  # the commit is decided, also if nobody was told
         try:
             self._write_journal(self.store)
             self._change(self.store, state=RELEASED)
@@ -396,7 +398,9 @@ def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
     """
     version = held.version
     staged = keys.staged_manifest(version, held.claim.run_id)
-    if not store.publish(staged, keys.manifest(version)) and not store.exists(keys.manifest(version)):
+    store.publish(staged, keys.manifest(version))
+    # Before what it is made of is removed: some services copy in their own time.
+    if not _appears(store, keys.manifest(version)):
         return False
     publish_newest_database(store, keys)
     # Packed samples, of this run or of one before it that died.
@@ -405,6 +409,15 @@ def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
         store.remove_leftovers(prefix)
     store.delete([key for key in store.keys(f"{keys.claims}/v{version}/") if key != keys.claim(version)])
     change_claim(store, keys, held, state=COMPLETE)
+    return True
+
+
+def _appears(store: Store, key: str) -> bool:
+    deadline = time.monotonic() + _COPY_SECONDS
+    while not store.exists(key):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_COPY_POLL_SECONDS)
     return True
 
 

@@ -30,7 +30,7 @@ from caption_extents.storage.backends import mask_secrets, open_backend
 from caption_extents.storage.download import Download
 from caption_extents.storage.folder import FolderObjects
 from caption_extents.storage.keys import check_key
-from caption_extents.storage.objects import CREATE, Condition, ObjectFacts, Objects, Tag
+from caption_extents.storage.objects import CREATE, NOT_IMPLEMENTED, Condition, ObjectFacts, Objects, Tag
 
 T = TypeVar("T")
 
@@ -42,7 +42,6 @@ _NO_TAG = {"e_tag": '"0123456789abcdef0123456789abcdef"', "version": "1"}
 _UNMET = (AlreadyExistsError, PreconditionError)
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
-_NOT_IMPLEMENTED = re.compile(r"\b501\b|NotImplemented")
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,7 @@ class Store:
             try:
                 if conditional:
                     return self._put(key, data, content_type, condition)
+                check()
                 if self._holds(condition, key):
                     return self._put(key, data, content_type, None)
             except _UNMET:
@@ -149,8 +149,10 @@ class Store:
                 raise OSError("refused, although nothing has changed")
             return None
 
-        turn: AbstractContextManager[None] = nullcontext() if conditional else bakery.alone(self, key)
-        with turn:
+        turn: AbstractContextManager[Callable[[], None]] = (
+            nullcontext(lambda: None) if conditional else bakery.alone(self, key)
+        )
+        with turn as check:
             return self._present(f"write {key!r} to", write, UploadError)
 
     def _holds(self, condition: Condition, key: str) -> bool:
@@ -193,7 +195,7 @@ class Store:
             except NotSupportedError:
                 return False
             except BaseError as error:
-                if _NOT_IMPLEMENTED.search(str(error)):
+                if NOT_IMPLEMENTED.search(str(error)):
                     return False
                 raise
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
 
 ABANDONED = "abandoned"
+_SERVER_OBJECT = re.compile(r"claims/v(\d+)/|caption_frame_extents_v(\d+)\.db\.gz")
 
 
 def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> Manifest:
@@ -105,8 +107,20 @@ def list_versions(store: Store, keys: VideoKeys) -> list[VersionState]:
         if key.startswith(prefix) and number.isdecimal():
             counts[int(number)] = counts.get(int(number), 0) + rest.endswith(".webm")
     claims = {held.version: held for held in read_claims(store, keys)}
-    numbers = sorted({*counts, *(number for number, held in claims.items() if held.claim.state != REMOVED)})
+    left = _versions_with_leftovers(store, keys)
+    numbers = sorted({*counts, *(n for n, held in claims.items() if held.claim.state != REMOVED or n in left)})
     return [_state(store, keys, number, claims.get(number), counts.get(number, 0)) for number in numbers]
+
+
+def _versions_with_leftovers(store: Store, keys: VideoKeys) -> set[int]:
+    """Numbers of which there is more for servers than the claim: also removed ones, that a late run has written to."""
+    found = set()
+    for key in store.keys(f"{keys.server_prefix}/"):
+        name = key.removeprefix(f"{keys.server_prefix}/")
+        number = _SERVER_OBJECT.match(name)
+        if number is not None and not name.endswith("/claim.json"):
+            found.add(int(number[1] or number[2]))
+    return found
 
 
 def _state(store: Store, keys: VideoKeys, version: int, held: Held | None, chunk_count: int) -> VersionState:

@@ -9,19 +9,13 @@ from typing import BinaryIO
 _EBML = b"\x1aE\xdf\xa3"
 _SEGMENT_ID = b"\x18S\x80g"
 _MOST_BOXES = 10_000
+_SLACK_BYTES = 16
+"""Programs do not agree on what a size counts."""
+_NO_LENGTHS = (0, 0xFFFFFFFF)
+"""Of an AVI that was written to where nothing can be written again."""
 _BOX_TYPES = {
-    b"ftyp",
-    b"moov",
-    b"mdat",
-    b"free",
-    b"skip",
-    b"wide",
-    b"pnot",
-    b"styp",
-    b"sidx",
-    b"moof",
-    b"uuid",
-    b"mfra",
+    *(b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"ssix", b"prft", b"emsg"),
+    *(b"moof", b"uuid", b"mfra", b"meta", b"pdin", b"udta", b"junk", b"PICT"),
 }
 
 
@@ -32,7 +26,8 @@ def missing_bytes(path: Path) -> int:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        return max(0, _end(file, size) - size)
+        missing = _end(file, size) - size
+    return missing if missing > _SLACK_BYTES else 0
 
 
 def lacks_index(path: Path) -> bool:
@@ -49,7 +44,8 @@ def _end(file: BinaryIO, size: int) -> int:
     if head[:4] == _EBML:
         return _segment_end(file)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return 8 + int.from_bytes(head[4:8], "little")
+        length = int.from_bytes(head[4:8], "little")
+        return 0 if length in _NO_LENGTHS else 8 + length
     if head[4:8] in _BOX_TYPES:
         return max((end for _, end in _boxes(file, size)), default=0)
     return 0
@@ -68,8 +64,8 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
             length = int.from_bytes(head[8:16], "big")
         elif length == 0:
             length = size - start  # up to the end, wherever that is
-        if length < 8 or not head[4:8].isascii():
-            return  # no box: what follows is not known
+        if length < 8 or head[4:8] not in _BOX_TYPES:
+            return  # no box: some programs write notes of their own behind the last
         yield head[4:8], start + length
         start += length
 
