@@ -32,6 +32,7 @@ from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
 from caption_extents.video import cpu, source
 from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.timeline import build_timeline
 from caption_extents.watchdog import Watchdog, alive
 from tests.media import Recipe, make_video
 
@@ -225,9 +226,14 @@ def slow_avi(path: Path, frames: int = 400) -> Path:
 @pytest.mark.undisturbed
 def test_indexing_in_a_process_of_its_own_shows_life(tmp_path: Path) -> None:
     path, started = slow_avi(tmp_path / "long.avi"), time.monotonic()
-    with IsolatedVideo(path, Fraction(10), DecoderLimits(stall_seconds=1.2)) as child:
+    build_timeline(source.probe(path), Fraction(10))
+    took = time.monotonic() - started
+    # Below, a sign of life in each half of the limit is a matter of luck.
+    limit = max(0.8, took / 2)
+    if took < limit:
+        pytest.skip("this machine is too quick for the test's video")
+    with IsolatedVideo(path, Fraction(10), DecoderLimits(stall_seconds=limit)) as child:
         assert len(child.timeline) == 160
-    assert time.monotonic() - started > 1.2, "the test's video is too short"
 
 
 def test_bytes_that_keep_coming_renew_the_limit() -> None:
