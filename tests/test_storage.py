@@ -511,7 +511,7 @@ def test_live_writers_keep_their_temporary_files(tmp_path: Path) -> None:
     thread = threading.Thread(target=sweep)
     thread.start()
     try:
-        for number in range(300):
+        for number in range(2000):
             writer.put("t/object", bytes(200_000) + bytes([number % 256]), "text/plain")
     finally:
         stop.set()

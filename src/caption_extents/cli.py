@@ -26,6 +26,7 @@ from caption_extents.errors import InputError, ProcessingError
 from caption_extents.files import write_whole
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
+from caption_extents.storage.keys import check_id
 from caption_extents.watchdog import DEFAULT_STALL_SECONDS
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def run(
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
     with _errors_as_exit_codes(f"{_INTERRUPTED}; the same command goes on with the chunks that are stored"):
-        video_id = video_id or jobs.id_from_name(video)
+        video_id = jobs.id_from_name(video) if video_id is None else check_id(video_id, "--video-id")
         _check_subtitle_path(subtitles)
         _check_output(trace)
         if ocr:
@@ -592,16 +593,14 @@ def doctor(
 
 
 def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, VideoKeys]:
-    from caption_extents.storage.keys import VideoKeys, check_id
+    from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import open_store
 
     try:
-        check_id(video_id, "video_id")
+        check_id(video_id, "VIDEO_ID")
     except InputError as error:
         likely = jobs.id_from_name(video_id)
-        # Here it is an argument, and no option.
-        message = str(error).replace("video_id", "VIDEO_ID")
-        raise InputError(f"{message}; a run of a file of this name has the id {likely!r}") from error
+        raise InputError(f"{error}; a run of a file of this name has the id {likely!r}") from error
     return open_store(store or jobs.DEFAULT_STORE), VideoKeys(tenant, video_id)
 
 
@@ -629,7 +628,8 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-_OPTIONS = [*(name for name in inspect.signature(run).parameters if "_" in name), "frame_rate"]
+# A video_id may also be an argument, or stand in a file.
+_OPTIONS = [*({name for name in inspect.signature(run).parameters if "_" in name} - {"video_id"}), "frame_rate"]
 _ARGUMENT = re.compile(rf"'[^']*'|`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
 """What stands in quotes is a name, and stays."""
 

@@ -217,9 +217,8 @@ class FolderObjects:
                         raise
                 continue
             try:
-                _try_lock(file)
-                # Before it was locked another process may have taken it for a dead writer's.
-                if os.fstat(file.fileno()).st_ino == temporary.stat().st_ino:
+                # Before it was locked another process may have taken it for a dead writer's: it has the lock, or had it.
+                if _try_lock(file) is not False and os.fstat(file.fileno()).st_ino == temporary.stat().st_ino:
                     return temporary, file
             except FileNotFoundError:
                 pass
@@ -296,11 +295,12 @@ def _aside(path: Path) -> Path:
     return path.with_name(path.name + _ASIDE)
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def _try_lock(file: IO[bytes]) -> bool | None:
+    """Lock a file until it is closed, unless another process has it locked; None where there are no locks."""
     if sys.platform == "win32":
-        return False  # where a file that is open cannot be removed anyway
+        return None  # a file that is open cannot be removed there anyway
     try:
         flock(file.fileno(), LOCK_EX | LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        return None if error.errno in _NO_LOCKS else False
     return True
