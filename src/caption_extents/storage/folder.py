@@ -217,7 +217,7 @@ class FolderObjects:
                         raise
                 continue
             try:
-                # Before it was locked another process may have taken it for a dead writer's: it has the lock, or had it.
+                # Before, another process may have taken it for a dead writer's: it has the lock, or has had it.
                 if _try_lock(file) is not False and os.fstat(file.fileno()).st_ino == temporary.stat().st_ino:
                     return temporary, file
             except FileNotFoundError:
