@@ -131,8 +131,10 @@ def _hang(over: threading.Event) -> Any:
 
 
 @pytest.mark.undisturbed
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("where", ["index", "decode", "close", "encode", "refine"])
+@pytest.mark.parametrize(
+    ("where", "implementation"),
+    [(where, "pipelined") for where in ("index", "decode", "close", "encode", "refine")] + [("encode", "sequential")],
+)
 def test_a_run_fails_when_something_hangs_and_the_next_goes_on(
     where: str,
     implementation: str,
@@ -280,7 +282,7 @@ while seized:
 @pytest.mark.undisturbed
 def test_a_decoder_whose_thread_is_stopped_is_given_up(tmp_path: Path) -> None:
     """As a debugger stops a thread: it takes no signal, and ends only with its process."""
-    film = make_video(Recipe("film", pts=tuple(range(1500)), width=640, height=360), tmp_path)
+    film = make_video(Recipe("film", pts=tuple(range(900)), width=320, height=180), tmp_path)
     arguments = ["run", str(film), "--crop", "0,0.8,1,1", "--store", str(tmp_path / "s"), "--stall-seconds", "3"]
     command = [sys.executable, "-m", "caption_extents", *arguments, "--decode-threads", "4", "--device", "cpu"]
     with subprocess.Popen([*command, "--quiet"], stderr=subprocess.PIPE, text=True) as job:
