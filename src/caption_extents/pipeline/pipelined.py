@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -90,8 +90,11 @@ def _records(
 
 def _stop(pipeline: Pipeline[list[ChunkRecord]], watchdog: Watchdog) -> None:
     """Stop the engine; threads that never end are not waited for."""
-    with suppress(TimeoutError):
+    try:
         watchdog.finish(partial(pipeline.stop, timeout=_STOP_TIMEOUT_SECONDS))
+    except TimeoutError:
+        if not watchdog.has_stalled:
+            raise
 
 
 @dataclass(frozen=True)

@@ -405,11 +405,16 @@ def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
     publish_newest_database(store, keys)
     # Packed samples, of this run or of one before it that died.
     store.delete_below(f"{keys.segments(version)}/")
-    for prefix in (keys.cropped_frames(version), keys.segments(version), keys.server_prefix):
-        store.remove_leftovers(prefix)
+    sweep(store, keys, version)
     store.delete([key for key in store.keys(f"{keys.claims}/v{version}/") if key != keys.claim(version)])
     change_claim(store, keys, held, state=COMPLETE)
     return True
+
+
+def sweep(store: Store, keys: VideoKeys, version: int) -> None:
+    """Remove what killed writers of a version have left in a folder."""
+    for prefix in (keys.cropped_frames(version), keys.segments(version), keys.server_prefix):
+        store.remove_leftovers(prefix)
 
 
 def _appears(store: Store, key: str) -> bool:

@@ -28,6 +28,7 @@ from caption_extents.storage.leases import (
     complete_versions,
     finish_commit,
     publish_newest_database,
+    sweep,
 )
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
@@ -174,8 +175,7 @@ def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | 
     others = [key for key in [keys.database(version)] if store.exists(key)]
     objects = [*staged, *frames, *others, *store.keys(f"{keys.segments(version)}/")]
     store.delete(objects)
-    for prefix in (keys.cropped_frames(version), keys.segments(version), keys.server_prefix):
-        store.remove_leftovers(prefix)
+    sweep(store, keys, version)
     change_claim(store, keys, held, state=REMOVED)
     return len(objects)
 
