@@ -112,7 +112,7 @@ def test_videos_of_a_list_are_encoded_with_their_share(
         (["--trace", "nowhere/trace.json"], "there is no folder 'nowhere'"),
         (["--trace", "."], "it is a folder"),
         (["--device", "cuda:99"], "device 'cuda:99' is not there"),
-        (["--tenant", "../up"], "tenant_id '../up'"),
+        (["--tenant", "../up"], "--tenant '../up'"),
         (["--video-id", "a/b"], "--video-id 'a/b'"),
         (["--video-id", ".."], "--video-id '..'"),
         (["--implementation", "other"], "pipelined or sequential"),
@@ -247,7 +247,7 @@ def test_version() -> None:
 
 def test_versions_and_prune(tmp_path: Path) -> None:
     video, store = make_video(Recipe("video"), tmp_path), str(tmp_path / "s")
-    assert call("versions", "video", "--store", store) == (0, "no versions of video\n", "")
+    assert call("versions", "video", "--store", store) == (0, f"no versions of video of tenant local in {store}\n", "")
     for _ in range(2):
         assert call("run", str(video), "--crop", CROP, "--store", store, "--quiet")[0] == 0
     keys, opened = VideoKeys("local", "video"), open_store(store)
@@ -277,7 +277,10 @@ def test_versions_and_prune(tmp_path: Path) -> None:
     code, _, errors = call("versions", "мой фильм", "--store", store)
     assert code == 2
     assert f"the id '{id_from_name('мой фильм.mp4')}'" in errors
-    assert call("prune", "video", "--store", store, "--yes")[1] == "nothing of video to remove\n"
+    assert (
+        call("prune", "video", "--store", store, "--yes")[1]
+        == f"nothing of video of tenant local to remove in {store}\n"
+    )
     assert (
         "has no complete version 9; complete are 2"
         in call("subtitles", "video", "x.srt", "--version", "9", "--store", store)[2]

@@ -156,9 +156,10 @@ def test_a_relative_path_may_lead_out_of_this_folder(
     path = os.path.relpath(video, tmp_path / "here")
     assert ".." in path
     assert run(path, tmp_path / "s")[0] == 0
-    code, _, errors = run("../none.mp4", tmp_path / "s")
-    assert code == 2
-    assert "'../none.mp4'" in errors
+    for missing in ("../none.mp4", "./none.mp4", r"C:\films\none.mp4", "/none.mp4"):
+        code, _, errors = run(missing, tmp_path / "s")
+        assert code == 2
+        assert f"there is no video {missing!r}" in errors
 
 
 def test_a_file_address_is_a_file(video: Path, tmp_path: Path) -> None:
@@ -248,8 +249,10 @@ def test_files_are_replaced_with_their_rights_and_through_links(tmp_path: Path) 
         ('video, crop\nfilm.mp4, "0.1,0.8,0.9,0.95"\n', "utf-8"),
         ("video\tcrop\nfilm.mp4\t0.1,0.8,0.9,0.95\n", "utf-16"),
         ('video,crop\r\nfilm.mp4,"0.1, 0.8, 0.9, 0.95"\r\n', "utf-8-sig"),
+        ('Video,Crop\nfilm.mp4,"0.1,0.8,0.9,0.95"\n', "utf-16-le"),
+        ('{"video": "film.mp4", "crop": [0.1, 0.8, 0.9, 0.95]}', "utf-16-be"),
     ],
-    ids=["semicolons", "spaces", "UTF-16 and tabs", "UTF-8 with a mark"],
+    ids=["semicolons", "spaces", "UTF-16 and tabs", "UTF-8 with a mark", "UTF-16 without", "UTF-16 big end first"],
 )
 def test_tables_as_programs_save_them(table: str, encoding: str, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_bytes(table.encode(encoding))
@@ -268,6 +271,33 @@ def test_options_are_named_as_they_are_given() -> None:
     assert _with_options("decode with `isolate`") == "decode with --isolate"
     assert _with_options("the device") == "the device"
     assert _with_options("frame_rate is 0; give samples") == "--rate is 0; give samples"
+    assert _with_options("crop_left is 2; give a fraction") == "left of --crop is 2; give a fraction"
+    assert _with_options("tenant_id '/' cannot be used") == "--tenant '/' cannot be used"
+
+
+def test_two_files_of_one_name(video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their versions are told apart, since one may be pruned for the other."""
+    (tmp_path / "again").mkdir()
+    again = make_video(Recipe(video.stem, pts=tuple(range(40))), tmp_path / "again")
+    assert again.name == video.name
+    assert run(video, tmp_path / "s")[0] == 0
+    assert run(video, tmp_path / "s")[0] == 0
+    assert not caplog.messages
+    assert run(again, tmp_path / "s")[0] == 0
+    assert f"video id 'film' has versions of another file, {str(video)!r} (version 2)" in caplog.text
+    code, output, _ = call("prune", "film", "--store", str(tmp_path / "s"), "--keep", "1", "--dry-run")
+    assert code == 0
+    assert output.count(f" of {video})") == 2
+
+
+def test_a_result_that_cannot_be_printed(video: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs a device that is full")
+    command = [sys.executable, "-m", "caption_extents", "versions", "film", "--store", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "caption-extents: could not print the result: No space left on device\n"
 
 
 @pytest.mark.parametrize("place", ["_make_stages", "_acquire", "_run_metadata", "_encoder_processes"])

@@ -299,8 +299,13 @@ def _heed_interrupts() -> None:
 
 
 @pytest.mark.undisturbed
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, long: Undisturbed, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("implementation", "number"),
+    [(IMPLEMENTATIONS[0], signal.SIGINT), (IMPLEMENTATIONS[1], signal.SIGINT), ("pipelined", signal.SIGTERM)],
+)
+def test_interrupt_stops_at_once_and_can_be_finished(
+    implementation: str, number: signal.Signals, long: Undisturbed, tmp_path: Path
+) -> None:
     store = tmp_path / "store"
     command = [sys.executable, "-m", "caption_extents", "run", str(long.video), "--crop", "0,0.6,1,1", "--quiet"]
     command += ["--store", str(store), "--implementation", implementation, "--tenant", "t1", "--video-id", "v1"]
@@ -312,14 +317,16 @@ def test_interrupt_stops_at_once_and_can_be_finished(implementation: str, long: 
             time.sleep(0.05)
         time.sleep(1.0)
         assert process.poll() is None
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         interrupted = time.monotonic()
         assert process.stderr is not None
         message = process.stderr.read().decode()
-    assert process.returncode == 130, message
+    assert process.returncode == 128 + number, message
     assert time.monotonic() - interrupted < 10
     assert "interrupted" in message
     assert "Traceback" not in message
+    states = [json.loads(claim.read_text())["state"] for claim in store.rglob("claim.json")]
+    assert states == ["released"]
     long.assert_is_finished_in(store)
 
 

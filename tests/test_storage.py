@@ -15,9 +15,10 @@ import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
-from caption_extents.errors import InputError, LeaseLostError, StoreError, UploadError
+from caption_extents.errors import InputError, LeaseLostError, StoreAccessError, StoreError, UploadError
 from caption_extents.storage import claims, leases
 from caption_extents.storage.claims import change_claim, read_claim
 from caption_extents.storage.folder import LOCK_NAME
@@ -25,7 +26,7 @@ from caption_extents.storage.keys import VideoKeys, check_id, check_key
 from caption_extents.storage.leases import VersionLease, acquire_version, complete_versions
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.objects import CloudObjects
-from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.store import RetryPolicy, Store, open_store
 from caption_extents.storage.versions import (
     change_database,
     list_versions,
@@ -147,6 +148,26 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     store.put("a", b"", "text/plain")
     with pytest.raises(UploadError, match="'a/b'"):
         store.put("a/b", b"", "text/plain")
+
+
+def test_a_folder_by_its_address(tmp_path: Path) -> None:
+    folder = tmp_path / "my results"
+    assert "%20" in folder.as_uri()
+    assert open_store(folder.as_uri()).folder == folder
+
+
+def test_missing_credentials_are_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What obstore says outside of AWS's machines, when the environment has no credentials."""
+
+    def ask_the_machine(*_: Any) -> None:
+        raise GenericError("Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 850us")
+
+    store = open_store("memory://", RetryPolicy(seconds=60, refused_seconds=0.2))
+    monkeypatch.setattr(store._objects, "get", ask_the_machine)
+    began = time.monotonic()
+    with pytest.raises(StoreAccessError, match="there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET"):
+        store.read("t/object")
+    assert time.monotonic() - began < 10
 
 
 def test_unknown_kinds_of_store() -> None:
@@ -410,6 +431,17 @@ def test_states_and_pruning(store: Store) -> None:
         assert running.version == 4
 
 
+def test_what_a_late_run_leaves_of_a_removed_version_is_pruned(store: Store) -> None:
+    with acquire_version(store, KEYS, "a") as failed:
+        stored_chunk(store, failed, 0)
+    remove_version(store, KEYS, failed.version)
+    assert list_versions(store, KEYS) == []
+    store.put(KEYS.chunk(failed.version, 1, 1), b"late", "video/webm")
+    assert [(s.version, s.state) for s in list_versions(store, KEYS)] == [(1, "removed")]
+    assert [remove_version(store, KEYS, s.version, s.state) for s in prunable_versions(store, KEYS)] == [1]
+    assert list_versions(store, KEYS) == []
+
+
 def test_damaged_manifests_are_errors() -> None:
     good = json.loads(manifest().to_json())
     for damage in (b"{", b"[]", json.dumps({**good, "chunks": 5}).encode(), json.dumps({"format_version": 1}).encode()):
@@ -548,9 +580,13 @@ def test_a_folder_that_can_only_be_read(tmp_path: Path) -> None:
     try:
         with acquire_version(open_store(disk / "s"), KEYS, "inputs") as lease:
             lease.commit(manifest(), b"db")
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with acquire_version(open_store(disk / "s"), KEYS, "others", lease_seconds=900):
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         store = open_store(disk / "s")
         assert read_manifest(store, KEYS) == manifest()
+        # Whether a run lives cannot be told where nothing can be written.
+        assert [state.state for state in list_versions(store, KEYS)] == ["complete", "unfinished"]
+        assert prunable_versions(store, KEYS) == []
         for write in (lambda: acquire_version(store, KEYS, "inputs"), lambda: store.put("t/x", b"", "text/plain")):
             with pytest.raises(UploadError, match="Read-only file system"):
                 write()

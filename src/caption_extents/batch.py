@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from caption_extents.errors import InputError, OutputError, ProcessingError
+from caption_extents.interrupts import WorkerOfPool
 from caption_extents.job import (
     DEFAULT_DEVICE,
     DEFAULT_FRAME_RATE,
@@ -37,6 +38,8 @@ from caption_extents.region import CropRegion
 
 _RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
 """Options, beside store and preset, that make another result."""
+_END_SECONDS = 5.0
+"""In which workers that were told to end give back their versions."""
 _FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
 
 
@@ -149,9 +152,12 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
 
 
 def _decoded(data: bytes) -> str:
-    """Text as programs save tables: UTF-8 with or without a mark, or UTF-16 with one."""
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if utf16 else "utf-8-sig")
+    """Text as programs save tables: UTF-8 or UTF-16, with or without a mark."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    # UTF-16 without its mark has a zero beside each letter of the header.
+    zeros = data[1:2] == b"\0", data[:1] == b"\0"
+    return data.decode("utf-16-le" if zeros[0] else "utf-16-be" if zeros[1] else "utf-8-sig")
 
 
 def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -159,7 +165,7 @@ def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     header = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     if not {"video", "crop"} <= set(reader.fieldnames or ()):
         raise InputError(f"the list {str(path)!r} needs a header with the columns video and crop")
     return [(reader.line_num, {name: value for name, value in row.items() if value}) for row in reader]
@@ -232,7 +238,7 @@ class Journal:
         except OSError as error:
             raise OutputError(
                 f"could not note in {str(self._path)!r} that {outcome.video_id!r} is over: {error.strerror or error}. "
-                "Free some space, and give the command again: it goes on from here"
+                "Free some space, or choose another place with --journal, and give the command again"
             ) from error
 
     def _cut_off(self) -> bool:
@@ -265,20 +271,23 @@ def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
 
 _number = 0
 """Of this process, among those of a pool."""
+_worker: WorkerOfPool
+"""This process, in a pool."""
 
 
-def _take_number(numbers: SimpleQueue[int]) -> None:
-    global _number
-    _number = numbers.get()
+def _begin_worker(numbers: SimpleQueue[int]) -> None:
+    global _number, _worker
+    _worker, _number = WorkerOfPool(), numbers.get()
 
 
-def _run_on_own_gpu(entry: Entry, options: BatchOptions) -> Outcome:
-    if options.get("device", DEFAULT_DEVICE) in {"auto", "cuda"}:
-        from caption_extents.video.cuda import gpu_in_turn
+def _run_in_worker(entry: Entry, options: BatchOptions) -> Outcome:
+    with _worker:
+        if options.get("device", DEFAULT_DEVICE) in {"auto", "cuda"}:
+            from caption_extents.video.cuda import gpu_in_turn
 
-        device = gpu_in_turn(_number)
-        options = options if device is None else {**options, "device": device}
-    return run_entry(entry, options)
+            device = gpu_in_turn(_number)
+            options = options if device is None else {**options, "device": device}
+        return run_entry(entry, options)
 
 
 class Executor(Protocol):
@@ -320,9 +329,9 @@ class LocalExecutor:
         numbers = context.SimpleQueue()
         for number in range(self._jobs):
             numbers.put(number)
-        pool = ProcessPoolExecutor(self._jobs, context, _take_number, (numbers,))
+        pool = ProcessPoolExecutor(self._jobs, context, _begin_worker, (numbers,))
         try:
-            futures = {pool.submit(_run_on_own_gpu, entry, options): entry for entry in entries}
+            futures = {pool.submit(_run_in_worker, entry, options): entry for entry in entries}
             for future in as_completed(futures):
                 entry = futures[future]
                 try:
@@ -332,11 +341,15 @@ class LocalExecutor:
                 except Exception as error:
                     yield Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
         except BaseException:
-            # Interrupted: nothing else begins, and what goes on ends; another run finishes it.
+            # Interrupted: nothing else begins, and what goes on ends, so that another run can finish it at once.
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in active_children():
-                if process not in before:
-                    process.terminate()
+            workers = [process for process in active_children() if process not in before]
+            for process in workers:
+                process.terminate()
+            deadline = time.monotonic() + _END_SECONDS
+            for process in workers:
+                process.join(max(0.0, deadline - time.monotonic()))
+                process.kill()
             raise
         pool.shutdown()
 

@@ -24,6 +24,7 @@ from caption_extents import job as jobs
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.errors import InputError, ProcessingError
 from caption_extents.files import write_whole
+from caption_extents.interrupts import Interrupted, interrupt_on_signals
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
 from caption_extents.storage.keys import check_id
@@ -119,7 +120,7 @@ def run(
     upload_workers: Annotated[int, typer.Option(help="Objects uploaded at once.")] = jobs.DEFAULT_UPLOAD_WORKERS,
     max_undecodable_share: Annotated[
         float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
-    ] = 0.01,
+    ] = jobs.Job.max_undecodable_share,
     partial: Annotated[
         bool, typer.Option("--partial", help="Take a file that ends early, as a cut-off download, as far as it goes.")
     ] = False,
@@ -374,14 +375,18 @@ def versions(
     from caption_extents.storage.versions import list_versions
 
     with _errors_as_exit_codes():
-        states = list_versions(*_opened(store, tenant, video_id))
+        opened, keys = _opened(store, tenant, video_id)
+        states = list_versions(opened, keys)
     if as_json:
         typer.echo(json.dumps([asdict(state) for state in states]))
         return
     for state in states:
-        typer.echo(f"v{state.version}  {state.state:<9}  {state.chunk_count} chunks  run {state.run_id or 'unknown'}")
+        source = f"  {state.source}" if state.source else ""
+        typer.echo(
+            f"v{state.version}  {state.state:<10}  {state.chunk_count} chunks  run {state.run_id or 'unknown'}{source}"
+        )
     if not states:
-        typer.echo(f"no versions of {video_id}")
+        typer.echo(f"no versions of {video_id} of tenant {tenant} in {opened.address}")
 
 
 @app.command()
@@ -402,9 +407,10 @@ def prune(
         opened, keys = _opened(store, tenant, video_id)
         states = prunable_versions(opened, keys, keep)
         if not states:
-            typer.echo(f"nothing of {video_id} to remove")
+            typer.echo(f"nothing of {video_id} of tenant {tenant} to remove in {opened.address}")
         for state in states:
-            what = f"v{state.version} ({state.state}, {state.chunk_count} chunks)"
+            source = f" of {state.source}" if state.source else ""
+            what = f"v{state.version} ({state.state}, {state.chunk_count} chunks{source})"
             if dry_run:
                 typer.echo(f"would remove {what}")
             elif yes or typer.confirm(f"remove {what}?"):
@@ -466,7 +472,22 @@ def batch(
         int | None,
         typer.Option(min=1, help="Chunks of each video encoded at once; by default their share of the cores."),
     ] = None,
+    max_undecodable_share: Annotated[
+        float, typer.Option(help="A video fails when more than this share of its samples cannot be decoded.")
+    ] = jobs.Job.max_undecodable_share,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Take files that end early, as cut-off downloads, as far as they go.")
+    ] = False,
     isolate: Annotated[bool, typer.Option("--isolate", help="Decode in other processes, within limits.")] = False,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Times exact to a frame of the source, not only to a sample.")
+    ] = False,
+    stall_seconds: Annotated[
+        float, typer.Option(help="A video fails when nothing comes from a codec for this long.")
+    ] = DEFAULT_STALL_SECONDS,
+    model: Annotated[
+        Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
+    ] = None,
     journal: Annotated[
         Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
     ] = None,
@@ -487,7 +508,14 @@ def batch(
             "device": device,
             "preset": preset,
             "isolate": isolate,
+            "refine": refine,
+            "partial": partial,
+            "stall_seconds": stall_seconds,
         }
+        if max_undecodable_share != jobs.Job.max_undecodable_share:
+            options["max_undecodable_share"] = max_undecodable_share
+        if model is not None:
+            options["model"] = str(model.absolute())
         if (encoders := _encoders_of_batch(encoder_workers, where, jobs_at_once, cpus)) is not None:
             options["encoder_workers"] = encoders
 
@@ -613,6 +641,8 @@ def _errors_as_exit_codes(interrupted: str = _INTERRUPTED) -> Iterator[None]:
         _fail(str(error), EXIT_BAD_INPUT)
     except ProcessingError as error:
         _fail(str(error), EXIT_FAILED)
+    except Interrupted as error:
+        _fail(interrupted, 128 + error.signal_number)
     except KeyboardInterrupt:
         _fail(interrupted, EXIT_INTERRUPTED)
     except (sqlite3.Error, zlib.error, EOFError) as error:
@@ -628,8 +658,13 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+_NAMES_HERE = {
+    "frame_rate": "--rate",
+    "tenant_id": "--tenant",
+    **{f"crop_{side}": f"{side} of --crop" for side in ("left", "top", "right", "bottom")},
+}
 # A video_id may also be an argument, or stand in a file.
-_OPTIONS = [*({name for name in inspect.signature(run).parameters if "_" in name} - {"video_id"}), "frame_rate"]
+_OPTIONS = [*({name for name in inspect.signature(run).parameters if "_" in name} - {"video_id"}), *_NAMES_HERE]
 _ARGUMENT = re.compile(rf"'[^']*'|`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
 """What stands in quotes is a name, and stays."""
 
@@ -639,7 +674,7 @@ def _with_options(message: str) -> str:
 
     def option(found: re.Match[str]) -> str:
         name = found[1] or found[2]
-        return "--" + name.replace("frame_rate", "rate").replace("_", "-") if name else found[0]
+        return _NAMES_HERE.get(name, "--" + name.replace("_", "-")) if name else found[0]
 
     return _ARGUMENT.sub(option, message)
 
@@ -715,4 +750,11 @@ def main() -> None:
     logging.basicConfig(format="caption-extents: %(message)s", level=logging.WARNING)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
-    app()
+    interrupt_on_signals()
+    try:
+        app()
+    except OSError as error:
+        # What has been printed is lost, and the interpreter must not try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(f"caption-extents: could not print the result: {error.strerror or error}", err=True)
+        raise SystemExit(EXIT_FAILED) from error

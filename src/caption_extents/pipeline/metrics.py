@@ -129,13 +129,20 @@ class StageClock:
 
 
 def make_clocks(
-    sample_count: int, progress: ProgressCallback | None, origin: float | None = None
+    sample_count: int, progress: ProgressCallback | None, origin: float | None = None, stored: int = 0
 ) -> dict[str, StageClock]:
-    """A clock for each stage; each tells the callback how far its stage is. ``origin`` is when the run started."""
+    """A clock for each stage; each tells the callback how far its stage is.
+
+    Args:
+        sample_count: of the video.
+        progress: told how far a stage is.
+        origin: when the run started.
+        stored: samples that an earlier run has uploaded.
+    """
 
     def on_samples(stage: str, done: int) -> None:
         if progress is not None:
-            progress(Progress(stage, done, sample_count))
+            progress(Progress(stage, done + (stored if stage == UPLOAD else 0), sample_count))
 
     return {name: StageClock(name, on_samples=on_samples, origin=origin) for name in STAGE_NAMES}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -66,10 +67,11 @@ from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
 from caption_extents.results.database import CaptionRow, DatabaseWriter
 from caption_extents.storage.download import Download
-from caption_extents.storage.keys import VideoKeys, check_key
+from caption_extents.storage.keys import VideoKeys, is_key
 from caption_extents.storage.leases import VersionLease, acquire_version
 from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.versions import newest_manifest
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.cuda import choose_device
 from caption_extents.video.gpu_start import GpuStart
@@ -78,6 +80,8 @@ from caption_extents.video.isolated import DecoderLimits
 from caption_extents.video.source import VideoFacts, check_file
 from caption_extents.video.timeline import Timeline
 from caption_extents.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
 
 _LOOSE_END_SECONDS = 10
 """At the end of a file that was cut off, where frames lack what they refer to or a part of themselves."""
@@ -193,7 +197,7 @@ def _open_video(
         with watchdog.entered(repr(job.video_key), opening) as video:
             yield local, video
         return
-    if store.folder is not None or not store.exists(job.video_key):
+    if store.folder is not None or not is_key(job.video_key) or not store.exists(job.video_key):
         raise VideoError(f"there is no video {job.video_key!r}, neither as a file here nor as a key in {store.address}")
     with (
         TemporaryDirectory(prefix="caption-extents-") as folder,
@@ -219,7 +223,7 @@ def _local_path(key: str, store: Store) -> Path | None:
     if _is_there(local):
         check_file(local)
         return local
-    if store.folder is not None and not local.is_absolute() and _is_there(object_ := store.folder / check_key(key)):
+    if store.folder is not None and is_key(key) and _is_there(object_ := store.folder / key):
         check_file(object_)
         return object_
     return None
@@ -272,8 +276,11 @@ def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]
     preset = find_preset(job.preset)
     if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
-    if video.facts.missing_bytes and not job.partial:
-        raise _ends_early(job.video_key, video)
+    if video.facts.missing_bytes:
+        ends_early = _how_it_ends_early(job.video_key, video)
+        if not job.partial:
+            raise VideoError(f"{ends_early}. Fetch it again, or give `partial` to take it as far as it goes")
+        log.warning("%s. It is taken as far as it goes", ends_early)
     loaded = model.result()
     if job.device.startswith("cuda") and loaded.device.type != "cuda":
         raise InputError(
@@ -291,19 +298,26 @@ def _make_plan(job: Job, path: Path, video: VideoInput, model: Future[PairModel]
     )
 
 
-def _ends_early(key: str, video: VideoInput) -> VideoError:
+def _how_it_ends_early(key: str, video: VideoInput) -> str:
     there = video.facts.size_bytes
     share = there / (there + video.facts.missing_bytes)
     seconds = float(len(video.timeline) / video.timeline.frame_rate)
-    return VideoError(
+    return (
         f"{key!r} ends early: it holds {there:,} of {there + video.facts.missing_bytes:,} bytes ({share:.0%}), "
-        f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off. "
-        "Fetch it again, or give `partial` to take it as far as it goes"
+        f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off"
     )
 
 
 def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLease:
     inputs = _inputs_digest(plan)
+    there = newest_manifest(store, keys)
+    if there is not None and there.source.fingerprint != plan.source.fingerprint:
+        log.warning(
+            "video id %r has versions of another file, %r (version %d); give another id to keep them apart",
+            keys.video_id,
+            there.source.key,
+            there.version,
+        )
     return acquire_version(store, keys, inputs, fresh=job.new_version, lease_seconds=job.lease_seconds)
 
 
@@ -364,7 +378,7 @@ def _make_stages(
     watchdog: Watchdog,
 ) -> Stages:
     facts, count = plan.facts, len(plan.timeline)
-    clocks = make_clocks(count, job.progress, watch.started)
+    clocks = make_clocks(count, job.progress, watch.started, sum(len(chunk.samples) for chunk in done))
     decoder = plan.video.open_decoder(
         plan.crop,
         device=plan.model.device,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from obstore.exceptions import BaseError
 from obstore.store import MemoryStore, S3Store, from_url
@@ -72,7 +72,8 @@ def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> O
 
 
 def _open_folder(address: str) -> FolderObjects:
-    folder = Path(address.removeprefix("file://")).expanduser().absolute()
+    path = unquote(address.removeprefix("file://")) if address.startswith("file://") else address
+    folder = Path(path).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
         raise StoreError(f"store {address!r} is a file; give a folder")
     return FolderObjects(folder)

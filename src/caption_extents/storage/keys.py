@@ -33,10 +33,15 @@ def check_key(key: str) -> str:
     Raises:
         InputError: it is empty or absolute, or has an empty, ``.`` or ``..`` part, a backslash or a control character.
     """
-    parts = key.split("/")
-    if not key or any(part in {"", ".", ".."} for part in parts) or re.search(r"[\\\x00-\x1f\x7f]", key):
+    if not is_key(key):
         raise InputError(f"key {key!r} cannot be used: give a relative path without '..', empty parts or backslashes")
     return key
+
+
+def is_key(key: str) -> bool:
+    """Whether :func:`check_key` would let it pass."""
+    has_odd_parts = any(part in {"", ".", ".."} for part in key.split("/"))
+    return not has_odd_parts and not re.search(r"[\\\x00-\x1f\x7f]", key)
 
 
 @dataclass(frozen=True)

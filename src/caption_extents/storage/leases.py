@@ -127,7 +127,10 @@ def _take_over(store: Store, keys: VideoKeys, held: Held, claim: Claim) -> Versi
     except BaseException:
         lease.__exit__()
         raise
-    log.info("taking over version %d of run %s with %d chunks done", mine.version, dead.claim.run_id, len(lease.done))
+    if lease.done:
+        log.warning(
+            "going on with version %d, of which an earlier run has stored %d chunks", mine.version, len(lease.done)
+        )
     return lease
 
 
@@ -215,7 +218,7 @@ def _lost_error(version: int, lease_seconds: float | None = None) -> LeaseLostEr
     silence = "too long" if lease_seconds is None else f"{lease_seconds:g} s"
     return LeaseLostError(
         f"version {version} was taken over by another run, or removed, because this one gave no sign of life for "
-        f"{silence}; start again, or raise the lease time"
+        f"{silence}. The run that has it finishes it; if it was removed, begin again"
     )
 
 

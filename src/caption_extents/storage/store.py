@@ -42,6 +42,8 @@ _NO_TAG = {"e_tag": '"0123456789abcdef0123456789abcdef"', "version": "1"}
 _UNMET = (AlreadyExistsError, PreconditionError)
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
+_NO_CREDENTIALS = "http://169.254.169.254/"
+"""Where AWS gives its own machines their credentials, asked when the environment has none."""
 
 
 @dataclass(frozen=True)
@@ -447,7 +449,8 @@ class _Deadline:
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        limit = self._policy.refused_seconds if isinstance(error, _REFUSED) else self._policy.seconds
+        refused = isinstance(error, _REFUSED) or _NO_CREDENTIALS in str(error)
+        limit = self._policy.refused_seconds if refused else self._policy.seconds
         return (state.seconds_since_start or 0.0) >= limit
 
 
@@ -455,6 +458,8 @@ def _reason(error: Exception) -> str:
     """The first paragraph of an error, without secrets; what follows is for the library's developers."""
     # Of a file only what the system says of it: its name may be that of a temporary one.
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if _NO_CREDENTIALS in text:
+        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return mask_secrets(text.split("\n\n")[0])
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from caption_extents.errors import StoreError
+from caption_extents.errors import StoreError, UploadError
 from caption_extents.storage.claims import (
     COMMITTING,
     COMPLETE,
@@ -33,7 +34,7 @@ from caption_extents.storage.leases import (
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import Store
 
-ABANDONED = "abandoned"
+ABANDONED, UNFINISHED = "abandoned", "unfinished"
 _SERVER_OBJECT = re.compile(r"claims/v(\d+)/|caption_frame_extents_v(\d+)\.db\.gz")
 
 
@@ -43,18 +44,26 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
     Raises:
         StoreError: there is no such complete version.
     """
+    found = newest_manifest(store, keys) if version is None else _manifest(store, keys, version)
+    if found is not None:
+        return found
     if version is None:
-        versions = complete_versions(store, keys)
-        if not versions:
-            raise StoreError(
-                f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
-            )
-        version = versions[-1]
+        raise StoreError(
+            f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
+        )
+    there = ", ".join(map(str, complete_versions(store, keys))) or "none"
+    raise StoreError(f"video {keys.video_id!r} has no complete version {version}; complete are {there}")
+
+
+def newest_manifest(store: Store, keys: VideoKeys) -> Manifest | None:
+    """The manifest of the newest complete version; None if there is none."""
+    versions = complete_versions(store, keys)
+    return _manifest(store, keys, versions[-1]) if versions else None
+
+
+def _manifest(store: Store, keys: VideoKeys, version: int) -> Manifest | None:
     found = store.read(keys.manifest(version))
-    if found is None:
-        there = ", ".join(map(str, complete_versions(store, keys))) or "none"
-        raise StoreError(f"video {keys.video_id!r} has no complete version {version}; complete are {there}")
-    return Manifest.from_json(found.data)
+    return None if found is None else Manifest.from_json(found.data)
 
 
 @dataclass(frozen=True)
@@ -63,16 +72,19 @@ class VersionState:
 
     Attributes:
         version: N.
-        state: ``complete``, ``running``, or ``abandoned`` (its run has died or failed; a run with the same inputs goes
-            on with it).
+        state: ``complete``; ``running``; ``abandoned`` (its run has died or failed, and a run with the same inputs goes
+            on with it); ``removed`` (a late run has left something of it); ``unfinished`` (running or abandoned, which
+            cannot be told where nothing may be written).
         chunk_count: chunks that are stored.
         run_id: who wrote it last; empty if unknown.
+        source: what it was made of, as its run was given it; empty if it is not complete.
     """
 
     version: int
     state: str
     chunk_count: int
     run_id: str
+    source: str = ""
 
 
 def change_database(store: Store, keys: VideoKeys, version: int, change: Callable[[bytes], bytes]) -> None:
@@ -125,17 +137,29 @@ def _versions_with_leftovers(store: Store, keys: VideoKeys) -> set[int]:
 
 
 def _state(store: Store, keys: VideoKeys, version: int, held: Held | None, chunk_count: int) -> VersionState:
-    manifest = store.read(keys.manifest(version))
+    manifest = _manifest(store, keys, version)
     if manifest is not None:
-        return VersionState(version, COMPLETE, chunk_count, Manifest.from_json(manifest.data).run_id)
+        return VersionState(version, COMPLETE, chunk_count, manifest.run_id, manifest.source.key)
     if held is None:
         return VersionState(version, ABANDONED, chunk_count, "")
-    at_work = held.may_live and ended(store, keys, held) is None
-    return VersionState(version, RUNNING if at_work else ABANDONED, chunk_count, held.claim.run_id)
+    return VersionState(version, _unfinished_state(store, keys, held), chunk_count, held.claim.run_id)
+
+
+def _unfinished_state(store: Store, keys: VideoKeys, held: Held) -> str:
+    if held.claim.state in {REMOVING, REMOVED}:
+        return REMOVED
+    if not held.may_live:
+        return ABANDONED
+    try:
+        return RUNNING if ended(store, keys, held) is None else ABANDONED
+    except UploadError:
+        return UNFINISHED
 
 
 def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) -> list[VersionState]:
-    """Abandoned versions, and complete ones but for the newest ``keep``; never one that is being written.
+    """Abandoned versions, what is left of removed ones, and complete ones but for the newest ``keep``.
+
+    None of them is being written.
 
     A commit that is decided, and whose run has died, is finished first.
 
@@ -145,12 +169,13 @@ def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) ->
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}; at least one complete version must stay")
     for held in read_claims(store, keys):
-        if held.claim.state == COMMITTING and (dead := ended(store, keys, held)) is not None:
-            finish_commit(store, keys, dead)
+        with suppress(UploadError):  # where nothing may be written, nothing is to be removed either
+            if held.claim.state == COMMITTING and (dead := ended(store, keys, held)) is not None:
+                finish_commit(store, keys, dead)
     states = list_versions(store, keys)
     complete = [state for state in states if state.state == COMPLETE]
     old = complete[:-keep] if keep is not None else []
-    return [state for state in states if state.state == ABANDONED or state in old]
+    return [state for state in states if state.state in {ABANDONED, REMOVED} or state in old]
 
 
 def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | None = None) -> int:

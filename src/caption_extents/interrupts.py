@@ -1,0 +1,77 @@
+"""Ways in which a process is asked to end: a signal, or the death of the process that started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from multiprocessing import parent_process
+from typing import Any
+
+_GRACE_SECONDS = 10.0
+"""In which a process closes what it has open; after that it ends all the same."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks this process to end; what is open is closed as at Ctrl-C.
+
+    Attributes:
+        signal_number: of the signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.signal_number = signal_number
+
+
+def interrupt_on_signals() -> None:
+    """Let the main thread end at SIGTERM and SIGHUP as it does at Ctrl-C; a second signal ends the process at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # `nohup` has the hang-up ignored.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+class WorkerOfPool:
+    """Makes a worker process of a pool end when its parent tells it to by SIGTERM, and when its parent has died.
+
+    Python's pools do neither: a worker whose parent was killed waits for work for ever. Ctrl-C is left to the parent,
+    since a terminal sends it to all of its processes.
+    """
+
+    def __init__(self) -> None:
+        self._works = False
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end)
+        threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._works = True
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._works = False
+        if kind is not None and issubclass(kind, Interrupted):
+            # All that the work had open is closed. The pool would only go on with what waits.
+            os._exit(128 + signal.SIGTERM)
+
+    def _end(self, number: int, frame: Any) -> None:
+        if not self._works:
+            os._exit(128 + number)
+        signal.signal(number, signal.SIG_IGN)
+        raise Interrupted(number)
+
+    def _end_with_parent(self) -> None:
+        parent = parent_process()
+        if parent is None:
+            return
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
+        os._exit(128 + signal.SIGTERM)
