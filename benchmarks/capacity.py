@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 
 from benchmarks.common import RESULTS, write_result
 from caption_extents.chunks.plan import CHUNK_SAMPLES
-from caption_extents.chunks.segment import SEGMENT_SAMPLES
+from caption_extents.encoders.blocks import BLOCK_SAMPLES
 
 SAMPLES = 36_000
 """Of an hour of video."""
@@ -60,7 +60,7 @@ def measured_rates() -> Rates:
     hour = json.loads((RESULTS / "hour.json").read_text())
     share = SAMPLES / encoding["samples"]
     chunks = SAMPLES / CHUNK_SAMPLES
-    segments = 2 * math.ceil(SAMPLES / SEGMENT_SAMPLES)
+    segments = 2 * math.ceil(SAMPLES / BLOCK_SAMPLES)
     return Rates(
         gpu_seconds=hour["runs"]["fast"]["metrics"]["total_seconds"],
         encoding_core_seconds=encoding["cpu_seconds"] * share,
@@ -101,7 +101,7 @@ def simulate(rates: Rates, plan: Capacity, videos: int, seed: int = 1) -> dict[s
     """Play a stream of videos through the planned machines."""
     rng = random.Random(seed)
     gpus, cores = _Pool(plan.gpus), _Pool(plan.encoder_cores)
-    segments = math.ceil(SAMPLES / SEGMENT_SAMPLES)
+    segments = math.ceil(SAMPLES / BLOCK_SAMPLES)
     arrival, tasks, arrivals = 0.0, [], []
     for video in range(videos):
         arrival += rng.expovariate(plan.hours_a_day / _SECONDS_A_DAY)

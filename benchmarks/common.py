@@ -23,10 +23,9 @@ import torch
 import caption_extents
 from caption_extents.cores import usable_cores
 from caption_extents.training import sample_video
-from caption_extents.video.gpu_sessions import GpuSessions
-from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
-from caption_extents.video.source import VideoFacts, probe
-from caption_extents.video.timeline import Timeline, build_timeline
+from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.video import Decoding, StartedVideo, Video, open_local
 
 CACHE = Path(tempfile.gettempdir()) / "caption-extents-benchmarks"
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
@@ -133,18 +132,20 @@ def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | 
 
 
 @contextmanager
-def opened_video(video: Path, device: torch.device) -> Iterator[tuple[VideoFacts, Timeline, dict[str, Any]]]:
+def opened_video(video: Path, device: torch.device, threads: int = 0) -> Iterator[Video]:
     """A video as a run opens it: on a GPU with a process that reads it and others that decode, which have started."""
     if device.type != "cuda":
-        facts = probe(video)
-        yield facts, build_timeline(facts, Fraction(10)), {}
+        with open_local(video, Fraction(10), Decoding(threads=threads)) as opened:
+            yield opened
         return
+    gpu = device.index or 0
     with (
         IsolatedVideo(video, Fraction(10), DecoderLimits()) as reader,
-        closing(GpuSessions(device.index or 0)) as sessions,
+        closing(GpuSessions(gpu)) as sessions,
+        StartedVideo(reader, sessions, Decoding(gpu, threads=threads)) as opened,
     ):
         time.sleep(_STARTING_SECONDS)
-        yield reader.facts, reader.timeline, {"read_there": reader.segments, "started": sessions}
+        yield opened
 
 
 def run_cli(video: Path, *options: str, crop: str = CROP) -> dict[str, Any]:

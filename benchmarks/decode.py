@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,13 +19,14 @@ import torch
 
 from benchmarks.common import CROP, captioned_video, opened_video, transcoded_video, write_result
 from caption_extents import CropRegion
-from caption_extents.video.batch import Planes
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.cuda import choose_device, decode_engines, why_not_nvdec
-from caption_extents.video.decoder import SampleDecoder, open_decoder
-from caption_extents.video.gpu_sessions import SPARE_SESSIONS
-from caption_extents.video.source import probe
+from caption_extents.model.devices import choose_device
+from caption_extents.planes import Planes
+from caption_extents.video.decoders.base import SampleDecoder
+from caption_extents.video.info import probe
+from caption_extents.video.nvdec.capabilities import decode_engines, why_not_nvdec
+from caption_extents.video.nvdec.sessions import SPARE_SESSIONS
 from caption_extents.video.timeline import build_timeline
+from caption_extents.video.video import Decoding, Video
 
 _ALL, _NEEDED = "all packets", "needed packets"
 
@@ -38,19 +38,18 @@ def measure(video: Path, region: CropRegion, device: torch.device, sessions: lis
     timeline = build_timeline(facts, Fraction(10))
     index_seconds = time.perf_counter() - started
     every = replace(timeline, skippable_pts=np.empty(0, np.int64))
-    crop = resolve_crop(region, facts)
     seconds = float(len(timeline) / timeline.frame_rate)
     frames = round(seconds * float(facts.average_rate or 0))
     rows = []
     for count in sessions:
         for name, used in ((_ALL, every), (_NEEDED, timeline)):
-            with opened_video(video, device) as (_, _, others):
-                if name == _ALL:
-                    others.pop("read_there", None)  # it reads needed packets only
-                with closing(open_decoder(facts, used, crop, device=device, threads=count, **others)) as decoder:
-                    start = time.perf_counter()
-                    samples = sum(map(len, decoder))
-                    took = time.perf_counter() - start
+            gpu = device.index or 0 if device.type == "cuda" else None
+            alone = Video(facts, used, Decoding(gpu, threads=count))  # a process that reads gives needed packets only
+            with alone if name == _ALL else opened_video(video, device, count) as opened:
+                decoder = opened.samples(region)
+                start = time.perf_counter()
+                samples = sum(map(len, decoder))
+                took = time.perf_counter() - start
             rows.append({"sessions": count, "packets": name, "seconds": took, "source_fps": frames / took})
             print(
                 f"{count} sessions, {name}: {frames / took:.0f} source fps, {samples / took:.0f} samples/s", flush=True
@@ -67,8 +66,7 @@ def measure(video: Path, region: CropRegion, device: torch.device, sessions: lis
 def _samples(decoder: SampleDecoder) -> Iterator[Planes]:
     """One by one, on the CPU; decoders differ in how many they put into a batch."""
     for batch in decoder:
-        y, u, v = (plane.cpu() for plane in batch.planes)
-        yield from zip(y, u, v, strict=True)
+        yield from zip(*batch.planes, strict=True)
 
 
 def count_other_bytes(video: Path, region: CropRegion, device: torch.device, rate: Fraction) -> dict[str, Any]:
@@ -77,15 +75,15 @@ def count_other_bytes(video: Path, region: CropRegion, device: torch.device, rat
     reason = why_not_nvdec(facts, device.index or 0)
     if reason is not None:
         return {"video": video.name, "codec": facts.codec, "refused": reason}
-    timeline, crop = build_timeline(facts, rate), resolve_crop(region, facts)
+    timeline = build_timeline(facts, rate)
     other = samples = 0
     with (
-        closing(open_decoder(facts, timeline, crop)) as cpu,
-        closing(open_decoder(facts, timeline, crop, device=device, insist=True)) as gpu,
+        Video(facts, timeline, Decoding()) as cpu,
+        Video(facts, timeline, Decoding(device.index or 0, only_gpu=True)) as gpu,
     ):
-        for a, b in zip(_samples(cpu), _samples(gpu), strict=True):
+        for a, b in zip(_samples(cpu.samples(region)), _samples(gpu.samples(region)), strict=True):
             samples += 1
-            other += any(not torch.equal(one, two) for one, two in zip(a, b, strict=True))
+            other += any(not np.array_equal(one, two) for one, two in zip(a, b, strict=True))
     return {"video": video.name, "codec": facts.codec, "samples": samples, "samples_with_other_bytes": other}
 
 

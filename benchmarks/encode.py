@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
@@ -28,11 +27,8 @@ from caption_extents.chunks.encode import ChunkFormat, encode_chunk
 from caption_extents.chunks.presets import PRESETS, EncoderPreset
 from caption_extents.chunks.read import decode_chunk
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.video.batch import CropBatch
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.samples import SampleBatch
+from caption_extents.video.video import open_video
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -76,16 +72,13 @@ def setting(name: str, options: Mapping[str, str], crf: int, threads: int) -> En
 
 def read_crops(video: Path, region: CropRegion) -> tuple[list[ChunkFrames], Planes]:
     """The chunks of a video, and all its crops in order."""
-    facts = probe(video)
-    timeline = build_timeline(facts, Fraction(10))
-    assembler, chunks, batches = ChunkAssembler(), list[ChunkFrames](), list[CropBatch]()
-    with closing(open_decoder(facts, timeline, resolve_crop(region, facts))) as decoder:
-        for batch in decoder:
-            y, u, v = (plane.numpy() for plane in batch.planes)
-            chunks += assembler.add(batch.first_sample, (y, u, v))
+    assembler, chunks, batches = ChunkAssembler(), list[ChunkFrames](), list[SampleBatch]()
+    with open_video(video, device="cpu") as opened:
+        for batch in opened.samples(region):
+            chunks += assembler.add(batch.first_sample, batch.planes)
             batches.append(batch)
     chunks += assembler.flush()
-    y, u, v = (torch.cat([batch.planes[index] for batch in batches]).numpy() for index in range(3))
+    y, u, v = (np.concatenate([batch.planes[index] for batch in batches]) for index in range(3))
     return chunks, (y, u, v)
 
 

@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,17 @@ import torch
 from benchmarks.common import add_video_arguments, chosen_video, opened_video, run_cli, write_result
 from caption_extents import CropRegion
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
-from caption_extents.chunks.encode import ChunkFormat, encode_chunk
-from caption_extents.chunks.encode_process import EncoderProcesses
+from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.presets import PRESETS
-from caption_extents.job import encoders_of_machine
+from caption_extents.encoders.base import ThreadEncoder
+from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.devices import choose_device
+from caption_extents.model.labeller import Labeller
+from caption_extents.options import encoders_of_machine
 from caption_extents.pipeline.metrics import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
-from caption_extents.video.batch import CropBatch
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.cuda import choose_device
-from caption_extents.video.decoder import open_decoder
+from caption_extents.video.samples import SampleBatch
 
 _WARM_UP_SECONDS = 1.0
 """After the first samples, in which a GPU loads its libraries."""
@@ -44,10 +45,10 @@ class _Floors:
 
     def __init__(self, video: Path, region: CropRegion, device: torch.device) -> None:
         self._device = device
-        self._batches: list[CropBatch] = []
-        with opened_video(video, device) as (facts, timeline, others):
-            self.samples = len(timeline)
-            decoder = open_decoder(facts, timeline, resolve_crop(region, facts), device=device, **others)
+        self._batches: list[SampleBatch] = []
+        with opened_video(video, device) as opened:
+            self.samples = opened.sample_count
+            decoder = opened.samples(region)
             start = time.perf_counter()
             for batch in decoder:
                 if len(self._batches) < _KEPT_BATCHES:
@@ -62,7 +63,7 @@ class _Floors:
         count = sum(map(len, self._batches))
         with CaptionModel(device=self._device, threads=threads) as model:
             for _ in range(2):
-                inference = Inference(model, count, StageClock(INFERENCE))
+                inference = Inference(Labeller(model), count, StageClock(INFERENCE))
                 start = time.perf_counter()
                 for batch in self._batches:
                     inference.infer(batch)
@@ -73,19 +74,16 @@ class _Floors:
         """Seconds for all samples, from chunks in memory, in the way of a run on this device."""
         assembler, chunks = ChunkAssembler(), list[ChunkFrames]()
         for batch in self._batches:
-            y, u, v = (plane.cpu().numpy() for plane in batch.planes)
-            chunks += assembler.add(batch.first_sample, (y, u, v))
+            chunks += assembler.add(batch.first_sample, batch.planes)
         repeats = max(1, -(-8 * workers // len(chunks)))
         work = list(itertools.chain.from_iterable([chunks] * repeats))
         form = ChunkFormat(frame_rate=Fraction(10))
         on_gpu = self._device.type == "cuda"
-        with EncoderProcesses(workers) as processes, ThreadPoolExecutor(processes.calls if on_gpu else workers) as pool:
+        made = (ProcessEncoder if on_gpu else ThreadEncoder)(PRESETS[preset], workers)
+        with closing(made) as encoder, ThreadPoolExecutor(encoder.calls) as pool:
 
             def encode(frames: ChunkFrames) -> None:
-                if on_gpu:
-                    processes.encode(frames, PRESETS[preset], form)
-                else:
-                    encode_chunk(frames, PRESETS[preset], form)
+                encoder.encode(frames, form)
 
             list(pool.map(encode, work[: 2 * workers]))
             start = time.perf_counter()

@@ -8,41 +8,37 @@ from __future__ import annotations
 
 import argparse
 import time
-from contextlib import closing
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.common import CROP, captioned_video, machine, write_result
 from caption_extents import CropRegion
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.devices import choose_device
+from caption_extents.model.labeller import Labeller
 from caption_extents.pipeline.metrics import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
-from caption_extents.video.batch import CropBatch
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.cuda import choose_device
-from caption_extents.video.decoder import BATCH_SAMPLES, open_decoder
-from caption_extents.video.source import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.decoders.base import BATCH_SAMPLES
+from caption_extents.video.samples import SampleBatch
+from caption_extents.video.video import open_video
 
 
-def read_batches(video: Path, region: CropRegion, size: int) -> list[CropBatch]:
+def read_batches(video: Path, region: CropRegion, size: int) -> list[SampleBatch]:
     """All crops of a video, decoded on the CPU, in batches of a size."""
-    facts = probe(video)
-    with closing(open_decoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(region, facts))) as decoder:
-        y, u, v = (torch.cat(planes) for planes in zip(*(batch.planes for batch in decoder), strict=True))
-    return [CropBatch(at, y[at : at + size], u[at : at + size], v[at : at + size]) for at in range(0, len(y), size)]
+    with open_video(video, device="cpu") as opened:
+        planes = (batch.planes for batch in opened.samples(region))
+        y, u, v = (np.concatenate(plane) for plane in zip(*planes, strict=True))
+    return [SampleBatch(at, y[at : at + size], u[at : at + size], v[at : at + size]) for at in range(0, len(y), size)]
 
 
-def infer(model: CaptionModel, batches: list[CropBatch], repeats: int) -> tuple[np.ndarray, dict[str, Any]]:
+def infer(model: CaptionModel, batches: list[SampleBatch], repeats: int) -> tuple[np.ndarray, dict[str, Any]]:
     """Probabilities of all pairs, and what a pass costs (the best of several), from batches in the host's memory."""
     count = sum(map(len, batches))
     best: dict[str, Any] = {}
     for _ in range(repeats + 1):
-        inference = Inference(model, count, StageClock(INFERENCE))
+        inference = Inference(Labeller(model), count, StageClock(INFERENCE))
         wall, cpu = time.perf_counter(), time.process_time()
         for batch in batches:
             inference.infer(batch)

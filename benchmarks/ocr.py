@@ -10,7 +10,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,7 @@ from caption_extents.pictures import to_picture
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.training.sample_video import CROP
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.video import open_video
 
 REGION = CropRegion(*CROP)
 
@@ -50,11 +46,10 @@ def _once_a_caption(video: Path, reader: _Counting) -> None:
 
 
 def _every_sample(video: Path, reader: _Counting) -> None:
-    facts = probe(video)
-    crop = resolve_crop(REGION, facts)
-    for batch in open_decoder(facts, build_timeline(facts, Fraction(10)), crop):
-        for y, u, v in zip(*batch.planes, strict=True):
-            reader.read(to_picture(y, u, v, (crop.height, crop.width)))
+    with open_video(video, device="cpu") as opened:
+        for batch in opened.samples(REGION):
+            for y, u, v in zip(*batch.planes, strict=True):
+                reader.read(to_picture((y, u, v), (batch.height, batch.width)))
 
 
 def _measure(work: Callable[[Path, _Counting], None], video: Path) -> dict[str, float]:

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from benchmarks.common import CROP, captioned_video, machine, repeated_video, write_result
+from caption_extents.model.devices import choose_device
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
-from caption_extents.video.cuda import choose_device
 
 STAGES = ("extraction", "inference", "encoding", "upload")
 

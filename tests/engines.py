@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import threading
 
 import av
 import numpy as np
-import torch
 
-from caption_extents.video.batch import Planes
-from caption_extents.video.cpu import crop_planes
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.segments import Span
-from caption_extents.video.session import Crops, Session, new_room
-from caption_extents.video.side_by_side import LocalSession, SegmentReader, SideBySide
-from caption_extents.video.source import VideoFacts, open_video
+from caption_extents.video.decoders.base import SampleDecoder
+from caption_extents.video.decoders.cpu import frame_planes
+from caption_extents.video.demux import open_container
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec.scheduler import LocalSession, SegmentReader, SideBySide
+from caption_extents.video.nvdec.session import Crops, Session, new_room
+from caption_extents.video.nvdec.sessions import Work
 from caption_extents.video.timeline import Timeline
+from caption_extents.video.video import Decoding, Video
 
 
 class SoftwareEngine:
-    """Crops are Y, U and V, as they are displayed."""
+    """Crops are NV12 and not turned, as NVDEC's are."""
 
     def __init__(self, facts: VideoFacts, crop: CropPixels, ordinal: int = 0) -> None:
-        self._facts, self._crop = facts, crop
-        half = (crop.height // 2, crop.width // 2)
-        self.shapes: tuple[tuple[int, ...], ...] = ((crop.height, crop.width), half, half)
+        self._facts = facts
+        self._left, self._top, self._right, self._bottom = crop.decoded
+        height, width = self._bottom - self._top, self._right - self._left
+        self.shapes: tuple[tuple[int, ...], ...] = ((height, width), (height // 2, width // 2, 2))
 
     def open(self) -> av.VideoCodecContext:
-        with open_video(self._facts.path) as (_, stream):
+        with open_container(self._facts.path) as (_, stream):
             context = av.CodecContext.create(stream.codec_context.name, "r")
             assert isinstance(context, av.VideoCodecContext)
             context.extradata = stream.codec_context.extradata
@@ -40,8 +42,11 @@ class SoftwareEngine:
         pass
 
     def crop_into(self, frame: av.VideoFrame, crops: Crops, index: int) -> None:
-        for target, source in zip(crops, crop_planes(frame, self._crop, self._facts), strict=True):
-            target[index] = source
+        (luma, chroma), (y, u, v) = crops, frame_planes(frame)
+        luma[index] = y[self._top : self._bottom, self._left : self._right]
+        for channel, plane in enumerate((u, v)):
+            rows, columns = slice(self._top // 2, self._bottom // 2), slice(self._left // 2, self._right // 2)
+            chroma[index, :, :, channel] = plane[rows, columns]
 
     def finish(self) -> None:
         pass
@@ -61,30 +66,33 @@ class FailingEngine(SoftwareEngine):
         raise ZeroDivisionError("on purpose")
 
 
-def planes_of(crops: Crops) -> Planes:
-    y, u, v = map(torch.from_numpy, crops)
-    return y, u, v
+class SessionsHere:
+    """Sessions in threads of this process, in place of :class:`~caption_extents.video.nvdec.sessions.GpuSessions`."""
+
+    def __init__(self, count: int, part_samples: int = 5, kind: type[SoftwareEngine] = SoftwareEngine) -> None:
+        self._count, self._part_samples, self._kind = count, part_samples, kind
+
+    def begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
+        facts, stopped = work.facts, threading.Event()
+        engines = [self._kind(facts, work.crop) for _ in range(min(self._count, len(work.spans)))]
+        here = [
+            LocalSession(Session(engine, facts, self._part_samples, new_room(engine), stopped.is_set))
+            for engine in engines
+        ]
+        return SideBySide(facts, work.timeline, work.spans, here, read_there, stopped)
+
+    def close(self) -> None:
+        pass
 
 
-def begin_here(
+def open_decoder(
     facts: VideoFacts,
     timeline: Timeline,
     crop: CropPixels,
-    sessions: int,
-    read_there: SegmentReader | None = None,
-    part_samples: int = 5,
-    kind: type[SoftwareEngine] = SoftwareEngine,
-) -> Callable[[list[Span]], SideBySide]:
-    """Begins sessions in threads of this process."""
-
-    def begin(spans: list[Span]) -> SideBySide:
-        import threading
-
-        stopped = threading.Event()
-        engines = [kind(facts, crop) for _ in range(min(sessions, len(spans)))]
-        here = [
-            LocalSession(Session(engine, facts, part_samples, new_room(engine), stopped.is_set)) for engine in engines
-        ]
-        return SideBySide(facts, timeline, spans, here, read_there, stopped)
-
-    return begin
+    gpu: int | None = None,
+    *,
+    only_gpu: bool = False,
+    threads: int = 0,
+) -> SampleDecoder:
+    """The decoder of a video that is indexed."""
+    return Video(facts, timeline, Decoding(gpu, only_gpu, threads)).samples(crop)

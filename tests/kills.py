@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import obstore  # noqa: F401
-import spdl.pipeline  # noqa: F401
 import torch  # noqa: F401
 
 # Children are forked from a process that has loaded everything and started no thread.
-import caption_extents.pipeline.run  # noqa: F401
+import caption_extents.job.run  # noqa: F401
 from caption_extents import CaptionExtentsError, CropRegion, crop_and_infer_caption_frame_extents
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys

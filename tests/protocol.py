@@ -29,13 +29,14 @@ from unittest.mock import patch
 import numpy as np
 from obstore.exceptions import GenericError
 
+from caption_extents.captions.caption import Caption
 from caption_extents.errors import CaptionExtentsError, LeaseLostError, ProcessingError, StoreError
 from caption_extents.ocr import captions as ocr_captions
 from caption_extents.ocr.reader import ReadText
 from caption_extents.report import corrections as corrections_module
 from caption_extents.report.corrections import Corrections, import_corrections
 from caption_extents.results import database as databases
-from caption_extents.results.database import CaptionRow, build_database, open_database
+from caption_extents.results.database import build_database, open_database
 from caption_extents.storage import claims, folder, leases, objects, versions
 from caption_extents.storage.claims import Held
 from caption_extents.storage.folder import FolderObjects
@@ -86,7 +87,7 @@ _METADATA = {
 @lru_cache
 def run_database(run: str) -> bytes:
     """What a run of this name finds: two captions."""
-    rows = [CaptionRow(0, 5, 0.0, 0.5, 0.9), CaptionRow(7, 9, 0.7, 0.9, 0.8)]
+    rows = [Caption(0.0, 0.5, 0, 5, 0.9), Caption(0.7, 0.9, 7, 9, 0.8)]
     return build_database({**_METADATA, "run_id": run}, np.full((1, 2, 5), 0.2, np.float32), rows)
 
 
@@ -248,7 +249,7 @@ class World:
         def work() -> None:
             store = self.store()
             manifest = self._wait_for_version(store)
-            rows = [CaptionRow(0, 5, 0.0, 0.5, 1.0, text)]
+            rows = [Caption(0.0, 0.5, 0, 5, 1.0, text)]
             corrections = Corrections(KEYS, manifest.version, manifest.run_id, rows)
             import_corrections(store, corrections)
             self.imported[manifest.version] = text

@@ -98,7 +98,7 @@ class Others:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["caption_extents.pipeline.run", "spdl.pipeline", "obstore"])
+        self._context.set_forkserver_preload(["caption_extents.job.run", "obstore"])
 
     def _start(self, video: str, store: str) -> Any:
         process = self._context.Process(target=_may_lose, args=(video, store))

@@ -13,12 +13,12 @@ from torch import nn
 import caption_extents
 from caption_extents import CropRegion
 from caption_extents.errors import InputError, ModelError
+from caption_extents.labels import Label
 from caption_extents.model.adapter import PairModuleModel
 from caption_extents.model.fusion import FusionNetwork, load_fusion, merge_lora, open_fusion, spatial_features
 from caption_extents.model.interface import PairModel
-from caption_extents.model.labels import Label
 from caption_extents.model.opening import open_model
-from caption_extents.pictures import to_rgb
+from caption_extents.model.preprocess import to_rgb
 from caption_extents.results.database import open_database
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 
 import caption_extents
 from caption_extents import CropRegion
-from caption_extents.batch import Entry, Journal, LocalExecutor, Outcome, read_list, run_batch, run_entry
+from caption_extents.batch import BatchOptions, Entry, Journal, LocalExecutor, Outcome, read_list, run_batch, run_entry
 from caption_extents.cli import app
 from caption_extents.compare import compare_versions, read_version
 from caption_extents.errors import InputError
-from caption_extents.job import JobOptions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
@@ -75,7 +74,7 @@ def test_an_entry_whose_line_changed_is_done_again(tmp_path: Path) -> None:
     done: list[str] = []
 
     class Recording:
-        def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+        def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
             for entry in entries:
                 done.append(entry.digest)
                 yield Outcome(entry.digest, entry.video_id, samples=10, video_seconds=1.0, cost=0.5)
@@ -93,13 +92,13 @@ def test_another_store_or_preset_is_another_run(tmp_path: Path) -> None:
     class Counting:
         count = 0
 
-        def outcomes(self, entries: list[Entry], options: JobOptions) -> Iterator[Outcome]:
+        def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
             self.count += len(entries)
             return (Outcome(entry.digest, entry.video_id) for entry in entries)
 
     counting, journal = Counting(), Journal(tmp_path / "journal")
     for options in ({"store": "one"}, {"store": "two"}, {"store": "one", "preset": "reference"}, {"store": "one"}):
-        run_batch([entry], journal, counting, options)  # type: ignore[arg-type]
+        run_batch([entry], journal, counting, options)
     assert counting.count == 3
 
 
@@ -155,7 +154,7 @@ class Deadly:
 
 def test_a_process_that_dies_is_an_outcome(videos: list[Path], tmp_path: Path) -> None:
     entries = [Entry(str(video), REGION.as_tuple(), f"v{n}", "t", 10.0) for n, video in enumerate(videos[:2])]
-    outcomes = list(LocalExecutor(2).outcomes(entries, {"store": tmp_path / "store", "model": Deadly()}))  # type: ignore[typeddict-item]
+    outcomes = list(LocalExecutor(2).outcomes(entries, {"store": tmp_path / "store", "model": Deadly()}))
     assert {outcome.video_id: outcome.error for outcome in outcomes} == {
         f"v{n}": "the process that did it died, again and again" for n in range(2)
     }

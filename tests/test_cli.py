@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import caption_extents
 from caption_extents.batch import Summary
 from caption_extents.cli import app
-from caption_extents.job import encoders_of_machine, id_from_name
+from caption_extents.options import encoders_of_machine, id_from_name
 from caption_extents.storage.keys import VideoKeys, check_id
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.manifest import ChunkRecord
@@ -60,12 +60,12 @@ def test_a_run_for_programs(tmp_path: Path) -> None:
     ("cores", "shares", "encoders"), [(1, 1, 4), (4, 1, 4), (16, 1, 16), (32, 2, 16), (32, 20, 4), (256, 1, 64)]
 )
 def test_encoders_are_as_many_as_cores(cores: int, shares: int, encoders: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caption_extents.job.usable_cores", lambda: cores)
+    monkeypatch.setattr("caption_extents.options.usable_cores", lambda: cores)
     assert encoders_of_machine(shares) == encoders
 
 
 def test_a_run_encodes_with_all_cores_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caption_extents.job.usable_cores", lambda: 7)
+    monkeypatch.setattr("caption_extents.options.usable_cores", lambda: 7)
     video = make_video(Recipe("video"), tmp_path)
     for options, workers in (([], 7), (["--encoder-workers", "2"], 2)):
         code, out, _ = call("run", str(video), "--crop", CROP, "--store", str(tmp_path / "s"), "--json", *options)
@@ -89,7 +89,7 @@ def test_videos_of_a_list_are_encoded_with_their_share(
 ) -> None:
     listed, given = tmp_path / "films.csv", list[Any]()
     listed.write_text(f'video,crop\nfilm.mp4,"{CROP}"\n')
-    monkeypatch.setattr("caption_extents.job.usable_cores", lambda: 12)
+    monkeypatch.setattr("caption_extents.options.usable_cores", lambda: 12)
     monkeypatch.setattr("caption_extents.cli._executor", lambda *_: None)
     monkeypatch.setattr("caption_extents.batch.run_batch", lambda *arguments: given.extend(arguments) or Summary())
     code, _, err = call("batch", str(listed), "--store", str(tmp_path), *options)

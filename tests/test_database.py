@@ -5,8 +5,9 @@ import sqlite3
 import numpy as np
 import pytest
 
-from caption_extents.model.labels import LABEL_TEXTS
-from caption_extents.results.database import _PROBABILITIES, CaptionRow, build_database, open_database
+from caption_extents.captions.caption import Caption
+from caption_extents.labels import LABEL_TEXTS
+from caption_extents.results.database import _PROBABILITIES, build_database, open_database
 
 METADATA: dict[str, object] = {
     "cropped_frames_version": 1,
@@ -35,7 +36,7 @@ METADATA: dict[str, object] = {
 def test_rows_come_back() -> None:
     raw = np.random.default_rng(0).random((2, 2, 5)).astype(np.float32)
     values = raw / raw.sum(axis=2, keepdims=True)
-    data = build_database(METADATA, values, [CaptionRow(0, 2, 0.0, 0.2, 0.5)])
+    data = build_database(METADATA, values, [Caption(0.0, 0.2, 0, 2, 0.5)])
     assert data[:2] == b"\x1f\x8b"
     database = open_database(data)
     assert dict(database.execute("SELECT * FROM run_metadata").fetchone()) == METADATA

@@ -7,21 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pytest
 
+from caption_extents.children import Children
 from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
-from caption_extents.chunks.encode_process import ENCODERS, EncoderProcesses
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import PRESETS
+from caption_extents.encoders.processes import ENCODERS, ProcessEncoder
 from caption_extents.errors import EncodeError
 from tests.test_chunks import planes_of
 
@@ -34,93 +35,96 @@ def frames_of(count: int, first: int = 0, **size: int) -> ChunkFrames:
 
 
 @pytest.fixture
-def processes() -> Any:
-    with EncoderProcesses(ENCODERS + 1) as opened:
+def processes() -> Iterator[ProcessEncoder]:
+    with ProcessEncoder(PRESETS["fast"], ENCODERS + 1) as opened:
         yield opened
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_bytes_are_those_of_an_encoder_in_this_process(preset: str, processes: EncoderProcesses) -> None:
+def test_the_bytes_are_those_of_an_encoder_in_this_process(preset: str) -> None:
     works = [frames_of(count, 512 * count, height=16 * count, width=64) for count in (1, 7, 32)] * 3
-    with ThreadPoolExecutor(3) as pool:
-        done = list(pool.map(lambda frames: processes.encode(frames, PRESETS[preset], FORM), works))
+    children = Children()
+    with ProcessEncoder(PRESETS[preset], ENCODERS + 1, children) as processes, ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda frames: processes.encode(frames, FORM), works))
     for frames, (chunk, effort) in zip(works, done, strict=True):
         assert chunk.plan == frames.plan
         assert chunk.data == encode_chunk(frames, PRESETS[preset], FORM).data
         assert effort.seconds > 0
         assert effort.thread_seconds > 0
-    assert processes.cpu_seconds >= sum(effort.thread_seconds for _, effort in done) * 0.99
+    assert children.cpu_seconds >= sum(effort.thread_seconds for _, effort in done) * 0.9
+    assert children.peak_memory_bytes > 0
 
 
-def test_a_process_holds_several_encoders(processes: EncoderProcesses) -> None:
+def test_a_process_holds_several_encoders(processes: ProcessEncoder) -> None:
     works = [frames_of(32, 512 * number, height=64, width=640) for number in range(40)]
     with ThreadPoolExecutor(ENCODERS + 1) as pool:
-        list(pool.map(lambda frames: processes.encode(frames, PRESETS["fast"], FORM), works))
+        list(pool.map(lambda frames: processes.encode(frames, FORM), works))
     assert len(children(os.getpid())) == 2
-    assert processes.peak_memory_bytes > 0
 
 
 @pytest.mark.undisturbed
 @pytest.mark.parametrize("calls", [2, 5])
 def test_one_encoder_is_always_at_work_and_never_two(calls: int) -> None:
     works = [frames_of(32, 512 * number, height=128, width=1024) for number in range(10)]
-    with EncoderProcesses(1) as processes, ThreadPoolExecutor(calls) as pool:
+    with ProcessEncoder(PRESETS["fast"], 1) as processes, ThreadPoolExecutor(calls) as pool:
         assert processes.calls == 2
-        processes.encode(frames_of(2), PRESETS["fast"], FORM)
+        processes.encode(frames_of(2), FORM)
         started = time.perf_counter()
-        done = list(pool.map(lambda frames: processes.encode(frames, PRESETS["fast"], FORM), works))
+        done = list(pool.map(lambda frames: processes.encode(frames, FORM), works))
         took = time.perf_counter() - started
         assert len(children(os.getpid())) == 1
     assert took * 0.7 < sum(effort.seconds for _, effort in done) < took
 
 
-def test_processes_are_there_before_the_first_chunk(processes: EncoderProcesses) -> None:
+def test_processes_are_there_before_the_first_chunk(processes: ProcessEncoder) -> None:
     processes.start()
     deadline = time.monotonic() + 10
     while len(before := children(os.getpid())) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(before) == 2
     with ThreadPoolExecutor(ENCODERS + 1) as pool:
-        list(pool.map(lambda number: processes.encode(frames_of(9, number * 512), PRESETS["fast"], FORM), range(20)))
+        list(pool.map(lambda number: processes.encode(frames_of(9, number * 512), FORM), range(20)))
     assert children(os.getpid()) == before
 
 
-def test_planes_that_are_parts_of_others(processes: EncoderProcesses) -> None:
+def test_planes_that_are_parts_of_others(processes: ProcessEncoder) -> None:
     whole = frames_of(9)
     y, u, v = (np.flip(plane, 0)[::2] for plane in whole.planes)
     part = ChunkFrames(ChunkPlan(16, whole.plan.samples[:5]), (y, u, v))
-    assert processes.encode(part, PRESETS["fast"], FORM)[0].data == encode_chunk(part, PRESETS["fast"], FORM).data
+    assert processes.encode(part, FORM)[0].data == encode_chunk(part, PRESETS["fast"], FORM).data
 
 
-def test_an_encoder_that_refuses_names_the_chunk_and_goes_on(processes: EncoderProcesses) -> None:
+def test_an_encoder_that_refuses_names_the_chunk_and_goes_on() -> None:
     wrong = replace(PRESETS["fast"], options=MappingProxyType({"deadline": "yesterday"}))
-    with pytest.raises(EncodeError, match=r"chunk 32 of level 16 could not be encoded with preset 'fast'"):
-        processes.encode(frames_of(2, 32), wrong, FORM)
-    assert processes.encode(frames_of(2), PRESETS["fast"], FORM)[0].data
+    with ProcessEncoder(wrong, 1) as processes:
+        for number in (32, 64):
+            with pytest.raises(
+                EncodeError, match=rf"chunk {number} of level 16 could not be encoded with preset 'fast'"
+            ):
+                processes.encode(frames_of(2, number), FORM)
 
 
-def test_what_nobody_foresaw_is_told_and_ends_nothing(processes: EncoderProcesses) -> None:
+def test_what_nobody_foresaw_is_told_and_ends_nothing(processes: ProcessEncoder) -> None:
     short = ChunkFrames(ChunkPlan(16, (0, 16, 32)), frames_of(2).planes)
     with pytest.raises(EncodeError, match=r"chunk 0 of level 16 could not be encoded: IndexError"):
-        processes.encode(short, PRESETS["fast"], FORM)
+        processes.encode(short, FORM)
     for number in range(ENCODERS):
-        assert processes.encode(frames_of(2, number * 512), PRESETS["fast"], FORM)[0].data
+        assert processes.encode(frames_of(2, number * 512), FORM)[0].data
 
 
-def test_one_that_is_killed_is_an_error(processes: EncoderProcesses) -> None:
-    processes.encode(frames_of(2), PRESETS["fast"], FORM)
-    (child,) = children(os.getpid())
-    os.kill(child, signal.SIGKILL)
+def test_one_that_is_killed_is_an_error(processes: ProcessEncoder) -> None:
+    processes.encode(frames_of(2), FORM)
+    for child in children(os.getpid()):
+        os.kill(child, signal.SIGKILL)
     with pytest.raises(EncodeError, match=r"chunk 32 of level 16 .* signal SIGKILL"):
-        processes.encode(frames_of(2, 32), PRESETS["fast"], FORM)
-    assert processes.encode(frames_of(2), PRESETS["fast"], FORM)[0].data
+        processes.encode(frames_of(2, 32), FORM)
 
 
 def test_closing_ends_calls_and_processes() -> None:
     large = frames_of(32, height=1024, width=2048)
-    with ThreadPoolExecutor(1) as pool, EncoderProcesses(1) as processes:
-        processes.encode(frames_of(2), PRESETS["fast"], FORM)
-        work = pool.submit(processes.encode, large, PRESETS["reference"], FORM)
+    with ThreadPoolExecutor(1) as pool, ProcessEncoder(PRESETS["reference"], 1) as processes:
+        processes.encode(frames_of(2), FORM)
+        work = pool.submit(processes.encode, large, FORM)
         while not work.running():
             time.sleep(0.01)
         time.sleep(0.1)
@@ -129,16 +133,16 @@ def test_closing_ends_calls_and_processes() -> None:
             work.result(5)
         assert children(os.getpid()) == []
         with pytest.raises(EncodeError, match="ended"):
-            processes.encode(frames_of(2), PRESETS["fast"], FORM)
+            processes.encode(frames_of(2), FORM)
 
 
 _PARENT = """
 import sys, time
-from caption_extents.chunks.encode_process import EncoderProcesses
-from caption_extents.chunks.presets import PRESETS
+from caption_extents.encoders.processes import ProcessEncoder
+from caption_extents.chunks.presets import PRESETS, EncoderPreset
 from tests.test_encode_process import FORM, frames_of
-processes = EncoderProcesses(4)
-processes.encode(frames_of(2), PRESETS["fast"], FORM)
+processes = ProcessEncoder(PRESETS["fast"], 4)
+processes.encode(frames_of(2), FORM)
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -161,8 +165,8 @@ def test_they_end_with_a_parent_that_is_killed() -> None:
 
 
 def children(parent: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True)
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "encode_process" in line]
+    listed = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)], capture_output=True, text=True)
+    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "encoders.processes" in line]
 
 
 def running(process: int) -> bool:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from caption_extents.captions.extents import DecodingCosts
 from caption_extents.cli import app
 from caption_extents.errors import InputError
-from caption_extents.model.labels import Label
+from caption_extents.labels import Label
 from caption_extents.region import CropRegion
 from caption_extents.training import sample_video
 from caption_extents.training.augment import augment

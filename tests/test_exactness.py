@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 
 from caption_extents.region import CropRegion
-from caption_extents.video import segments
-from caption_extents.video.batch import CropBatch
 from caption_extents.video.crop import resolve_crop
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.segmented import SegmentedDecoder
-from caption_extents.video.source import probe
+from caption_extents.video.info import probe
+from caption_extents.video.nvdec import segments
+from caption_extents.video.nvdec.decoder import NvdecDecoder
+from caption_extents.video.samples import SampleBatch
 from caption_extents.video.timeline import build_timeline
-from tests.engines import FailingEngine, SoftwareEngine, begin_here, planes_of
+from tests.engines import FailingEngine, SessionsHere, SoftwareEngine, open_decoder
 from tests.media import Recipe, ReferenceFrame, cut_off_beginning, make_video, reference_samples
 
 F = Fraction
@@ -96,17 +95,15 @@ RECIPES = [
 
 def open_segmented(
     path: Path, region: CropRegion, rate: Fraction, kind: type[SoftwareEngine] = SoftwareEngine
-) -> SegmentedDecoder:
+) -> NvdecDecoder:
     facts = probe(path)
     timeline, crop = build_timeline(facts, rate), resolve_crop(region, facts)
-    return SegmentedDecoder("segmented", timeline, begin_here(facts, timeline, crop, 3, kind=kind), planes_of)
+    return NvdecDecoder(facts, timeline, crop, SessionsHere(3, kind=kind))
 
 
-def decode_samples(path: Path, region: CropRegion, rate: Fraction, threads: int = 2) -> list[CropBatch]:
+def decode_samples(path: Path, region: CropRegion, rate: Fraction, threads: int = 2) -> list[SampleBatch]:
     facts = probe(path)
-    decoder = open_decoder(
-        facts, build_timeline(facts, rate), resolve_crop(region, facts), device="cpu", threads=threads
-    )
+    decoder = open_decoder(facts, build_timeline(facts, rate), resolve_crop(region, facts), threads=threads)
     batches = list(decoder)
     assert decoder.undecodable_samples == []
     return batches
@@ -167,7 +164,7 @@ def assert_samples_are(path: Path, rate: Fraction, expected: list[ReferenceFrame
     check_batches(decode_samples(path, REGION, rate), path, expected)
 
 
-def check_batches(batches: list[CropBatch], path: Path, expected: list[ReferenceFrame]) -> None:
+def check_batches(batches: list[SampleBatch], path: Path, expected: list[ReferenceFrame]) -> None:
     assert sum(map(len, batches)) == len(expected)
     assert [batch.first_sample for batch in batches] == list(range(0, len(expected), len(batches[0])))
     crop = resolve_crop(REGION, probe(path))
@@ -176,7 +173,7 @@ def check_batches(batches: list[CropBatch], path: Path, expected: list[Reference
             sample = batch.first_sample + offset
             for shift, plane, whole in zip((0, 1, 1), batch.planes, expected[sample].planes, strict=True):
                 box = whole[crop.top >> shift : crop.bottom >> shift, crop.left >> shift : crop.right >> shift]
-                np.testing.assert_array_equal(plane[offset].numpy(), box, err_msg=f"sample {sample}")
+                np.testing.assert_array_equal(plane[offset], box, err_msg=f"sample {sample}")
 
 
 @pytest.mark.parametrize("cut", [1, 7, 16])
@@ -207,7 +204,7 @@ def test_threads_change_nothing(tmp_path: Path) -> None:
     one, many = (decode_samples(path, REGION, F(10), threads) for threads in (1, 5))
     for a, b in zip(one, many, strict=True):
         for left, right in zip(a.planes, b.planes, strict=True):
-            assert left.equal(right)
+            assert np.array_equal(left, right)
 
 
 def test_an_hour_at_ten_a_second_has_36000_samples() -> None:

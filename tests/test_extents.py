@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caption_extents.captions.caption import Caption
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
-from caption_extents.captions.extents import DecodingCosts, find_captions, pair_evidence
-from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
+from caption_extents.captions.extents import DecodingCosts, decode_captions, pair_evidence
+from caption_extents.captions.stream import CaptionStream
+from caption_extents.captions.subtitles import render_subtitles
 from caption_extents.errors import ModelError
-from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER, Label
+from caption_extents.labels import LABEL_TEXTS, REVERSED_ORDER, Label
 
 SAME, DIFFERENT, EMPTY, APPEARS, GOES = Label
 
@@ -26,7 +28,7 @@ def probabilities(labels: list[Label], sure: float = 0.95) -> np.ndarray:
 
 
 def extents(labels: list[Label], sure: float = 0.9999) -> list[tuple[int, int]]:
-    return [(c.start_frame, c.end_frame) for c in find_captions(probabilities(labels, sure))]
+    return [(c.first_sample, c.end_sample) for c in decode_captions(probabilities(labels, sure))]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +58,10 @@ def test_an_impossible_label_is_overruled() -> None:
 def test_one_doubtful_pair_does_not_split_a_caption() -> None:
     doubtful = probabilities([APPEARS, *[SAME] * 8, GOES])
     doubtful[4, :, SAME], doubtful[4, :, DIFFERENT] = 0.3, 0.66
-    assert [(c.start_frame, c.end_frame) for c in find_captions(doubtful, DecodingCosts(different=2.0))] == [(1, 10)]
-    assert len(find_captions(doubtful, DecodingCosts(different=0.0))) == 2
+    assert [(c.first_sample, c.end_sample) for c in decode_captions(doubtful, costs=DecodingCosts(different=2.0))] == [
+        (1, 10)
+    ]
+    assert len(decode_captions(doubtful, costs=DecodingCosts(different=0.0))) == 2
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -66,14 +70,14 @@ def test_a_caption_that_moves_as_it_comes_is_one(at: int) -> None:
     moving = probabilities([*[EMPTY] * 4, APPEARS, *[SAME] * 8, GOES], 0.99)
     moving[4 + at, :, SAME], moving[4 + at, :, DIFFERENT] = 0.05, 0.92
     for costs in (DecodingCosts(), DecodingCosts(different=0.0, hasty=6.0)):
-        assert [(c.start_frame, c.end_frame) for c in find_captions(moving, costs)] == [(5, 14)]
-    assert len(find_captions(moving, DecodingCosts(different=0.0, hasty=0.0))) == 2
+        assert [(c.first_sample, c.end_sample) for c in decode_captions(moving, costs=costs)] == [(5, 14)]
+    assert len(decode_captions(moving, costs=DecodingCosts(different=0.0, hasty=0.0))) == 2
 
 
 def test_confidence_is_lower_where_the_model_doubts() -> None:
     labels = [APPEARS, *[SAME] * 6, GOES]
-    sure = find_captions(probabilities(labels, 0.99))[0].confidence
-    unsure = find_captions(probabilities(labels, 0.5))[0].confidence
+    sure = decode_captions(probabilities(labels, 0.99))[0].confidence
+    unsure = decode_captions(probabilities(labels, 0.5))[0].confidence
     assert 0 <= unsure < sure <= 1
 
 
@@ -136,10 +140,43 @@ def test_an_hour_with_little_hope_anywhere_stays_finite() -> None:
 @given(st.lists(st.lists(st.floats(0.001, 1), min_size=10, max_size=10), max_size=40))
 def test_captions_never_overlap_and_stay_inside(rows: list[list[float]]) -> None:
     values = np.asarray(rows, np.float64).reshape(-1, 2, 5)
-    captions = find_captions(values / values.sum(axis=2, keepdims=True))
-    edges = [edge for c in captions for edge in (c.start_frame, c.end_frame)]
+    captions = decode_captions(values / values.sum(axis=2, keepdims=True))
+    edges = [edge for c in captions for edge in (c.first_sample, c.end_sample)]
     assert edges == sorted(edges)
-    assert all(0 <= c.start_frame < c.end_frame <= len(rows) + 1 and 0 <= c.confidence <= 1 for c in captions)
+    assert all(0 <= c.first_sample < c.end_sample <= len(rows) + 1 and 0 <= c.confidence <= 1 for c in captions)
+
+
+@given(
+    st.lists(st.lists(st.floats(0.001, 1), min_size=10, max_size=10), max_size=120),
+    st.lists(st.integers(1, 40), min_size=1, max_size=10),
+)
+def test_captions_that_come_in_parts_are_those_of_all_at_once(rows: list[list[float]], sizes: list[int]) -> None:
+    values = np.asarray(rows, np.float64).reshape(-1, 2, 5)
+    values = values / values.sum(axis=2, keepdims=True)
+    stream, found, at = CaptionStream(10), list[Caption](), 0
+    for size in itertools.cycle(sizes):
+        found += stream.add(values[at : at + size])
+        at += size
+        if at >= len(values):
+            break
+    found += stream.end()
+    expected = decode_captions(values)
+    assert [(c.first_sample, c.end_sample, c.start, c.end) for c in found] == [
+        (c.first_sample, c.end_sample, c.start, c.end) for c in expected
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=0.5)
+
+
+def test_a_caption_is_given_out_soon_after_it_is_over() -> None:
+    stream = CaptionStream(10)
+    one = [*[EMPTY] * 20, APPEARS, *[SAME] * 20, GOES, *[EMPTY] * 20]
+    assert list(stream.add(probabilities(one[:41], 0.99))) == []
+    (caption,) = stream.add(probabilities(one[41:], 0.99))
+    assert (caption.first_sample, caption.end_sample) == (21, 42)
+    (expected,) = decode_captions(probabilities(one, 0.99))
+    assert caption.confidence == pytest.approx(expected.confidence, abs=0.005)
+    assert list(stream.end()) == []
 
 
 def test_label_names_are_the_promised_ones() -> None:
@@ -147,7 +184,8 @@ def test_label_names_are_the_promised_ones() -> None:
 
 
 def test_subtitles() -> None:
-    srt = render_subtitles([SubtitleEvent(1.0, 2.5, "[1]"), SubtitleEvent(2.5, 3661.2, "two\nlines")])
+    srt = render_subtitles([Caption(1.0, 2.5, 10, 25, 0.9), Caption(2.5, 3661.2, 25, 36612, 0.9, "two\nlines")])
+    assert "\n[1]\n" in srt
     assert "00:00:01,000 --> 00:00:02,500" in srt
     assert "01:01:01,200" in srt
     assert "two\nlines" in srt

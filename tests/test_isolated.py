@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,28 +13,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import caption_extents
+from caption_extents import children
 from caption_extents.errors import DecodeError, StallError, VideoError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
-from caption_extents.video import isolated, segments
-from caption_extents.video.cpu import CpuDecoder
 from caption_extents.video.crop import resolve_crop
-from caption_extents.video.isolated import DecoderLimits, IsolatedVideo, facts_from_json, facts_to_json
-from caption_extents.video.packed import PackedSegment
-from caption_extents.video.segmented import SegmentedDecoder
-from caption_extents.video.segments import Span, plan_spans, read_segments
-from caption_extents.video.source import probe
+from caption_extents.video.decoders.cpu import CpuDecoder
+from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.info import VideoFacts, probe
+from caption_extents.video.nvdec import segments
+from caption_extents.video.nvdec.decoder import NvdecDecoder
+from caption_extents.video.nvdec.segments import PackedSegment, Span, plan_spans, read_segments
 from caption_extents.video.timeline import build_timeline
 from caption_extents.watchdog import Watchdog
-from tests.engines import begin_here, planes_of
+from tests.engines import SessionsHere
 from tests.media import Recipe, cut_off_beginning, make_video
 from tests.test_exactness import RECIPES, REGION
 
-CPU = torch.device("cpu")
 KEYS = VideoKeys("t1", "v1")
 LIMITS = DecoderLimits(stall_seconds=90.0)
 
@@ -48,7 +47,8 @@ SABOTAGE = {
 
 CHILD = """
 import os, signal, sys, time
-from caption_extents.video import cpu, isolated
+from caption_extents import children
+from caption_extents.video.decoders import cpu
 decode = cpu.CpuDecoder._decode
 def sabotaged(self):
     for number, batch in enumerate(decode(self)):
@@ -56,7 +56,7 @@ def sabotaged(self):
             {what}
         yield batch
 cpu.CpuDecoder._decode = sabotaged
-isolated.main()
+children.main()
 """
 
 
@@ -68,7 +68,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sabotaged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     child = CHILD.format(what=SABOTAGE[request.param])
-    monkeypatch.setattr(isolated, "_COMMAND", [sys.executable, "-c", child])
+    monkeypatch.setattr(children, "COMMAND", [sys.executable, "-c", child])
     return str(request.param)
 
 
@@ -94,7 +94,7 @@ def test_a_child_decodes_the_same(recipe: Recipe, tmp_path: Path) -> None:
     here = list(CpuDecoder(facts, timeline, crop, threads=1))
     for one, other in zip(there, here, strict=True):
         assert one.first_sample == other.first_sample
-        assert all(torch.equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -127,19 +127,18 @@ def test_segments_that_a_child_cannot_send_are_read_here(tmp_path: Path, monkeyp
                 given.append(segment.number)
                 yield segment
 
-        begin = begin_here(facts, timeline, crop, 2, read_there)
-        there = list(SegmentedDecoder("segmented", timeline, begin, planes_of))
+        there = list(NvdecDecoder(facts, timeline, crop, SessionsHere(2), read_there=read_there))
     here = list(CpuDecoder(facts, timeline, crop, threads=1))
     assert len(given) < len(plan_spans(timeline, 3))
     for one, other in zip(there, here, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
+        assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
 
 
 def test_facts_survive_the_way(video: Path) -> None:
     facts = probe(video)
-    assert facts_from_json(facts_to_json(facts), video) == facts
-    with pytest.raises(DecodeError, match="cannot be trusted"):
-        facts_from_json({**facts_to_json(facts), "time_base": "1/0"}, video)
+    assert VideoFacts.from_json(facts.to_json(), video) == facts
+    with pytest.raises(ZeroDivisionError):
+        VideoFacts.from_json({**facts.to_json(), "time_base": "1/0"}, video)
 
 
 def test_an_isolated_run_makes_the_same_objects(video: Path, tmp_path: Path) -> None:
@@ -200,7 +199,7 @@ def test_closing_ends_a_thread_that_reads(video: Path) -> None:
 
         def read(child: IsolatedVideo = child, errors: list[BaseException] = errors) -> None:
             try:
-                child._read(1)
+                child._receive(0)
             except DecodeError as error:
                 errors.append(error)
 
@@ -219,7 +218,7 @@ def test_no_child_is_left(video: Path) -> None:
         next(iter(decoder))
         process = child._child
         decoder.close()
-    assert process.returncode is not None
+    assert process.has_ended
 
 
 @pytest.mark.undisturbed
@@ -236,7 +235,7 @@ def test_a_decoder_that_hangs_in_this_process(
             yield batch
 
     monkeypatch.setattr(CpuDecoder, "_decode", hanging)
-    monkeypatch.setattr("caption_extents.video.cpu._CLOSE_SECONDS", 0.5)
+    monkeypatch.setattr("caption_extents.video.decoders.cpu._CLOSE_SECONDS", 0.5)
     started = time.monotonic()
     with pytest.raises(StallError, match="decoding gave no sign of life for 1 s"):
         caption_extents.crop_and_infer_caption_frame_extents(
@@ -278,8 +277,8 @@ def test_a_child_that_dies_early_is_told_of_and_not_its_pipe(video: Path) -> Non
 
     def open_dead_child() -> None:
         with IsolatedVideo(video, Fraction(10), LIMITS) as child:
-            child._child.kill()
-            child._child.wait()
+            os.kill(child._child.process_id, signal.SIGKILL)
+            child._child.how_it_ended()
             child.open_decoder(resolve_crop(REGION, child.facts), threads=0)
 
     with pytest.raises(DecodeError, match="signal SIGKILL"):

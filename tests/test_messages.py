@@ -21,7 +21,7 @@ from caption_extents.batch import read_list
 from caption_extents.cli import _with_options
 from caption_extents.errors import InputError, OutputError, ProcessingError
 from caption_extents.files import write_whole
-from caption_extents.pipeline import run as runs
+from caption_extents.job import run as runs
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
@@ -186,6 +186,7 @@ def test_places_without_permission(what: str, video: Path, tmp_path: Path) -> No
     arguments = ["run", str(film), "--crop", CROP, "--store", str(store), "--subtitles", str(output), "--quiet"]
     # Python itself may stand where only root reads: everything is loaded by a run before.
     before = ["run", str(video), "--crop", CROP, "--store", str(tmp_path / "before"), "--quiet", "--json"]
+    before += ["--subtitles", str(tmp_path / "before.srt")]
     script = (
         "import contextlib, os\nfrom caption_extents.cli import app\n"
         f"with contextlib.redirect_stdout(open(os.devnull, 'w')): app({before}, standalone_mode=False)\n"
@@ -300,7 +301,7 @@ def test_a_result_that_cannot_be_printed(video: Path, tmp_path: Path) -> None:
     assert done.stderr == "caption-extents: could not print the result: No space left on device\n"
 
 
-@pytest.mark.parametrize("place", ["_make_stages", "_acquire", "_run_metadata", "_encoder_processes"])
+@pytest.mark.parametrize("place", ["_make_plan", "_acquire", "_run_metadata", "_open_encoder"])
 def test_every_error_that_leaves_is_one_of_the_package(
     place: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

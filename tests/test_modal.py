@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 from caption_extents import CropRegion
 from caption_extents.batch import Entry
 from caption_extents.cli import app as command_line
-from caption_extents.deploy import modal_workers
-from caption_extents.deploy.modal_settings import ModalSettings
+from caption_extents.deploy import executors
+from caption_extents.encoders import modal_workers
+from caption_extents.encoders.modal_settings import ModalSettings
+from caption_extents.encoders.tasks import EncodeReport, EncodeTask
 from caption_extents.errors import EncodeError, InputError, ProcessingError
-from caption_extents.pipeline.offload import EncodeReport, EncodeTask
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
 from tests.models import QuickModel
@@ -272,7 +273,7 @@ def test_a_list_on_modal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     deployed(monkeypatch, body)
     entries = [Entry(f"{name}.mp4", CROP, name, "local", 10.0) for name in ("good", "bad")]
-    executor = modal_workers.ModalExecutor(2)
+    executor = executors.ModalExecutor(2)
     good, bad = sorted(executor.outcomes(entries, {"store": "s3://bucket"}), key=lambda o: o.error or "")
     assert (good.video_id, good.cost, good.video_seconds) == ("good", 0.5, 10.0)
     assert "cannot open" in (bad.error or "")

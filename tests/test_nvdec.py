@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from caption_extents.errors import InputError
-from caption_extents.video import segments
+from caption_extents.model.devices import parse_device
 from caption_extents.video.crop import resolve_crop
-from caption_extents.video.cuda import parse_device, why_not_nvdec
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import probe
+from caption_extents.video.info import probe
+from caption_extents.video.nvdec import segments
+from caption_extents.video.nvdec.capabilities import why_not_nvdec
 from caption_extents.video.timeline import build_timeline
+from caption_extents.video.video import open_video
+from tests.engines import open_decoder
 from tests.media import Recipe, make_video, reference_samples
 from tests.test_exactness import RECIPES, REGION, check_batches
 
@@ -31,16 +33,16 @@ def test_samples_are_those_of_the_cpu(
 ) -> None:
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", segment_samples)
     path = make_video(replace(recipe, width=recipe.width + 160, height=recipe.height + 96), tmp_path)
-    facts, device = probe(path), torch.device("cuda", 0)
+    facts = probe(path)
     timeline, crop = build_timeline(facts, Fraction(10)), resolve_crop(REGION, facts)
     reason = why_not_nvdec(facts, 0)
     if reason is not None:
         with pytest.raises(InputError, match="the GPU cannot decode"):
-            open_decoder(facts, timeline, crop, device=device, insist=True)
-        with closing(open_decoder(facts, timeline, crop, device=device)) as decoder:
+            open_decoder(facts, timeline, crop, 0, only_gpu=True)
+        with closing(open_decoder(facts, timeline, crop, 0)) as decoder:
             assert decoder.name == f"cpu ({reason})"
         return
-    with closing(open_decoder(facts, timeline, crop, device=device, insist=True)) as decoder:
+    with closing(open_decoder(facts, timeline, crop, 0, only_gpu=True)) as decoder:
         assert decoder.name == "nvdec"
         batches = list(decoder)
         check_batches(batches, path, reference_samples(path, Fraction(10)))
@@ -64,8 +66,10 @@ def test_a_codec_that_gpus_do_not_decode_exactly(tmp_path: Path) -> None:
     assert "mpeg4" in (why_not_nvdec(facts, 0) or "")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_a_gpu_that_was_asked_for_is_not_replaced_in_silence(tmp_path: Path) -> None:
-    facts = probe(make_video(Recipe("video"), tmp_path))
-    timeline = build_timeline(facts, Fraction(10))
-    with pytest.raises(InputError, match=r"the GPU was asked to decode.*but the model computes on the CPU"):
-        open_decoder(facts, timeline, resolve_crop(REGION, facts), device="cpu", insist=True)
+    path = make_video(Recipe("video"), tmp_path)
+    with pytest.raises(InputError, match="device 'cuda' is not there: this machine has no CUDA devices"):
+        open_video(path, device="cuda")
+    with open_video(path) as video:
+        assert video.samples(REGION).name == "cpu"

@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
+from caption_extents.captions.caption import Caption
+from caption_extents.captions.subtitles import render_subtitles
 from caption_extents.cli import app
 from caption_extents.ocr.captions import SampleReader, caption_picture, median_samples, store_texts
 from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
-from caption_extents.results.database import CaptionRow, open_database, with_captions
+from caption_extents.results.database import open_database, read_captions, with_captions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
 from caption_extents.storage.versions import change_database
@@ -79,10 +80,7 @@ def test_what_a_person_wrote_stays(store: Path) -> None:
     opened = open_store(store)
     store_texts(opened, KEYS, CountingReader(lambda number: ReadText(f"text {number}", 0.5)))
     data = opened.get(KEYS.database(1))
-    rows = [
-        CaptionRow(**{name: row[name] for name in CaptionRow.__dataclass_fields__})
-        for row in open_database(data).execute("SELECT * FROM captions ORDER BY caption_index")
-    ]
+    rows = read_captions(data)
     rows[1] = replace(rows[1], text="as I say", text_confidence=None)
     change_database(opened, KEYS, 1, lambda _: with_captions(data, rows))
     again = CountingReader(lambda number: ReadText(f"again {number}", 0.6))
@@ -151,7 +149,7 @@ def test_pieces_become_lines() -> None:
 @pytest.mark.parametrize("kind", ["srt", "vtt", "ass"])
 @pytest.mark.parametrize("words", ["{\\b1}bold", "<script>alert(1)</script>", "a\\Nb", "x & y < z", "-->"])
 def test_text_never_becomes_markup(kind: str, words: str) -> None:
-    rendered = render_subtitles([SubtitleEvent(1, 2, words)], kind)
+    rendered = render_subtitles([Caption(1, 2, 10, 20, 1.0, words)], kind)
     body = rendered.rsplit("Dialogue", 1)[-1] if kind == "ass" else rendered.split("\n", 3)[-1]
     assert "{\\" not in body
     assert "<script" not in body or kind == "ass"
@@ -166,10 +164,10 @@ def test_a_picture_without_text() -> None:
 
 @pytest.mark.parametrize("kind", ["srt", "vtt", "ass"])
 def test_the_shortest_caption_is_shown(kind: str) -> None:
-    (event,) = pysubs2.SSAFile.from_string(render_subtitles([SubtitleEvent(2 / 240, 3 / 240, "now")], kind))
+    (event,) = pysubs2.SSAFile.from_string(render_subtitles([Caption(2 / 240, 3 / 240, 2, 3, 1.0, "now")], kind))
     assert event.end > event.start
 
 
 def test_characters_that_webvtt_takes_for_others() -> None:
-    assert "AT&amp;T &amp;lt;" in render_subtitles([SubtitleEvent(0, 1, "AT&T &lt;")], "vtt")
-    assert "one\ntwo\nthree" in render_subtitles([SubtitleEvent(0, 1, "one\r\ntwo\rthree")], "srt")
+    assert "AT&amp;T &amp;lt;" in render_subtitles([Caption(0, 1, 0, 10, 1.0, "AT&T &lt;")], "vtt")
+    assert "one\ntwo\nthree" in render_subtitles([Caption(0, 1, 0, 10, 1.0, "one\r\ntwo\rthree")], "srt")

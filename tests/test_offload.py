@@ -16,22 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caption_extents import CropInferResult, CropRegion
-from caption_extents.chunks.assemble import ChunkAssembler, Planes
+from caption_extents.chunks.assemble import ChunkAssembler
 from caption_extents.chunks.plan import plan_chunks
 from caption_extents.chunks.presets import PRESETS
-from caption_extents.chunks.segment import SEGMENT_SAMPLES, Segment, SegmentAssembler, pack, unpack
+from caption_extents.encoders.blocks import BLOCK_SAMPLES, BlockAssembler, SampleBlock, pack, unpack
+from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
 from caption_extents.errors import EncodeError, InputError
-from caption_extents.pipeline import run as run_module
+from caption_extents.job import run as run_module
 from caption_extents.pipeline.analysis import Prices, cost_of_run
 from caption_extents.pipeline.forecast import Work
-from caption_extents.pipeline.offload import (
-    EncodeReport,
-    EncodeTask,
-    Offload,
-    remove_old_segments,
-    run_encode_task,
-)
+from caption_extents.pipeline.offload import Offload, remove_old_blocks
 from caption_extents.pipeline.report import format_metrics
+from caption_extents.planes import Planes
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.store import Store, open_store
@@ -68,7 +64,7 @@ def numbered(first: int, count: int) -> Planes:
 @settings(max_examples=60)
 @given(count=st.integers(1, 1700), batch=st.integers(1, 600))
 def test_segments_hold_whole_chunks(count: int, batch: int) -> None:
-    assembler, segments = SegmentAssembler(), []
+    assembler, segments = BlockAssembler(), []
     direct = ChunkAssembler()
     expected = []
     for first in range(0, count, batch):
@@ -77,7 +73,7 @@ def test_segments_hold_whole_chunks(count: int, batch: int) -> None:
         expected += direct.add(first, planes)
     segments += assembler.flush()
     expected += direct.flush()
-    assert [segment.first_sample for segment in segments] == list(range(0, count, SEGMENT_SAMPLES))
+    assert [segment.first_sample for segment in segments] == list(range(0, count, BLOCK_SAMPLES))
     chunks = {frames.plan: frames.planes for segment in segments for frames in segment.chunks()}
     assert {plan for segment in segments for plan in segment.plans()} == set(chunks)
     assert set(chunks) == set(plan_chunks(count)) == {frames.plan for frames in expected}
@@ -93,7 +89,7 @@ def test_packing_loses_nothing(size: tuple[int, int], kind: str) -> None:
     y, u, v = (rng.integers(0, 256, (count, *shape), np.uint8) for shape in shapes)
     if kind == "still":
         y[1:], u[1:], v[1:] = y[0], u[0], v[0]
-    segment = Segment(512, (y, u, v))
+    segment = SampleBlock(512, (y, u, v))
     data = pack(segment)
     again = unpack(data, 512, count)
     assert all(np.array_equal(a, b) for a, b in zip(segment.planes, again.planes, strict=True))
@@ -101,12 +97,12 @@ def test_packing_loses_nothing(size: tuple[int, int], kind: str) -> None:
         assert len(data) < (y.nbytes + u.nbytes + v.nbytes) / 5
 
 
-def test_a_damaged_segment_is_an_error() -> None:
+def test_a_damaged_block_is_an_error() -> None:
     y, u, v = numbered(0, 20)
     large = tuple(np.kron(plane, np.ones((1, 16, 16), np.uint8)) for plane in (y, u, v))
-    data = pack(Segment(0, (large[0], large[1], large[2])))
+    data = pack(SampleBlock(0, (large[0], large[1], large[2])))
     for damaged in (data[: len(data) // 2], b"", b"no video", data[:400]):
-        with pytest.raises(EncodeError, match="segment of sample 0"):
+        with pytest.raises(EncodeError, match="block of sample 0"):
             unpack(damaged, 0, 20)
     with pytest.raises(EncodeError, match=r"20 samples, and 19 were sent|damaged"):
         unpack(data, 0, 19)
@@ -182,10 +178,10 @@ def test_what_a_dead_run_left_is_removed(video: Path, tmp_path: Path) -> None:
     lease = acquire_version(store, KEYS, "other inputs")
     segment = KEYS.segment(1, lease.run_id, 0)
     store.put(segment, b"packed samples", "video/x-matroska")
-    assert remove_old_segments(store, KEYS) == 0
+    assert remove_old_blocks(store, KEYS) == 0
     run(video, tmp_path, frame_rate=2.0)
     assert store.exists(segment)
-    assert remove_old_segments(store, KEYS, timedelta(0)) == 1
+    assert remove_old_blocks(store, KEYS, timedelta(0)) == 1
     assert not store.exists(segment)
 
 

@@ -24,6 +24,7 @@ import caption_extents
 from caption_extents import CropInferResult, CropRegion, InputError, ProcessingError
 from caption_extents.chunks.plan import chunk_of, plan_chunks
 from caption_extents.chunks.read import decode_chunk
+from caption_extents.encoders import base as encoders
 from caption_extents.errors import DecodeError, EncodeError, UploadError
 from caption_extents.model.weights import DEFAULT_WEIGHTS, write_costs
 from caption_extents.pipeline import stages
@@ -34,7 +35,7 @@ from caption_extents.storage.leases import complete_versions
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
 from caption_extents.training.sample_video import CROP
-from caption_extents.video import cpu
+from caption_extents.video.decoders import cpu
 from tests.media import Recipe, make_video, reference_samples
 from tests.models import QuickModel
 from tests.test_exactness import B_FRAMES, QUICK_VP9, VARIABLE, X265
@@ -158,13 +159,13 @@ def test_metrics_add_up(captioned_video: Path, tmp_path: Path) -> None:
 @pytest.mark.undisturbed
 def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(Recipe("many", pts=tuple(range(500))), tmp_path)
-    quick = stages.encode_chunk
+    quick = encoders.encode_chunk
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.9)
         return quick(*arguments)
 
-    monkeypatch.setattr(stages, "encode_chunk", slow)
+    monkeypatch.setattr(encoders, "encode_chunk", slow)
     # With the package's model, a busy machine's inference may take as long as this encoder.
     options: dict[str, Any] = {"frame_rate": 30.0, "encoder_workers": 1, "queue_size": 1, "model": QuickModel()}
     metrics = run(video, tmp_path / "store", CropRegion(0, 0, 1, 1), **options).metrics
@@ -183,7 +184,7 @@ def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.undisturbed
 def test_encoders_do_not_wait_for_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(Recipe("many", pts=tuple(range(200))), tmp_path)
-    encoded, quick = threading.Event(), stages.encode_chunk
+    encoded, quick = threading.Event(), encoders.encode_chunk
 
     def encode(*arguments: Any) -> Any:
         encoded.set()
@@ -194,7 +195,7 @@ def test_encoders_do_not_wait_for_inference(tmp_path: Path, monkeypatch: pytest.
             assert encoded.wait(30)
             return super().embed(y, u, v)
 
-    monkeypatch.setattr(stages, "encode_chunk", encode)
+    monkeypatch.setattr(encoders, "encode_chunk", encode)
     result = run(video, tmp_path / "store", CropRegion(0, 0, 1, 1), frame_rate=30.0, queue_size=1, model=Waiting())
     assert result.frame_count == 200
 
@@ -267,7 +268,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 @pytest.mark.parametrize(
     ("target", "name", "error", "expected"),
     [
-        (stages, "encode_chunk", EncodeError("chunk 7 is bad"), EncodeError),
+        (encoders, "encode_chunk", EncodeError("chunk 7 is bad"), EncodeError),
         (stages.Upload, "upload", UploadError("the store is gone"), UploadError),
         (cpu, "crop_planes", DecodeError("frame is bad"), DecodeError),
         (stages.Inference, "infer", MemoryError("too large"), ProcessingError),

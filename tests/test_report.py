@@ -95,7 +95,7 @@ def test_scrubbing_shows_the_right_samples(page: Any, store: Path) -> None:
 
     def picture(sample: int) -> np.ndarray:
         y, u, v = (torch.from_numpy(plane) for plane in read_sample(sample))
-        return to_picture(y, u, v, (y.shape[0], y.shape[1])).astype(float)
+        return to_picture((y, u, v), (y.shape[0], y.shape[1])).astype(float)
 
     # Pixel for pixel: where the page puts it, it may lie between two rows of the screen.
     page.evaluate("Object.assign(view.style, {position: 'fixed', left: 0, top: 0, width: '512px', zIndex: 9})")

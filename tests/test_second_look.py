@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.interface import LookingModel
-from caption_extents.model.labels import Label
+from caption_extents.model.labeller import Labeller
 from caption_extents.pipeline.metrics import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
-from caption_extents.video.batch import CropBatch
+from caption_extents.video.samples import SampleBatch
 
 
 class _Counting:
@@ -38,7 +39,7 @@ class _Counting:
     ) -> torch.Tensor:
         return before + 3 * earlier + 7 * later + 20 * after
 
-    def label(self, descriptions: torch.Tensor) -> torch.Tensor:
+    def classify(self, descriptions: torch.Tensor) -> torch.Tensor:
         padded = torch.cat([torch.zeros(2), descriptions, torch.zeros(2)]).double()
         around = sum(padded[at : at + len(descriptions)] * (at + 1) for at in range(5))
         found = torch.zeros(len(descriptions), 2, 5)
@@ -68,22 +69,22 @@ def _expected(brightness: list[int]) -> tuple[torch.Tensor, int]:
     k = torch.arange(len(samples) - 1)
     around = [(k + step).clamp(0, len(samples) - 1) for step in (-1, 0, 1, 2)]
     first = model.describe(*(samples[numbers] for numbers in around))
-    worth = model.is_worth_a_look(model.label(first))
+    worth = model.is_worth_a_look(model.classify(first))
     closely = samples + 1000 * (samples // 2)
     again = torch.where(worth, model.describe(*(closely[numbers] for numbers in around)), first)
-    return model.label(again), int(worth.sum())
+    return model.classify(again), int(worth.sum())
 
 
 @given(st.lists(st.integers(0, 255), min_size=2, max_size=60), st.lists(st.integers(1, 20), min_size=1, max_size=60))
 def test_any_batches_give_what_all_samples_at_once_give(brightness: list[int], sizes: list[int]) -> None:
     model = _Counting()
     assert isinstance(model, LookingModel)
-    inference = Inference(model, len(brightness), StageClock(INFERENCE))
+    inference = Inference(Labeller(model), len(brightness), StageClock(INFERENCE))
     at = 0
     for size in itertools.cycle(sizes):
-        part = torch.tensor(brightness[at : at + size], dtype=torch.uint8)[:, None, None]
+        part = np.asarray(brightness[at : at + size], np.uint8)[:, None, None]
         chroma = part // 2
-        inference.infer(CropBatch(at, part.expand(-1, 2, 2), chroma, chroma))
+        inference.infer(SampleBatch(at, part.repeat(2, 1).repeat(2, 2), chroma, chroma))
         at += size
         if at >= len(brightness):
             break

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_extents.video.segments import cut_segments, plan_spans
+from caption_extents.video.nvdec.segments import cut_segments, plan_spans
 from caption_extents.video.timeline import Timeline
 
 

@@ -12,7 +12,7 @@ import pytest
 from caption_extents.errors import CropError, VideoError
 from caption_extents.region import CropRegion
 from caption_extents.video.crop import resolve_crop
-from caption_extents.video.source import probe
+from caption_extents.video.info import probe
 from tests.media import Recipe, make_video
 
 

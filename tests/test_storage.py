@@ -19,10 +19,11 @@ from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from caption_extents.errors import InputError, LeaseLostError, StoreAccessError, StoreError, UploadError
+from caption_extents.options import check_id
 from caption_extents.storage import claims, leases
 from caption_extents.storage.claims import change_claim, read_claim
 from caption_extents.storage.folder import LOCK_NAME
-from caption_extents.storage.keys import VideoKeys, check_id, check_key
+from caption_extents.storage.keys import VideoKeys, check_key
 from caption_extents.storage.leases import VersionLease, acquire_version, complete_versions
 from caption_extents.storage.manifest import ChunkRecord, Manifest, SourceRecord, content_fingerprint
 from caption_extents.storage.objects import CloudObjects

@@ -17,7 +17,7 @@ from PIL import ImageFont
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from caption_extents.model.labels import Label
+from caption_extents.labels import Label
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import load_weights, save_weights
 from caption_extents.training import assets, backgrounds, captions, clips, distractors, fonts, steps, text

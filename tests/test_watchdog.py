@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,16 +25,19 @@ import pytest
 
 import caption_extents
 from caption_extents import CropRegion
+from caption_extents.children import Channel, Child
+from caption_extents.encoders import base as encoders
 from caption_extents.errors import StallError
+from caption_extents.job import run as runs
 from caption_extents.ocr import captions as ocr_captions
 from caption_extents.ocr.crop import suggest_crop
-from caption_extents.pipeline import run as runs
-from caption_extents.pipeline import stages
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
-from caption_extents.video import cpu, source
-from caption_extents.video.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video import demux
+from caption_extents.video.decoders import cpu
+from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.info import probe
 from caption_extents.video.timeline import build_timeline
 from caption_extents.watchdog import Watchdog, alive
 from tests.media import Recipe, make_video
@@ -109,7 +115,7 @@ def test_a_thread_that_has_missed_its_wake_up_is_woken(wait: Callable[[], int]) 
 def test_a_run_whose_decoder_has_missed_its_wake_up_goes_on(
     implementation: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decode, count = source.decode_or_skip, 0
+    decode, count = demux.decode_or_skip, 0
 
     def sleeping(packet: Any) -> Any:
         nonlocal count
@@ -146,13 +152,13 @@ def test_a_run_fails_when_something_hangs_and_the_next_goes_on(
     hang, started = _hang(over), time.monotonic()
     with monkeypatch.context() as patch:
         if where == "index":
-            patch.setattr("caption_extents.video.input.build_timeline", hang)
+            patch.setattr("caption_extents.video.video.build_timeline", hang)
         elif where == "decode":
             patch.setattr(cpu, "decode_or_skip", hang)
         elif where == "close":
             patch.setattr(cpu.CpuDecoder, "close", hang)
         elif where == "encode":
-            patch.setattr(stages, "encode_chunk", hang)
+            patch.setattr(encoders, "encode_chunk", hang)
         else:
             patch.setattr(runs, "refine_captions", hang)
         with pytest.raises(StallError, match=r"no sign of life for 1\.5 s") as caught:
@@ -191,8 +197,9 @@ import sys, time, threading
 from pathlib import Path
 import tests.test_watchdog as here
 from caption_extents import cli
-from caption_extents.pipeline import stages
-from caption_extents.video import cpu
+from caption_extents.encoders import base as encoders
+from caption_extents.video import demux
+from caption_extents.video.decoders import cpu
 target, name = {target}
 setattr(target, name, lambda *_, **__: threading.Event().wait())
 sys.argv = ["caption-extents", "run", {video!r}, "--crop", "0,0,1,1", "--store", {store!r}, "--stall-seconds", "1.5",
@@ -202,7 +209,7 @@ cli.main()
 
 
 @pytest.mark.undisturbed
-@pytest.mark.parametrize("target", ['cpu, "decode_or_skip"', 'stages, "encode_chunk"'])
+@pytest.mark.parametrize("target", ['cpu, "decode_or_skip"', 'encoders, "encode_chunk"'])
 def test_the_command_ends_though_its_threads_do_not(target: str, video: Path, tmp_path: Path) -> None:
     program = _PROGRAM.format(target=target, video=str(video), store=str(tmp_path / "s"))
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
@@ -228,7 +235,7 @@ def slow_avi(path: Path, frames: int = 400) -> Path:
 @pytest.mark.undisturbed
 def test_indexing_in_a_process_of_its_own_shows_life(tmp_path: Path) -> None:
     path, started = slow_avi(tmp_path / "long.avi"), time.monotonic()
-    build_timeline(source.probe(path), Fraction(10))
+    build_timeline(probe(path), Fraction(10))
     took = time.monotonic() - started
     # Below, a sign of life in each half of the limit is a matter of luck.
     limit = max(0.8, took / 2)
@@ -239,19 +246,21 @@ def test_indexing_in_a_process_of_its_own_shows_life(tmp_path: Path) -> None:
 
 
 def test_bytes_that_keep_coming_renew_the_limit() -> None:
-    here, there = os.pipe()
-    child = object.__new__(IsolatedVideo)
-    child._reading, child._closed, child._path = threading.Lock(), False, Path("film.mp4")
-    child._limits = DecoderLimits(stall_seconds=0.5)
-    child._child = type("Child", (), {"stdout": os.fdopen(here, "rb"), "pid": os.getpid()})()
+    (here, there), memory = socket.socketpair(), tempfile.TemporaryFile()  # noqa: SIM115
+    child = object.__new__(Child)
+    child._stall_seconds, child.channels = 0.5, [Channel(here, memory)]
 
     def drip() -> None:
-        for _ in range(10):
-            os.write(there, b"x")
+        text = b"{}"
+        for byte in struct.pack("<II", len(text), 0) + text:
+            there.sendall(bytes([byte]))
             time.sleep(0.15)
 
-    threading.Thread(target=drip, daemon=True).start()
-    assert bytes(child._read(10)) == b"x" * 10
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    with closing(child.channels[0]), closing(there):
+        assert child.receive() == ({}, [])
+        dripping.join()
 
 
 _TRACER = """
@@ -343,7 +352,7 @@ import threading, time
 from pathlib import Path
 from caption_extents import CropRegion, crop_and_infer_caption_frame_extents
 from caption_extents.errors import EncodeError
-from caption_extents.pipeline import stages
+from caption_extents.encoders import base as encoders
 calls = []
 def encode(*_, **__):
     calls.append(1)
@@ -351,7 +360,7 @@ def encode(*_, **__):
         threading.Event().wait()
     time.sleep(0.3)
     raise EncodeError("planted")
-stages.encode_chunk = encode
+encoders.encode_chunk = encode
 if __name__ == "__main__":
     try:
         crop_and_infer_caption_frame_extents({video!r}, "t1", "v1", CropRegion(0, 0, 1, 1), store={store!r},

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -22,19 +22,14 @@ from fractions import Fraction
 from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from caption_extents.errors import InputError, OutputError, ProcessingError
 from caption_extents.interrupts import WorkerOfPool
-from caption_extents.job import (
-    DEFAULT_DEVICE,
-    DEFAULT_FRAME_RATE,
-    DEFAULT_PRESET,
-    JobOptions,
-    id_from_name,
-    parse_rate,
-)
+from caption_extents.job.api import run_job
+from caption_extents.options import Job, id_from_name, parse_rate
 from caption_extents.region import CropRegion
+from caption_extents.video.nvdec.driver import device_count
 
 _RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
 """Options, beside store and preset, that make another result."""
@@ -71,9 +66,9 @@ class Entry:
 
 def _what_for(options: BatchOptions) -> str:
     """Tells apart runs of one list whose results differ, or go elsewhere."""
-    shared = [str(options.get("store")), options.get("preset", DEFAULT_PRESET)]
+    shared = [str(options.get("store")), options.get("preset", Job.preset)]
     # Only where they are given, so that what an earlier version of this package has noted still counts.
-    shared += [f"{name}={options[name]}" for name in _RESULT_OPTIONS if options.get(name)]  # type: ignore[literal-required]
+    shared += [f"{name}={options[name]}" for name in _RESULT_OPTIONS if options.get(name)]
     return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
 
 
@@ -205,7 +200,7 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
         crop=region.as_tuple(),
         video_id=str(row.get("video_id") or id_from_name(video)),
         tenant=str(row.get("tenant") or tenant),
-        rate=parse_rate(str(row.get("rate") or DEFAULT_FRAME_RATE).strip()),
+        rate=parse_rate(str(row.get("rate") or Job.frame_rate).strip()),
     )
 
 
@@ -249,21 +244,15 @@ class Journal:
             return file.read(1) != b"\n"
 
 
-class BatchOptions(JobOptions, total=False):
-    """What all videos of a list share."""
-
-    encoder_workers: int
+BatchOptions: TypeAlias = Mapping[str, Any]
+"""Options of :class:`~caption_extents.options.Job` that all videos of a list share, by their names."""
 
 
 def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
     """Do one entry; never raises what the job raises."""
-    from caption_extents import crop_and_infer_caption_frame_extents
-
     started = time.perf_counter()
     try:
-        result = crop_and_infer_caption_frame_extents(
-            entry.video, entry.tenant, entry.video_id, CropRegion(*entry.crop), entry.rate, **options
-        )
+        result = run_job(Job(entry.video, entry.tenant, entry.video_id, CropRegion(*entry.crop), entry.rate, **options))
     except (InputError, ProcessingError) as error:
         return Outcome(entry.digest, entry.video_id, error=str(error), seconds=time.perf_counter() - started)
     return Outcome.of(entry, result.to_dict())
@@ -282,11 +271,9 @@ def _begin_worker(numbers: SimpleQueue[int]) -> None:
 
 def _run_in_worker(entry: Entry, options: BatchOptions) -> Outcome:
     with _worker:
-        if options.get("device", DEFAULT_DEVICE) in {"auto", "cuda"}:
-            from caption_extents.video.cuda import gpu_in_turn
-
-            device = gpu_in_turn(_number)
-            options = options if device is None else {**options, "device": device}
+        if options.get("device", Job.device) in {"auto", "cuda"}:
+            count = device_count()
+            options = {**options, "device": f"cuda:{_number % count}"} if count > 1 else options
         return run_entry(entry, options)
 
 

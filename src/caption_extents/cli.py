@@ -15,30 +15,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-import caption_extents
-from caption_extents import job as jobs
-from caption_extents.chunks.presets import PRESETS
 from caption_extents.errors import InputError, ProcessingError
 from caption_extents.files import write_whole
 from caption_extents.interrupts import Interrupted, interrupt_on_signals
+from caption_extents.job.api import run_job
+from caption_extents.options import (
+    DEFAULT_ENCODER_WORKERS,
+    DEFAULT_STORE,
+    IMPLEMENTATION_NAMES,
+    REMOTE_ENCODER_NAMES,
+    Job,
+    check_id,
+    describe_options,
+    encoders_of_cores,
+    encoders_of_machine,
+    id_from_name,
+    parse_rate,
+    variable_of,
+)
 from caption_extents.progress import progress_display
 from caption_extents.region import CropRegion
-from caption_extents.storage.keys import check_id
-from caption_extents.watchdog import DEFAULT_STALL_SECONDS
+from caption_extents.version import __version__
 
 if TYPE_CHECKING:
     import numpy as np
 
     from caption_extents.batch import Executor
+    from caption_extents.job.result import CropInferResult
     from caption_extents.ocr.crop import Band
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import Store
 
-SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
 _PAGE_PICTURES = 16
 _USUAL_REGION = CropRegion(0.05, 0.8, 0.95, 0.98)
 EXECUTOR_NAMES = ("local", "ray", "modal")
@@ -59,7 +70,7 @@ def _choices(names: tuple[str, ...]) -> str:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(caption_extents.__version__)
+        typer.echo(__version__)
         raise typer.Exit
 
 
@@ -72,71 +83,69 @@ def _main(
     pass
 
 
-_StoreOption = Annotated[
-    str | None,
-    typer.Option(envvar=jobs.STORE_VARIABLE, help=f"Folder or URL; default {jobs.DEFAULT_STORE}."),
-]
-_TenantOption = Annotated[str, typer.Option(help="Tenant id, part of every key.")]
+_HELP = describe_options()
+_StoreOption = Annotated[str | None, typer.Option(envvar=variable_of("store"), help=_HELP["store"])]
+_TenantOption = Annotated[str, typer.Option(help=_HELP["tenant_id"])]
+_NOT_HERE = frozenset({"store", "queue_size", "price_per_hour", "lease_seconds", "progress"})
+"""Options of a job that a command line has under another name, or does not have."""
+_ENCODER_WORKERS = "Chunks encoded at once; by default one for each core, at least 4."
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _with_job_options(*left_out: str) -> Callable[[Command], Command]:
+    """Let a command take the options of a job that have no own parameter, but for some, as keyword arguments."""
+
+    def decorate(command: Command) -> Command:
+        own = [
+            one for one in inspect.signature(command, eval_str=True).parameters.values() if one.kind != one.VAR_KEYWORD
+        ]
+        names = {one.name for one in own} | _NOT_HERE | set(left_out)
+        options = [
+            _parameter(one)
+            for name, one in inspect.signature(Job, eval_str=False).parameters.items()
+            if one.kind == one.KEYWORD_ONLY and name not in names
+        ]
+        parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in own] + options
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        return command
+
+    return decorate
+
+
+def _parameter(option: inspect.Parameter) -> inspect.Parameter:
+    """An option of a job as one of a command line."""
+    kind: Any = next(
+        (plain for name, plain in (("PathLike", Path | None), ("int | None", int | None)) if name in option.annotation),
+        {"bool": bool, "int": int, "float": float}.get(
+            option.annotation, str | None if option.default is None else str
+        ),
+    )
+    names = [f"--{option.name.replace('_', '-')}"] if kind is bool else []
+    made = typer.Option(*names, envvar=variable_of(option.name) or None, help=_HELP[option.name])
+    return option.replace(annotation=Annotated[kind, made])
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that are not as they are by default."""
+    return {name: value for name, value in options.items() if value != getattr(Job, name)}
 
 
 @app.command()
+@_with_job_options()
 def run(
-    video: Annotated[str, typer.Argument(help="A video file, or the key of one in the store.")],
+    video: Annotated[str, typer.Argument(help=_HELP["video_key"])],
     crop: Annotated[
         str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture; or auto.")
     ],
-    rate: Annotated[str, typer.Option(help="Samples a second, as 10 or 30000/1001.")] = str(jobs.DEFAULT_FRAME_RATE),
+    rate: Annotated[str, typer.Option(help=_HELP["frame_rate"])] = f"{Job.frame_rate:g}",
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
     video_id: Annotated[
         str | None, typer.Option(help="Video id, part of every key; by default from the file's name.")
     ] = None,
-    implementation: Annotated[
-        str,
-        typer.Option(
-            envvar=jobs.IMPLEMENTATION_VARIABLE,
-            help=f"{_choices(jobs.IMPLEMENTATION_NAMES)}; both give identical results.",
-        ),
-    ] = jobs.DEFAULT_IMPLEMENTATION,
-    device: Annotated[
-        str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")
-    ] = jobs.DEFAULT_DEVICE,
-    encoder_workers: Annotated[
-        int | None, typer.Option(help="Chunks encoded at once; by default one for each core, at least 4.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help=f"Encoder settings: {_choices(tuple(PRESETS))}.")] = jobs.DEFAULT_PRESET,
-    encoder: Annotated[
-        str, typer.Option(help=f"Where chunks are encoded: {_choices(jobs.ENCODER_NAMES)}.")
-    ] = jobs.DEFAULT_ENCODER,
-    prices: Annotated[
-        Path | None, typer.Option(envvar=jobs.PRICES_VARIABLE, help="Prices of machines, for the costs (.toml).")
-    ] = None,
-    decode_threads: Annotated[
-        int, typer.Option(help="Threads of the CPU decoder or sessions on the GPU; 0 for as many as there are.")
-    ] = 0,
-    inference_workers: Annotated[
-        int | None, typer.Option(help="Threads for the model on a CPU; default one a core, sequential 1.")
-    ] = None,
-    upload_workers: Annotated[int, typer.Option(help="Objects uploaded at once.")] = jobs.DEFAULT_UPLOAD_WORKERS,
-    max_undecodable_share: Annotated[
-        float, typer.Option(help="Fail when more than this share of the samples cannot be decoded.")
-    ] = jobs.Job.max_undecodable_share,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Take a file that ends early, as a cut-off download, as far as it goes.")
-    ] = False,
-    isolate: Annotated[
-        bool, typer.Option("--isolate", help="Decode in a process of its own, within limits: for videos of strangers.")
-    ] = False,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Times exact to a frame of the source, not only to a sample.")
-    ] = False,
-    isolate_memory_mib: Annotated[int, typer.Option(help="Address space of that process.")] = 8192,
-    stall_seconds: Annotated[
-        float, typer.Option(help="Fail when nothing comes from a codec for this long.")
-    ] = DEFAULT_STALL_SECONDS,
-    model: Annotated[
-        Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
-    ] = None,
+    encoder_workers: Annotated[int | None, typer.Option(help=_ENCODER_WORKERS)] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write this subtitle file (.srt, .vtt or .ass).")] = None,
     ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text, once (needs the extra 'ocr').")] = False,
     page: Annotated[
@@ -145,58 +154,42 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="Write what was busy when, for Perfetto or chrome://tracing (.json).")
     ] = None,
-    new_version: Annotated[
-        bool, typer.Option("--new-version", help="Start anew even if an unfinished version could be finished.")
-    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    **options: Any,
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
     with _errors_as_exit_codes(f"{_INTERRUPTED}; the same command goes on with the chunks that are stored"):
-        video_id = jobs.id_from_name(video) if video_id is None else check_id(video_id, "--video-id")
-        _check_subtitle_path(subtitles)
+        video_id = id_from_name(video) if video_id is None else check_id(video_id, "--video-id")
+        if subtitles is not None:
+            _check_subtitle_path(subtitles)
         _check_output(trace)
         if ocr:
             _check_ocr()
         if crop == "auto":
-            if not os.path.isfile(video):  # noqa: PTH113 which no name makes fail
-                raise InputError(f"--crop auto looks at a file of this machine, and {video!r} is none; give the crop")
-            crop = _as_option(_suggest(Path(video), as_json or quiet)[0][0].region)
-            if not (as_json or quiet):
-                typer.echo(f"crop {crop}", err=True)
+            crop = _auto_crop(video, as_json or quiet)
+        encoders = _encoders_of_run(encoder_workers, options["encoder"])
         with nullcontext() if as_json or quiet else progress_display() as progress:
-            result = caption_extents.crop_and_infer_caption_frame_extents(
-                video,
-                tenant,
-                video_id,
-                CropRegion.parse(crop),
-                jobs.parse_rate(rate),
-                _encoders_of_run(encoder_workers, encoder),
-                implementation=implementation,
-                store=store,
-                device=device,
-                preset=preset,
-                encoder=encoder,
-                prices=prices,
-                decode_threads=decode_threads,
-                inference_workers=inference_workers,
-                upload_workers=upload_workers,
-                max_undecodable_share=max_undecodable_share,
-                partial=partial,
-                refine=refine,
-                isolate=isolate,
-                isolate_memory_mib=isolate_memory_mib,
-                stall_seconds=stall_seconds,
-                model=model,
-                new_version=new_version,
-                progress=progress,
+            result = run_job(
+                Job(
+                    video,
+                    tenant,
+                    video_id,
+                    CropRegion.parse(crop),
+                    parse_rate(rate),
+                    encoders,
+                    store=store,
+                    progress=progress,
+                    **_given(options),
+                )
             )
+        opened, keys = _opened(store, tenant, video_id)
         if ocr:
-            _read_texts(*_opened(store, tenant, video_id), result.version, as_json or quiet)
+            _read_texts(opened, keys, result.version, as_json or quiet)
         if subtitles is not None:
-            _write_subtitles(*_opened(store, tenant, video_id), result.version, subtitles)
+            _write_subtitles(opened, keys, result.version, subtitles)
         if page:
-            _write_report(*_opened(store, tenant, video_id), result.version, as_json or quiet)
+            _write_report(opened, keys, result.version, as_json or quiet)
         if trace is not None:
             from caption_extents.pipeline.trace import chrome_trace
 
@@ -204,7 +197,16 @@ def run(
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:
-        _print_result(result, video_id, _opened(store, tenant, video_id)[0].address)
+        _print_result(result, video_id, opened.address)
+
+
+def _auto_crop(video: str, quiet: bool) -> str:
+    if not os.path.isfile(video):  # noqa: PTH113 which no name makes fail
+        raise InputError(f"--crop auto looks at a file of this machine, and {video!r} is none; give the crop")
+    crop = _as_option(_suggest(Path(video), quiet)[0][0].region)
+    if not quiet:
+        typer.echo(f"crop {crop}", err=True)
+    return crop
 
 
 @app.command()
@@ -257,10 +259,10 @@ def _choose_region(video: Path, quiet: bool) -> CropRegion:
 
     from av.video.frame import VideoFrame
 
+    from caption_extents.ocr.glimpses import pick_times, pictures_at
     from caption_extents.pictures import to_jpeg
     from caption_extents.report.crop_page import choose_region
-    from caption_extents.video.glimpses import pick_times, pictures_at
-    from caption_extents.video.source import probe
+    from caption_extents.video.info import probe
     from caption_extents.video.timeline import build_timeline
 
     try:
@@ -356,7 +358,7 @@ def import_corrections(
         from caption_extents.storage.store import open_store
 
         _check_output(truth)
-        corrections, opened = read_corrections(file), open_store(store or jobs.DEFAULT_STORE)
+        corrections, opened = read_corrections(file), open_store(store or DEFAULT_STORE)
         changed = write(opened, corrections)
         if truth is not None:
             labels = json.dumps(corrections.truth(opened), ensure_ascii=False, indent=1)
@@ -423,7 +425,7 @@ def evaluate(
         list[Path], typer.Argument(help="Folders of labelled videos, or JSON files beside labelled videos.")
     ],
     model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")] = jobs.DEFAULT_DEVICE,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")] = Job.device,
     tolerance: Annotated[int, typer.Option(min=0, help="Samples by which a caption's ends may be off.")] = 1,
     worst: Annotated[Path | None, typer.Option(help="Folder for pictures of what went wrong.")] = None,
     worst_count: Annotated[int, typer.Option(help="How many pictures at most.")] = 50,
@@ -453,6 +455,7 @@ def evaluate(
 
 
 @app.command()
+@_with_job_options("encoder", "new_version")
 def batch(
     videos: Annotated[
         Path, typer.Argument(help="CSV or JSON lines with video, crop, and if wanted video_id, tenant, rate.")
@@ -466,32 +469,15 @@ def batch(
     ] = 1.0,
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
-    device: Annotated[str, typer.Option(help="Where to decode and compute: auto, cpu, cuda or cuda:N.")] = "auto",
-    preset: Annotated[str, typer.Option(help=f"Encoder settings: {_choices(tuple(PRESETS))}.")] = jobs.DEFAULT_PRESET,
     encoder_workers: Annotated[
         int | None,
         typer.Option(min=1, help="Chunks of each video encoded at once; by default their share of the cores."),
-    ] = None,
-    max_undecodable_share: Annotated[
-        float, typer.Option(help="A video fails when more than this share of its samples cannot be decoded.")
-    ] = jobs.Job.max_undecodable_share,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Take files that end early, as cut-off downloads, as far as they go.")
-    ] = False,
-    isolate: Annotated[bool, typer.Option("--isolate", help="Decode in other processes, within limits.")] = False,
-    refine: Annotated[
-        bool, typer.Option("--refine", help="Times exact to a frame of the source, not only to a sample.")
-    ] = False,
-    stall_seconds: Annotated[
-        float, typer.Option(help="A video fails when nothing comes from a codec for this long.")
-    ] = DEFAULT_STALL_SECONDS,
-    model: Annotated[
-        Path | None, typer.Option(help="Other weights (.safetensors), or a ResNet-50 fusion checkpoint (.pt).")
     ] = None,
     journal: Annotated[
         Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    **options: Any,
 ) -> None:
     """Do a list of videos, and go on where an earlier run stopped. Exits with 1 if any failed."""
     with _errors_as_exit_codes(f"{_INTERRUPTED}; the same command goes on from here"):
@@ -502,29 +488,23 @@ def batch(
         _check_output(journal)
         noted = batches.Journal(journal)
         # Not left to the environment: other machines have others.
-        store = store or jobs.DEFAULT_STORE
-        options: batches.BatchOptions = {
+        store = store or DEFAULT_STORE
+        shared = {
+            **{
+                name: str(value.absolute()) if isinstance(value, Path) else value
+                for name, value in _given(options).items()
+            },
             "store": store if "://" in store else str(Path(store).expanduser().absolute()),
-            "device": device,
-            "preset": preset,
-            "isolate": isolate,
-            "refine": refine,
-            "partial": partial,
-            "stall_seconds": stall_seconds,
         }
-        if max_undecodable_share != jobs.Job.max_undecodable_share:
-            options["max_undecodable_share"] = max_undecodable_share
-        if model is not None:
-            options["model"] = str(model.absolute())
         if (encoders := _encoders_of_batch(encoder_workers, where, jobs_at_once, cpus)) is not None:
-            options["encoder_workers"] = encoders
+            shared["encoder_workers"] = encoders
 
         def tell(outcome: batches.Outcome) -> None:
             state = "failed" if outcome.error else "done  "
             what = outcome.error or f"{outcome.seconds:.1f} s, {outcome.captions} captions, v{outcome.version}"
             typer.echo(f"{state}  {outcome.video_id}  {what}", err=as_json)
 
-        summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), options, tell)
+        summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), shared, tell)
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
     if summary.failed:
         raise typer.Exit(EXIT_FAILED)
@@ -534,14 +514,14 @@ def _encoders_of_run(given: int | None, encoder: str) -> int:
     """As many as were asked for; otherwise what suits this machine, where it is this machine that encodes."""
     if given is not None:
         return given
-    return jobs.DEFAULT_ENCODER_WORKERS if encoder in jobs.REMOTE_ENCODER_NAMES else jobs.encoders_of_machine()
+    return DEFAULT_ENCODER_WORKERS if encoder in REMOTE_ENCODER_NAMES else encoders_of_machine()
 
 
 def _encoders_of_batch(given: int | None, where: str, jobs_at_once: int, cpus: float) -> int | None:
     """Likewise for each video of a batch; None where that is known only there."""
     if given is not None or where == "modal":
         return given
-    return jobs.encoders_of_machine(jobs_at_once) if where == "local" else jobs.encoders_of_cores(int(cpus))
+    return encoders_of_machine(jobs_at_once) if where == "local" else encoders_of_cores(int(cpus))
 
 
 def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:
@@ -550,11 +530,11 @@ def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:
 
         return LocalExecutor(jobs_at_once)
     if where == "ray":
-        from caption_extents.deploy.ray_cluster import RayExecutor
+        from caption_extents.deploy.executors import RayExecutor
 
         return RayExecutor(cpus)
     if where == "modal":
-        from caption_extents.deploy.modal_workers import ModalExecutor
+        from caption_extents.deploy.executors import ModalExecutor
 
         return ModalExecutor(jobs_at_once)
     raise InputError(f"cannot run on {where!r}; choose {_choices(EXECUTOR_NAMES)}")
@@ -569,7 +549,7 @@ def compare(
     store: _StoreOption = None,
     tenant: _TenantOption = "local",
     price_per_hour: Annotated[
-        float | None, typer.Option(envvar=jobs.PRICE_VARIABLE, help="Of the machine, for the costs.")
+        float | None, typer.Option(envvar=variable_of("price_per_hour"), help="Of the machine, for the costs.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -577,21 +557,19 @@ def compare(
     with _errors_as_exit_codes():
         from caption_extents.compare import compare_versions, read_version
 
-        run_them = {a, b} <= set(jobs.IMPLEMENTATION_NAMES)
+        run_them = {a, b} <= set(IMPLEMENTATION_NAMES)
         if not run_them and not (a.isdigit() and b.isdigit()):
-            raise InputError(f"{a!r} and {b!r} are neither versions nor {_choices(jobs.IMPLEMENTATION_NAMES)}")
+            raise InputError(f"{a!r} and {b!r} are neither versions nor {_choices(IMPLEMENTATION_NAMES)}")
         if run_them and crop is None:
             raise InputError("to run implementations, give the crop")
-        video_id = jobs.id_from_name(video) if run_them else video
+        video_id = id_from_name(video) if run_them else video
         numbers = []
         for wanted in (a, b):
             if not run_them:
                 numbers.append(int(wanted))
                 continue
             region = CropRegion.parse(crop or "")
-            result = caption_extents.crop_and_infer_caption_frame_extents(
-                video, tenant, video_id, region, implementation=wanted, store=store, new_version=True
-            )
+            result = run_job(Job(video, tenant, video_id, region, implementation=wanted, store=store, new_version=True))
             numbers.append(result.version)
         opened, keys = _opened(store, tenant, video_id)
         reports = [read_version(opened, keys, number) for number in numbers]
@@ -610,7 +588,7 @@ def doctor(
     from caption_extents.doctor import examine
 
     found = []
-    for finding in examine(store or jobs.DEFAULT_STORE):
+    for finding in examine(store or DEFAULT_STORE):
         found.append(finding)
         if not as_json:
             typer.echo(str(finding))
@@ -627,9 +605,9 @@ def _opened(store: str | None, tenant: str, video_id: str) -> tuple[Store, Video
     try:
         check_id(video_id, "VIDEO_ID")
     except InputError as error:
-        likely = jobs.id_from_name(video_id)
+        likely = id_from_name(video_id)
         raise InputError(f"{error}; a run of a file of this name has the id {likely!r}") from error
-    return open_store(store or jobs.DEFAULT_STORE), VideoKeys(tenant, video_id)
+    return open_store(store or DEFAULT_STORE), VideoKeys(tenant, video_id)
 
 
 @contextmanager
@@ -664,7 +642,7 @@ _NAMES_HERE = {
     **{f"crop_{side}": f"{side} of --crop" for side in ("left", "top", "right", "bottom")},
 }
 # A video_id may also be an argument, or stand in a file.
-_OPTIONS = [*({name for name in inspect.signature(run).parameters if "_" in name} - {"video_id"}), *_NAMES_HERE]
+_OPTIONS = [*({name for name in inspect.signature(Job).parameters if "_" in name} - {"video_id"}), *_NAMES_HERE]
 _ARGUMENT = re.compile(rf"'[^']*'|`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
 """What stands in quotes is a name, and stays."""
 
@@ -679,7 +657,7 @@ def _with_options(message: str) -> str:
     return _ARGUMENT.sub(option, message)
 
 
-def _print_result(result: caption_extents.CropInferResult, video_id: str, store: str) -> None:
+def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
     from caption_extents.pipeline.report import format_metrics
 
     labels = ", ".join(f"{name} {count}" for name, count in result.label_counts.items())
@@ -695,23 +673,18 @@ def _print_result(result: caption_extents.CropInferResult, video_id: str, store:
 
 
 def _write_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> None:
-    from caption_extents.captions.subtitles import SubtitleEvent, render_subtitles
-    from caption_extents.results.database import open_database
+    from caption_extents.captions.subtitles import write_subtitles
+    from caption_extents.results.database import read_captions
     from caption_extents.storage.versions import read_manifest
 
     number = read_manifest(opened, keys, version).version
-    rows = open_database(opened.get(keys.database(number))).execute("SELECT * FROM captions ORDER BY caption_index")
-    events = [
-        SubtitleEvent(row["start_seconds"], row["end_seconds"], row["text"] or f"[{row['caption_index'] + 1}]")
-        for row in rows
-    ]
-    write_whole(path, render_subtitles(events, path.suffix[1:].lower()))
+    write_subtitles(read_captions(opened.get(keys.database(number))), path)
 
 
-def _check_subtitle_path(path: Path | None) -> None:
-    if path is not None and path.suffix.lower() not in SUBTITLE_SUFFIXES:
-        allowed = ", ".join(SUBTITLE_SUFFIXES)
-        raise InputError(f"cannot write subtitles to {str(path)!r}; the name must end with {allowed}")
+def _check_subtitle_path(path: Path) -> None:
+    from caption_extents.captions.subtitles import check_subtitle_path
+
+    check_subtitle_path(path)
     _check_output(path)
 
 

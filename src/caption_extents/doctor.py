@@ -20,7 +20,7 @@ from av import library_versions
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.storage.store import Store, open_store
-from caption_extents.video.cuda import decode_engines
+from caption_extents.video.nvdec.capabilities import decode_engines
 
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video")
 ENCODER = "libvpx-vp9"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from caption_extents.model.labels import Label
+from caption_extents.labels import Label
 
 STATES = 4
 _EMPTY, _NEW, _YOUNG, _OLD = range(STATES)
@@ -50,7 +50,7 @@ def likeliest_labels(scores: np.ndarray, hasty: float = 0.0) -> np.ndarray:
     Returns:
         int64 (P,).
     """
-    steps = _in_parts(_step_scores(scores, hasty), -math.inf, 0.0)
+    steps = _in_parts(step_scores(scores, hasty), -math.inf, 0.0)
     parts, length = steps.shape[:2]
     begun = _starts(steps, _max_plus, -math.inf, 0.0)
     choices = np.empty((parts, length, STATES), np.int64)
@@ -78,7 +78,7 @@ def likeliest_labels(scores: np.ndarray, hasty: float = 0.0) -> np.ndarray:
 def label_posteriors(scores: np.ndarray, hasty: float) -> np.ndarray:
     """Probability of each label at each pair, given all of them; float64 (P, 5)."""
     # A common factor at a pair changes nothing.
-    steps = np.exp(_step_scores(scores - scores.max(axis=1, keepdims=True), hasty))
+    steps = np.exp(step_scores(scores - scores.max(axis=1, keepdims=True), hasty))
     steps = _in_parts(steps, 0.0, 1.0)
     forward = _through(steps, _starts(steps, _product, 0.0, 1.0)[:-1])
     mirrored = steps[::-1, ::-1].swapaxes(2, 3)
@@ -98,7 +98,19 @@ for _label, _before, _after in _STEPS:
     _LABELS[_before, _after] = _label
 
 
-def _step_scores(scores: np.ndarray, hasty: float) -> np.ndarray:
+def label_of_step(before: int, after: int) -> int:
+    """The label that leads from one state to another."""
+    return int(_LABELS[before, after])
+
+
+def start_scores() -> np.ndarray:
+    """What each state counts for at the beginning of a video; float64 (S,)."""
+    start = np.full(STATES, -math.inf)
+    start[list(_STARTS)] = 0.0
+    return start
+
+
+def step_scores(scores: np.ndarray, hasty: float) -> np.ndarray:
     """What each step adds at each pair, (P, before, after); minus infinity where there is none."""
     steps = np.full((len(scores), STATES, STATES), -math.inf)
     for label, before, after in _STEPS:

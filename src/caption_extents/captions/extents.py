@@ -12,13 +12,16 @@ among its labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from fractions import Fraction
 
 import numpy as np
 
+from caption_extents.captions.caption import Caption
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
 from caption_extents.errors import ModelError
-from caption_extents.model.labels import REVERSED_ORDER, Label
+from caption_extents.labels import REVERSED_ORDER, Label
 
 
 @dataclass(frozen=True)
@@ -57,48 +60,39 @@ class DecodingCosts:
         return cls(**costs)
 
 
-@dataclass(frozen=True)
-class Caption:
-    """One caption.
-
-    Attributes:
-        start_frame: first sample that shows it.
-        end_frame: first sample after it that does not.
-        confidence: in 0..1; how sure its least sure step is.
-    """
-
-    start_frame: int
-    end_frame: int
-    confidence: float
-
-
 def pair_evidence(probabilities: np.ndarray) -> np.ndarray:
     """Log evidence (P, 5) for each label out of forward and backward probabilities (P, 2, 5)."""
     logs = np.log(np.clip(probabilities.astype(np.float64), 1e-6, 1.0))
     return 0.5 * (logs[:, 0] + logs[:, 1][:, REVERSED_ORDER])
 
 
-def find_captions(probabilities: np.ndarray, costs: DecodingCosts | None = None) -> list[Caption]:
-    """Captions in a video of which every pair was looked at.
+def decode_captions(
+    probabilities: np.ndarray, sample_rate: float | Fraction = 10, costs: DecodingCosts | None = None
+) -> list[Caption]:
+    """The captions of a video all of whose pairs of consecutive samples were labelled.
+
+    The likeliest sequence of labels that fit together says where captions begin, change and end (Viterbi's algorithm).
 
     Args:
-        probabilities: (P, 2, 5) for pairs 0..P-1, forward and backward; labels in the order of
-            :class:`~caption_extents.model.labels.Label`.
-        costs: of boundaries.
+        probabilities: (P, 2, 5) for pairs (0, 1) to (P-1, P), as :meth:`CaptionModel.label` gives them: forward and
+            backward, of the labels ``same``, ``different``, ``empty_empty``, ``empty_valid`` and ``valid_empty``.
+        sample_rate: samples a second; a float is taken as the decimal number that it prints as.
+        costs: of boundaries; by default those that suit the package's own model.
 
     Returns:
-        Captions in order, not overlapping, within samples 0..P.
+        Captions in order, not overlapping, within samples 0..P; they have no text.
     """
     if len(probabilities) == 0:
         return []
     costs = costs or DecodingCosts()
-    scores = _scores(probabilities, costs)
+    scores = pair_scores(probabilities, costs)
     labels = likeliest_labels(scores, costs.hasty)
     certainty = label_posteriors(scores, costs.hasty)[np.arange(len(labels)), labels]
-    return _captions(labels, certainty)
+    cutter = CaptionCutter(sample_rate)
+    return [*cutter.add(labels, certainty), *cutter.end()]
 
 
-def _scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
+def pair_scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
     """What each label adds to a chain; float64 (P, 5)."""
     scores = pair_evidence(probabilities)
     unchanged = np.logaddexp(scores[:, Label.SAME], scores[:, Label.EMPTY_EMPTY])
@@ -110,19 +104,47 @@ def _scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
     return scores
 
 
-def _captions(labels: np.ndarray, certainty: np.ndarray) -> list[Caption]:
-    """Cut the samples where a caption appears, disappears or becomes another one."""
-    captions: list[Caption] = []
-    start: int | None = 0 if labels[0] in {Label.SAME, Label.DIFFERENT, Label.VALID_EMPTY} else None
-    for pair in np.flatnonzero((labels != Label.SAME) & (labels != Label.EMPTY_EMPTY)).tolist():
-        if start is not None:
-            captions.append(_caption(start, pair + 1, certainty))
-        start = pair + 1 if labels[pair] != Label.VALID_EMPTY else None
-    if start is not None:
-        captions.append(_caption(start, len(labels) + 1, certainty))
-    return captions
+class CaptionCutter:
+    """Cuts the samples where a caption appears, disappears or becomes another one; labels come in order.
+
+    Args:
+        sample_rate: samples a second.
+    """
+
+    def __init__(self, sample_rate: float | Fraction) -> None:
+        self._rate = sample_rate if isinstance(sample_rate, Fraction) else Fraction(str(sample_rate))
+        self._pair = 0
+        self._start: int | None = None
+        self._certainty = 1.0
+        """Of the least sure pair since the caption that is shown began."""
+
+    def add(self, labels: np.ndarray, certainty: np.ndarray) -> Iterator[Caption]:
+        """Take the labels of the next pairs, int64 (P,), and how sure each is, in 0..1; the captions that end there."""
+        for label, sure in zip(labels.tolist(), certainty.tolist(), strict=True):
+            if self._pair == 0 and label in _BEGIN_SHOWN:
+                self._start = 0
+            # Pair k joins samples k and k+1, so it decides about the caption that ends there and the one that begins.
+            self._certainty = min(self._certainty, sure)
+            self._pair += 1
+            if label not in _UNCHANGED:
+                if self._start is not None:
+                    yield self._caption(self._start)
+                self._start = None if label == Label.VALID_EMPTY else self._pair
+                self._certainty = sure
+            elif self._start is None:
+                self._certainty = 1.0
+
+    def end(self) -> Iterator[Caption]:
+        """The caption that is shown to the end, if there is one."""
+        if self._start is not None:
+            self._pair += 1
+            yield self._caption(self._start)
+
+    def _caption(self, start: int) -> Caption:
+        begin, end = float(start / self._rate), float(self._pair / self._rate)
+        return Caption(begin, end, start, self._pair, self._certainty)
 
 
-def _caption(start: int, end: int, certainty: np.ndarray) -> Caption:
-    # Pair k joins samples k and k+1, so the pairs that decide about samples start..end-1 are start-1..end-1.
-    return Caption(start, end, float(certainty[max(0, start - 1) : end].min()))
+_UNCHANGED = frozenset({Label.SAME.value, Label.EMPTY_EMPTY.value})
+_BEGIN_SHOWN = frozenset({Label.SAME.value, Label.DIFFERENT.value, Label.VALID_EMPTY.value})
+"""Labels that a video begins with if its first sample shows a caption."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from pathlib import Path
 
 import pysubs2
 
+from caption_extents.captions.caption import Caption
+from caption_extents.errors import InputError
+from caption_extents.files import write_whole
 
-@dataclass(frozen=True)
-class SubtitleEvent:
-    """A line of a subtitle file; times in seconds from the video's first frame."""
-
-    start_seconds: float
-    end_seconds: float
-    text: str
-
+SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
 
 _AS_TEXT = str.maketrans({"{": "\uff5b", "}": "\uff5d", "\\": "\uff3c"})
 """What subtitle formats take for markup, as its full-width likeness: no escape is understood by all players."""
@@ -31,12 +27,34 @@ def _as_text(text: str, kind: str) -> str:
     return plain.replace("<", "\uff1c").replace(">", "\uff1e")
 
 
-def render_subtitles(events: Iterable[SubtitleEvent], kind: str = "srt") -> str:
-    """The text of a subtitle file; ``kind`` is a format of pysubs2: ``srt``, ``vtt`` or ``ass``."""
+def write_subtitles(captions: Iterable[Caption], path: str | Path) -> None:
+    """Write captions as a subtitle file, whole or not at all.
+
+    Args:
+        captions: in order; those whose text is not known are numbered, as ``[1]``.
+        path: of the file; its name ends with ``.srt``, ``.vtt`` or ``.ass``, which decides the format.
+
+    Raises:
+        InputError: the name ends otherwise.
+        OutputError: the file cannot be written; what was there before is as it was.
+    """
+    check_subtitle_path(Path(path))
+    write_whole(Path(path), render_subtitles(captions, Path(path).suffix[1:].lower()))
+
+
+def check_subtitle_path(path: Path) -> None:
+    """Raise an InputError if the name is not that of a subtitle file."""
+    if path.suffix.lower() not in SUBTITLE_SUFFIXES:
+        allowed = ", ".join(SUBTITLE_SUFFIXES)
+        raise InputError(f"cannot write subtitles to {str(path)!r}; the name must end with {allowed}")
+
+
+def render_subtitles(captions: Iterable[Caption], kind: str = "srt") -> str:
+    """The text of a subtitle file; ``kind`` is ``srt``, ``vtt`` or ``ass``."""
     file = pysubs2.SSAFile()
     shortest = 10 if kind == "ass" else 1  # ASS counts in hundredths of a second
-    for event in events:
-        start, end = round(event.start_seconds * 1000), round(event.end_seconds * 1000)
-        end = max(end, start + shortest)
-        file.append(pysubs2.SSAEvent(start=start, end=end, text=_as_text(event.text, kind).replace("\n", "\\N")))
+    for number, caption in enumerate(captions, start=1):
+        start, end = round(caption.start * 1000), round(caption.end * 1000)
+        text = _as_text(caption.text or f"[{number}]", kind).replace("\n", "\\N")
+        file.append(pysubs2.SSAEvent(start=start, end=max(end, start + shortest), text=text))
     return str(file.to_string(kind))

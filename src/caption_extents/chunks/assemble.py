@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS, ChunkPlan, level_of
-
-Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+from caption_extents.planes import Planes, slice_planes
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,9 +81,8 @@ class ChunkAssembler:
     def _flush(self) -> Iterator[ChunkFrames]:
         for level in LEVELS:
             if level in self._open:
-                samples, (y, u, v) = self._open.pop(level)
-                count = len(samples)
-                yield ChunkFrames(ChunkPlan(level, tuple(samples)), (y[:count], u[:count], v[:count]))
+                samples, buffers = self._open.pop(level)
+                yield ChunkFrames(ChunkPlan(level, tuple(samples)), slice_planes(buffers, 0, len(samples)))
 
 
 def _chunk_buffers(planes: Planes) -> Planes:

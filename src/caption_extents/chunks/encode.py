@@ -12,11 +12,11 @@ import av.error
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from caption_extents.chunks.assemble import ChunkFrames, Planes
+from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
-from caption_extents.planes import plane_view
+from caption_extents.planes import Planes, plane_view
 from caption_extents.watchdog import alive
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from caption_extents.errors import InputError
 
@@ -27,6 +28,15 @@ class EncoderPreset:
     options: Mapping[str, str] = field(hash=False)
     threads_busy: float = 1.0
     relative_cpu: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """What an encoder elsewhere needs, as plain data."""
+        return {"name": self.name, "threads": self.threads, "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> EncoderPreset:
+        """Inverse of :meth:`to_json`."""
+        return cls(data["name"], data["threads"], data["options"])
 
 
 def _preset(name: str, threads: int, threads_busy: float, relative_cpu: float, **options: str) -> EncoderPreset:

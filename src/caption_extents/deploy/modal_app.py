@@ -1,6 +1,6 @@
 """The job as a Modal app: ``modal deploy -m caption_extents.deploy.modal_app``.
 
-Settings come from the environment of that command (:class:`~caption_extents.deploy.modal_settings.ModalSettings`),
+Settings come from the environment of that command (:class:`~caption_extents.encoders.modal_settings.ModalSettings`),
 credentials only from Modal secrets. Four functions: the job as it is configured, the sequential implementation, the
 job in a new version of the package beside the old, and the encoding of one segment for jobs elsewhere.
 """
@@ -14,11 +14,12 @@ from typing import Any
 
 import modal
 
-import caption_extents
-from caption_extents import CropRegion
-from caption_extents.deploy.modal_settings import ENCODE_FUNCTION, ModalSettings
-from caption_extents.job import REMOTE_ENCODER_NAMES
-from caption_extents.pipeline.offload import EncodeReport, EncodeTask, run_encode_task
+from caption_extents.encoders.modal_settings import ENCODE_FUNCTION, ModalSettings
+from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
+from caption_extents.job.api import crop_and_infer_caption_frame_extents as run_here
+from caption_extents.options import REMOTE_ENCODER_NAMES
+from caption_extents.region import CropRegion
+from caption_extents.version import __version__
 
 _PYTHON = "3.12"
 
@@ -32,7 +33,7 @@ def _image(package: str, *, gpu: bool) -> modal.Image:
     if gpu:
         # Without "video" the driver hides its decoder.
         variables["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility,video"
-    wanted = package or f"caption-extents[modal]=={caption_extents.__version__}"
+    wanted = package or f"caption-extents[modal]=={__version__}"
     return modal.Image.debian_slim(python_version=_PYTHON).pip_install(wanted).env(variables)
 
 
@@ -105,7 +106,7 @@ def crop_and_infer_caption_frame_extents_v2(*arguments: Any, **options: Any) -> 
     enable_memory_snapshot=True,
 )
 def encode_segment(task: EncodeTask) -> EncodeReport:
-    """Encode samples that a job elsewhere has sent; see :mod:`caption_extents.pipeline.offload`."""
+    """Encode samples that a job elsewhere has sent; see :mod:`caption_extents.encoders.tasks`."""
     return run_encode_task(task)
 
 
@@ -120,9 +121,7 @@ def _run(
     cold_start_seconds = _cold_start_seconds()
     if options.get("encoder") not in REMOTE_ENCODER_NAMES:
         options.setdefault("encoder_workers", settings.encoders)
-    result = caption_extents.crop_and_infer_caption_frame_extents(
-        video_key, tenant_id, video_id, CropRegion(*crop_region), frame_rate, **options
-    )
+    result = run_here(video_key, tenant_id, video_id, CropRegion(*crop_region), frame_rate, **options)
     return {**result.to_dict(), "cold_start_seconds": cold_start_seconds}
 
 
@@ -145,4 +144,4 @@ def _cold_start_seconds() -> float:
 
 if not modal.is_local():
     # The job imports these when it runs; in a container they belong to what is started once.
-    import caption_extents.pipeline.run
+    pass

@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from caption_extents.pictures import to_rgb
+from caption_extents.model.preprocess import to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -22,7 +22,7 @@ class PairModuleModel:
 
     Args:
         module: maps pictures (N, 3, h, w) of the earlier and the later sample to logits (N, 5), in the order of
-            :class:`~caption_extents.model.labels.Label`.
+            :class:`~caption_extents.labels.Label`.
         size: height and width of its pictures.
         version: name in manifests and databases.
         device: where to compute.

@@ -1,28 +1,29 @@
-"""The caption model as the pipeline uses it: planes in, probabilities out.
-
-A sample is embedded once, whatever the number of pairs that it is part of, and a pair is described once, whatever the
-number of pairs that are labelled with its help. Work is cut by sample number alone, never by arrival, so that every run
-computes the same numbers.
-"""
+"""The package's own caption model: cropped samples in, probabilities of the labels of their pairs out."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 import torch
 
-from caption_extents.model.labels import Label
+from caption_extents.cores import usable_cores
+from caption_extents.labels import Label
+from caption_extents.model.devices import choose_device
+from caption_extents.model.gpu import Replayed, to_cpu
+from caption_extents.model.labeller import label_parts, label_samples
 from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size, to_input
-from caption_extents.model.replay import Replayed
 from caption_extents.model.threads import single_threaded_pool
-from caption_extents.model.waiting import to_cpu
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs
+from caption_extents.options import MAX_INFERENCE_THREADS
+from caption_extents.video.samples import SampleBatch
 
 Compute = Callable[..., torch.Tensor]
 
@@ -40,23 +41,30 @@ Most mistakes are captions that differ by one small letter. On the validation se
 
 
 class CaptionModel:
-    """Embeds samples and compares embeddings, in both directions.
+    """Says how the caption changes between each two consecutive samples of a video; a context manager that closes it.
 
-    On a CPU each slice is computed by one thread, several slices at once. Threads within an operation would be slower,
-    and would make the last digits of results depend on their number.
+    On a CPU each slice of a few samples is computed by one thread, several slices at once. Threads within an operation
+    would be slower, and would make the last digits of results depend on their number.
 
     Args:
         weights: a ``.safetensors`` file of :mod:`caption_extents.model.network`; by default the package's own.
-        device: where to compute.
-        threads: slices computed at once on a CPU.
+        device: where to compute: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one.
+        threads: slices computed at once on a CPU; by default one for each core, at most 16.
 
     Raises:
+        InputError: there is no such device.
         ModelError: the weights cannot be loaded.
     """
 
-    def __init__(self, weights: Path | None = None, device: torch.device | str = "cpu", threads: int = 1) -> None:
-        self.path = weights or DEFAULT_WEIGHTS
-        self.device = torch.device(device)
+    def __init__(
+        self,
+        weights: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.path = Path(weights) if weights is not None else DEFAULT_WEIGHTS
+        self.device = choose_device(str(device))
+        threads = threads or min(MAX_INFERENCE_THREADS, usable_cores())
         network, self.version = load_weights(self.path)
         self.costs = read_costs(self.path)
         looks = f"closely {CLOSE_AREA_PX} {_CLOSE_BETWEEN}"
@@ -98,13 +106,30 @@ class CaptionModel:
         if self._warming is not None:
             self._warming.join()
 
+    def label(self, samples: Iterable[SampleBatch]) -> np.ndarray:
+        """Label the pairs of a video's samples.
+
+        Args:
+            samples: cropped samples of the whole video, in order, as :meth:`Video.samples` gives them.
+
+        Returns:
+            float32 (pairs, 2, 5): for pairs (0, 1), (1, 2), ... the probabilities of the labels ``same``,
+            ``different``, ``empty_empty``, ``empty_valid`` and ``valid_empty``, forward (from the earlier to the later
+            sample) and backward.
+        """
+        return label_samples(self, samples)
+
+    def label_parts(self, samples: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
+        """As :meth:`label`, in parts, as soon as they are known, while later samples are still decoded."""
+        return label_parts(self, samples)
+
     def _warm_up(self) -> None:
         """Have a GPU's libraries loaded, which takes half a second, while the first samples are decoded."""
         luma, chroma = (
             torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in ((2, 64, 512), (2, 32, 256))
         )
         embeddings = self.embed(luma, chroma, chroma)
-        self.label(self.describe(*[embeddings[:1], embeddings[1:]] * 2))
+        self.classify(self.describe(*[embeddings[:1], embeddings[1:]] * 2))
 
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Embeddings of consecutive samples. May be called from several threads.
@@ -139,7 +164,7 @@ class CaptionModel:
         return self._for_each_slice(self._describe_slice, [before, earlier, later, after])
 
     def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Where :meth:`label` gave these probabilities (N, 2, 5), whether it may be one caption or two; bool (N,)."""
+        """Whether pairs with these probabilities (N, 2, 5) may be one caption or two; bool (N,)."""
         least, most = _CLOSE_BETWEEN
         two = probabilities[..., Label.DIFFERENT.value].mean(1)
         return (two >= least) & (two <= most)
@@ -161,7 +186,7 @@ class CaptionModel:
         chosen = [embeddings[numbers] for numbers in torch.stack(around).to(self.device)]
         return self._in_whole_slices(self._describe_closely, chosen)
 
-    def label(self, descriptions: torch.Tensor) -> torch.Tensor:
+    def classify(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
 
         Args:

@@ -63,7 +63,7 @@ class ContextModel(PairModel, Protocol):
         """
         ...
 
-    def label(self, descriptions: torch.Tensor) -> torch.Tensor:
+    def classify(self, descriptions: torch.Tensor) -> torch.Tensor:
         """Probabilities as :meth:`compare` gives them, of consecutive pairs with nothing before and after them."""
         ...
 
@@ -73,7 +73,7 @@ class LookingModel(ContextModel, Protocol):
     """A model that can look at a few pairs more closely than at all the others, for what that costs."""
 
     def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Whether pairs with these probabilities, as :meth:`label` gives them, should be looked at closely; bool (N,).
+        """Whether pairs with these probabilities (N, 2, 5) should be looked at closely; bool (N,).
 
         It depends on nothing but each pair's own probabilities.
         """

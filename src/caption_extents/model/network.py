@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from caption_extents.model.labels import Label
+from caption_extents.labels import Label
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Two embeddings to the five logits of :class:`~caption_extents.model.labels.Label`.
+    """Two embeddings to the five logits of :class:`~caption_extents.labels.Label`.
 
     On the way it predicts where letters of one caption gave way to another's. This map, too, is trained on what
     rendered data knows: a caption that differs in one letter differs in two or three places out of five hundred, which

@@ -1,24 +1,32 @@
-"""The text of every caption of a version, out of its chunks: one picture and one reading for each caption."""
+"""The text of captions: one picture and one reading for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
-import torch
 
-from caption_extents.chunks.assemble import Planes
-from caption_extents.ocr.reader import ReadText, TextReader
+from caption_extents.captions.caption import Caption
+from caption_extents.ocr.reader import RapidReader, ReadText, TextReader
 from caption_extents.pictures import to_picture
+from caption_extents.planes import Planes
+from caption_extents.region import CropRegion
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import change_database, read_manifest
+from caption_extents.video.samples import SampleBatch
+from caption_extents.video.video import open_video
 from caption_extents.watchdog import Watchdog, alive
 
 MEDIAN_SAMPLES = 9
 """Samples that a caption's picture is made of: enough to blur what moves behind it, few enough to fetch."""
+
+_RATE = 10
+"""Samples a second that captions are looked for among."""
 
 
 def median_samples(start: int, end: int, count: int = MEDIAN_SAMPLES) -> list[int]:
@@ -33,10 +41,57 @@ def median_samples(start: int, end: int, count: int = MEDIAN_SAMPLES) -> list[in
 
 def caption_picture(read_sample: Callable[[int], Planes], start: int, end: int) -> np.ndarray:
     """One RGB picture of a caption, uint8 (H, W, 3): the median of its samples, in which only what stays is sharp."""
-    samples = [read_sample(sample) for sample in median_samples(start, end)]
-    planes = [np.median(np.stack(plane), axis=0).astype(np.uint8) for plane in zip(*samples, strict=True)]
-    y, u, v = (torch.from_numpy(plane) for plane in planes)
-    return to_picture(y, u, v, (y.shape[0], y.shape[1]))
+    return median_picture([read_sample(sample) for sample in median_samples(start, end)])
+
+
+def median_picture(samples: list[Planes]) -> np.ndarray:
+    """The median of samples as an RGB picture, uint8 (H, W, 3)."""
+    y, u, v = (np.median(np.stack(plane), axis=0).astype(np.uint8) for plane in zip(*samples, strict=True))
+    return to_picture((y, u, v), (y.shape[0], y.shape[1]))
+
+
+def read_text(
+    path: str | os.PathLike[str],
+    captions: Iterable[Caption],
+    crop: CropRegion | tuple[float, float, float, float],
+    reader: TextReader | None = None,
+) -> list[Caption]:
+    """Read the text of captions, once each, from the median of some of the frames in which they are shown.
+
+    Args:
+        path: the video file.
+        captions: of this file, in order.
+        crop: where they stand: left, top, right and bottom as fractions of the displayed picture.
+        reader: reads a picture; by default PP-OCR (extra ``ocr``).
+
+    Returns:
+        The captions with their text; text and its confidence are None where none was found.
+
+    Raises:
+        InputError: nothing that reads text is installed, or the file or the region cannot be used.
+    """
+    reader, captions = reader or RapidReader(), list(captions)
+    with open_video(path, _RATE, device="cpu") as video:
+        last = video.sample_count - 1
+        starts = [min(last, round(caption.start * _RATE)) for caption in captions]
+        ends = [max(start + 1, round(c.end * _RATE)) for start, c in zip(starts, captions, strict=True)]
+        wanted = [[n for n in median_samples(*extent) if n <= last] for extent in zip(starts, ends, strict=True)]
+        kept = _samples(video.samples(crop), {number for numbers in wanted for number in numbers})
+    texts = [reader.read(median_picture([kept[number] for number in numbers])) for numbers in wanted]
+    return [
+        replace(caption, text=text.text, text_confidence=text.confidence) if text else caption
+        for caption, text in zip(captions, texts, strict=True)
+    ]
+
+
+def _samples(batches: Iterable[SampleBatch], wanted: set[int]) -> dict[int, Planes]:
+    """Some samples by their numbers."""
+    kept: dict[int, Planes] = {}
+    for batch in batches:
+        for number in wanted.intersection(range(batch.first_sample, batch.first_sample + len(batch))):
+            y, u, v = (plane[number - batch.first_sample].copy() for plane in batch.planes)
+            kept[number] = y, u, v
+    return kept
 
 
 def store_texts(

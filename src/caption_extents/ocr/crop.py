@@ -12,9 +12,9 @@ import numpy as np
 
 from caption_extents.errors import VideoError
 from caption_extents.ocr.engine import rapid_engine
+from caption_extents.ocr.glimpses import pick_times, pictures_at
 from caption_extents.region import CropRegion
-from caption_extents.video.glimpses import pick_times, pictures_at
-from caption_extents.video.source import probe
+from caption_extents.video.info import probe
 from caption_extents.video.timeline import build_timeline
 from caption_extents.watchdog import Watchdog, alive
 

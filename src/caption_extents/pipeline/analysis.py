@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caption_extents.chunks.presets import PRESETS, EncoderPreset
-from caption_extents.chunks.segment import SEGMENT_SAMPLES
+from caption_extents.encoders.blocks import BLOCK_SAMPLES
 from caption_extents.errors import InputError
 from caption_extents.pipeline.forecast import Work
 from caption_extents.pipeline.metrics import (
@@ -79,7 +79,7 @@ def measured_work(
         ),
         encoding_seconds=encoding,
         packing_seconds=packing,
-        segments=max(1, -(-samples // SEGMENT_SAMPLES)),
+        segments=max(1, -(-samples // BLOCK_SAMPLES)),
         cores=cores,
         encoder_workers=encoder_workers,
         threads_busy=preset.threads_busy,

@@ -13,24 +13,25 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from caption_extents.captions.caption import Caption
+from caption_extents.labels import Label
 from caption_extents.model.interface import PairModel
-from caption_extents.model.labels import Label
-from caption_extents.results.database import CaptionRow
-from caption_extents.video.between import CroppedFrames, frames_between
+from caption_extents.planes import Planes, slice_planes
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.source import VideoFacts
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.random_access import CroppedFrames, frames_between
 from caption_extents.video.timeline import Timeline
 
 
 def refine_captions(
-    captions: list[CaptionRow], facts: VideoFacts, timeline: Timeline, crop: CropPixels, model: PairModel
-) -> list[CaptionRow]:
-    """Captions with ``start_seconds`` and ``end_seconds`` exact to a frame; their samples stay as they are.
+    captions: list[Caption], facts: VideoFacts, timeline: Timeline, crop: CropPixels, model: PairModel
+) -> list[Caption]:
+    """Captions with ``start`` and ``end`` exact to a frame; their samples stay as they are.
 
     A boundary whose frames cannot be decoded, and the ends of the video, keep their time.
     """
     count = len(timeline)
-    boundaries = sorted({edge for c in captions for edge in (c.start_frame, c.end_frame) if 0 < edge < count})
+    boundaries = sorted({edge for c in captions for edge in (c.first_sample, c.end_sample) if 0 < edge < count})
     pts = timeline.sample_pts.tolist()
     intervals = [(pts[edge - 1], pts[edge]) for edge in boundaries]
     times: dict[int, float] = {}
@@ -43,8 +44,8 @@ def refine_captions(
     return [
         replace(
             caption,
-            start_seconds=times.get(caption.start_frame, caption.start_seconds),
-            end_seconds=times.get(caption.end_frame, caption.end_seconds),
+            start=times.get(caption.first_sample, caption.start),
+            end=times.get(caption.end_sample, caption.end),
         )
         for caption in captions
     ]
@@ -57,7 +58,7 @@ def find_change(frames: CroppedFrames, model: PairModel) -> int | None:
         return None
     if count == 2:
         return frames.pts[1]
-    embeddings = torch.cat([model.embed(*part) for part in _parts(frames)])
+    embeddings = torch.cat([model.embed(*map(torch.from_numpy, part)) for part in _parts(frames)])
     inner = embeddings[1:-1]
     like_first = _unchanged(model, embeddings[:1].expand_as(inner), inner)
     like_last = _unchanged(model, inner, embeddings[-1:].expand_as(inner))
@@ -67,11 +68,10 @@ def find_change(frames: CroppedFrames, model: PairModel) -> int | None:
     return frames.pts[1 + int(np.argmax(before + after))]
 
 
-def _parts(frames: CroppedFrames) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _parts(frames: CroppedFrames) -> Iterator[Planes]:
     """Planes in slices: at a low rate there are many frames between two samples."""
     for start in range(0, len(frames.pts), 32):
-        y, u, v = (plane[start : start + 32] for plane in frames.planes)
-        yield y, u, v
+        yield slice_planes(frames.planes, start, start + 32)
 
 
 def _unchanged(model: PairModel, earlier: torch.Tensor, later: torch.Tensor) -> np.ndarray:

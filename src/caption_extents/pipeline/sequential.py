@@ -14,12 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
+import numpy as np
+
 from caption_extents.chunks.encode import EncodedChunk
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD
 from caption_extents.pipeline.stages import Stages
+from caption_extents.planes import empty_planes
 from caption_extents.storage.manifest import ChunkRecord
-from caption_extents.video.batch import CropBatch, empty_planes
+from caption_extents.video.samples import SampleBatch
 
 
 def run_sequential(stages: Stages) -> list[ChunkRecord]:
@@ -60,21 +63,21 @@ class _CropSpool:
         self._path = path
         self._shapes: list[tuple[int, int, int, int]] = []
 
-    def write(self, batch: CropBatch) -> None:
+    def write(self, batch: SampleBatch) -> None:
         with self._path.open("ab") as file:
             for plane in batch.planes:
-                file.write(plane.cpu().numpy().data)
+                file.write(np.ascontiguousarray(plane).data)
         self._shapes.append((batch.first_sample, len(batch), batch.height, batch.width))
 
-    def read(self) -> Iterator[CropBatch]:
+    def read(self) -> Iterator[SampleBatch]:
         with self._path.open("rb", buffering=0) as file:
             for first, count, height, width in self._shapes:
                 planes = empty_planes(count, height, width)
                 for plane in planes:
-                    view = memoryview(cast(Any, plane.numpy().reshape(-1)))
+                    view = memoryview(cast(Any, plane.reshape(-1)))
                     while view:
                         view = view[file.readinto(view) :]
-                yield CropBatch(first, *planes)
+                yield SampleBatch(first, *planes)
 
 
 class _ChunkSpool:

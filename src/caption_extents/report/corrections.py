@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from caption_extents.captions.caption import Caption
 from caption_extents.errors import InputError
-from caption_extents.results.database import CaptionRow, open_database, with_captions
+from caption_extents.results.database import read_captions, with_captions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import change_database, read_manifest
@@ -27,7 +28,7 @@ class Corrections:
     keys: VideoKeys
     version: int
     run_id: str
-    captions: list[CaptionRow]
+    captions: list[Caption]
 
     def truth(self, store: Store) -> dict[str, object]:
         """The captions as labels beside a video, for training and evaluation (docs/formats.md).
@@ -37,8 +38,8 @@ class Corrections:
         """
         manifest = read_manifest(store, self.keys, self.version)
         captions = [
-            {"start_frame": row.start_frame, "end_frame": row.end_frame, "text": row.text or ""}
-            for row in self.captions
+            {"start_frame": caption.first_sample, "end_frame": caption.end_sample, "text": caption.text or ""}
+            for caption in self.captions
         ]
         return {"crop": list(manifest.crop), "rate": manifest.frame_rate, "captions": captions}
 
@@ -91,24 +92,18 @@ def import_corrections(store: Store, corrections: Corrections) -> int:
     return changed
 
 
-def _merged(captions: list[CaptionRow], data: bytes) -> tuple[list[CaptionRow], int]:
+def _merged(captions: list[Caption], data: bytes) -> tuple[list[Caption], int]:
     """The captions as they go into a database, and how many are new there; the others keep all that is known."""
-    before = {
-        (row["start_frame"], row["end_frame"], row["text"]): row
-        for row in open_database(data).execute("SELECT * FROM captions")
-    }
-    rows, changed = [], 0
+    before = {(known.first_sample, known.end_sample, known.text): known for known in read_captions(data)}
+    merged, changed = [], 0
     for caption in captions:
-        known = before.get((caption.start_frame, caption.end_frame, caption.text))
-        if known is None:
-            changed += 1
-            rows.append(caption)
-        else:
-            rows.append(CaptionRow(**{name: known[name] for name in CaptionRow.__dataclass_fields__}))
-    return rows, changed + max(0, len(before) - len(rows))
+        known = before.get((caption.first_sample, caption.end_sample, caption.text))
+        changed += known is None
+        merged.append(known or caption)
+    return merged, changed + max(0, len(before) - len(merged))
 
 
-def _caption(row: dict[str, Any], number: int, sample_count: int) -> CaptionRow:
+def _caption(row: dict[str, Any], number: int, sample_count: int) -> Caption:
     where = f"captions[{number}]."
     start = _whole(row, "start_frame", 0, sample_count - 1, where)
     end = _whole(row, "end_frame", start + 1, sample_count, where)
@@ -117,7 +112,7 @@ def _caption(row: dict[str, Any], number: int, sample_count: int) -> CaptionRow:
         raise InputError(f"{where}text is no text of at most {MAX_TEXT_CHARACTERS} characters")
     (text or "").encode()  # half of a surrogate pair is no text
     begin = _seconds(row, "start_seconds", 0.0, where)
-    return CaptionRow(start, end, begin, _seconds(row, "end_seconds", begin, where), 1.0, text or None)
+    return Caption(begin, _seconds(row, "end_seconds", begin, where), start, end, 1.0, text or None)
 
 
 def _whole(row: dict[str, Any], name: str, least: int, most: int, where: str = "") -> int:
@@ -134,7 +129,7 @@ def _seconds(row: dict[str, Any], name: str, least: float, where: str) -> float:
     return float(value)
 
 
-def _check_order(captions: list[CaptionRow]) -> None:
+def _check_order(captions: list[Caption]) -> None:
     for number, (one, other) in enumerate(pairwise(captions)):
-        if other.start_frame < one.end_frame:
+        if other.first_sample < one.end_sample:
             raise InputError(f"captions[{number}] and captions[{number + 1}] overlap, or are not in order")

@@ -8,10 +8,10 @@ import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import astuple, dataclass
 
 import numpy as np
 
+from caption_extents.captions.caption import Caption
 from caption_extents.errors import StoreError
 from caption_extents.results.compression import gzipped
 
@@ -86,20 +86,7 @@ _STATEMENT_ROWS = 256
 """With 17 columns, far below the 32,766 values that SQLite binds to a statement."""
 
 
-@dataclass(frozen=True)
-class CaptionRow:
-    """A row of ``captions``; times in seconds from the video's first frame."""
-
-    start_frame: int
-    end_frame: int
-    start_seconds: float
-    end_seconds: float
-    confidence: float
-    text: str | None = None
-    text_confidence: float | None = None
-
-
-def build_database(metadata: Mapping[str, object], probabilities: np.ndarray, captions: Iterable[CaptionRow]) -> bytes:
+def build_database(metadata: Mapping[str, object], probabilities: np.ndarray, captions: Iterable[Caption]) -> bytes:
     """The gzipped database.
 
     Args:
@@ -127,11 +114,11 @@ class DatabaseWriter:
         """Take consecutive pairs; arguments as of :func:`build_database`, pairs from ``first_pair`` on."""
         _insert(self._connection, "pair_results", _pair_rows(first_pair, probabilities))
 
-    def finish(self, metadata: Mapping[str, object], captions: Iterable[CaptionRow]) -> bytes:
+    def finish(self, metadata: Mapping[str, object], captions: Iterable[Caption]) -> bytes:
         """The gzipped database; arguments as of :func:`build_database`."""
         connection = self._connection
         _insert(connection, "run_metadata", [tuple(metadata.values())], list(metadata))
-        _insert(connection, "captions", [(index, *astuple(caption)) for index, caption in enumerate(captions)])
+        _insert(connection, "captions", _caption_rows(captions))
         connection.commit()
         return _compressed(connection)
 
@@ -162,6 +149,44 @@ def _pair_rows(first_pair: int, probabilities: np.ndarray) -> list[tuple[object,
     return rows
 
 
+def _caption_rows(captions: Iterable[Caption]) -> list[tuple[object, ...]]:
+    return [
+        (
+            index,
+            caption.first_sample,
+            caption.end_sample,
+            caption.start,
+            caption.end,
+            caption.confidence,
+            caption.text,
+            caption.text_confidence,
+        )
+        for index, caption in enumerate(captions)
+    ]
+
+
+def read_captions(data: bytes) -> list[Caption]:
+    """The captions of a gzipped database, in order.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    with closing(open_database(data)) as connection:
+        rows = connection.execute("SELECT * FROM captions ORDER BY caption_index").fetchall()
+    return [
+        Caption(
+            start=row["start_seconds"],
+            end=row["end_seconds"],
+            first_sample=row["start_frame"],
+            end_sample=row["end_frame"],
+            confidence=row["confidence"],
+            text=row["text"],
+            text_confidence=row["text_confidence"],
+        )
+        for row in rows
+    ]
+
+
 def _compressed(connection: sqlite3.Connection) -> bytes:
     return gzipped(connection.serialize(), _COMPRESSION)
 
@@ -182,12 +207,12 @@ def with_texts(data: bytes, texts: Mapping[int, tuple[str, float]]) -> bytes:
         return _compressed(connection)
 
 
-def with_captions(data: bytes, captions: Iterable[CaptionRow]) -> bytes:
+def with_captions(data: bytes, captions: Iterable[Caption]) -> bytes:
     """A gzipped database with other captions, in order."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.deserialize(gzip.decompress(data))
         connection.execute("DELETE FROM captions")
-        _insert(connection, "captions", [(index, *astuple(caption)) for index, caption in enumerate(captions)])
+        _insert(connection, "captions", _caption_rows(captions))
         connection.commit()
         return _compressed(connection)
 

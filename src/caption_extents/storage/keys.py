@@ -6,25 +6,7 @@ import re
 from dataclasses import dataclass
 
 from caption_extents.errors import InputError
-
-LONGEST_ID = 128
-"""Characters of an id."""
-
-_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
-
-
-def check_id(value: str, name: str) -> str:
-    """Return ``value`` if it can be part of a key.
-
-    Raises:
-        InputError: it is empty, too long, starts with a dot or holds anything but letters, digits, ``.``, ``_``, ``-``.
-    """
-    if not isinstance(value, str) or not _ID.fullmatch(value) or ".." in value:
-        raise InputError(
-            f"{name} {value!r} cannot be used: give 1 to {LONGEST_ID} letters, digits, '.', '_' or '-', "
-            "starting with a letter or digit and without '..'"
-        )
-    return value
+from caption_extents.options import check_id
 
 
 def check_key(key: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from caption_extents.chunks.assemble import Planes
 from caption_extents.chunks.plan import chunk_of
 from caption_extents.chunks.read import decode_chunk
+from caption_extents.planes import Planes
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store
 

@@ -19,8 +19,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size
-from caption_extents.pictures import resize_planes
+from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size, resize_planes
 from caption_extents.training import backgrounds, clips, fonts
 
 ASPECTS = (3.0, 42.0)

@@ -14,7 +14,6 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,21 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from caption_extents.captions.extents import Caption, DecodingCosts, find_captions, pair_evidence
+from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import DecodingCosts, decode_captions, pair_evidence
 from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
+from caption_extents.labels import LABEL_TEXTS, REVERSED_ORDER
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.labels import LABEL_TEXTS, REVERSED_ORDER
-from caption_extents.pipeline.metrics import INFERENCE, StageClock
-from caption_extents.pipeline.stages import Inference
+from caption_extents.model.devices import choose_device
+from caption_extents.model.labeller import label_samples
 from caption_extents.region import CropRegion
 from caption_extents.training.labels import pair_labels
 from caption_extents.training.scoring import Extent, Score, first_sample_at, match_captions, score_of
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.cuda import choose_device
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.video import Decoding, open_local
 
 GROUPS = ("style", "script", "background", "codec", "hard")
 _NO_VIDEOS = frozenset({".json", ".srt", ".vtt", ".ass", ".txt", ".png", ".jpg"})
@@ -153,13 +149,9 @@ def open_model(weights: Path | None, device: str) -> CaptionModel:
 
 def pair_probabilities(labelled: LabelledVideo, model: CaptionModel) -> np.ndarray:
     """The model's probabilities for every pair of a video; float32 (P, 2, 5)."""
-    facts = probe(labelled.video)
-    timeline = build_timeline(facts, labelled.rate)
-    inference = Inference(model, len(timeline), StageClock(INFERENCE))
-    with closing(open_decoder(facts, timeline, resolve_crop(labelled.crop, facts), device=model.device)) as decoder:
-        for batch in decoder:
-            inference.infer(batch)
-    return inference.probabilities
+    gpu = (model.device.index or 0) if model.device.type == "cuda" else None
+    with open_local(labelled.video, labelled.rate, Decoding(gpu)) as video:
+        return label_samples(model, video.samples(labelled.crop))
 
 
 def examine(
@@ -167,8 +159,8 @@ def examine(
 ) -> Examined:
     """Decode the probabilities of a video and compare with its truth."""
     costs = costs or DecodingCosts()
-    found = tuple(find_captions(probabilities, costs))
-    matches = tuple(match_captions([(c.start_frame, c.end_frame) for c in found], labelled.captions, tolerance))
+    found = tuple(decode_captions(probabilities, labelled.rate, costs))
+    matches = tuple(match_captions([(c.first_sample, c.end_sample) for c in found], labelled.captions, tolerance))
     truth = true_labels(labelled.captions, len(probabilities))
     return Examined(labelled, probabilities, truth, found, matches, costs)
 
@@ -259,11 +251,11 @@ def summarise(examined: list[Examined], tolerance: int) -> Report:
 
 
 def _extents(captions: Iterable[Caption]) -> list[Extent]:
-    return [(caption.start_frame, caption.end_frame) for caption in captions]
+    return [(caption.first_sample, caption.end_sample) for caption in captions]
 
 
 def _is_matched(caption: Caption, examined: Examined) -> bool:
-    return any(found == (caption.start_frame, caption.end_frame) for found, _ in examined.matches)
+    return any(found == (caption.first_sample, caption.end_sample) for found, _ in examined.matches)
 
 
 def _pooled(examined: Iterable[Examined]) -> Score:

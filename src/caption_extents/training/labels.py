@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from caption_extents.model.labels import Label
+from caption_extents.labels import Label
 
 
 def pair_labels(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from caption_extents.model.labels import Label
+from caption_extents.labels import Label
 from caption_extents.model.network import CaptionNetwork
 from caption_extents.training.augment import augment
 from caption_extents.training.data import Group

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
 from caption_extents.pictures import to_picture
 from caption_extents.training.evaluate import Examined, evidence_at, false_and_missed
-from caption_extents.video.crop import resolve_crop
-from caption_extents.video.decoder import open_decoder
-from caption_extents.video.source import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.video import Decoding, open_local
 
 _AROUND = 2
 """Samples shown on either side of a wrong end."""
@@ -52,17 +48,14 @@ def write_worst_cases(examined: list[Examined], folder: Path, limit: int) -> int
 
 
 def _pictures(one: Examined, wanted: set[int]) -> dict[int, Image.Image]:
-    facts = probe(one.labelled.video)
-    timeline = build_timeline(facts, one.labelled.rate)
     found: dict[int, Image.Image] = {}
-    crop = resolve_crop(one.labelled.crop, facts)
-    size = (max(1, round(_WIDTH_PX * crop.height / crop.width)), _WIDTH_PX)
-    with closing(open_decoder(facts, timeline, crop)) as decoder:
-        for batch in decoder:
+    with open_local(one.labelled.video, one.labelled.rate, Decoding()) as video:
+        for batch in video.samples(one.labelled.crop):
+            size = (max(1, round(_WIDTH_PX * batch.height / batch.width)), _WIDTH_PX)
             for sample in range(batch.first_sample, batch.first_sample + len(batch)):
                 if sample in wanted:
                     y, u, v = (plane[sample - batch.first_sample] for plane in batch.planes)
-                    found[sample] = Image.fromarray(to_picture(y, u, v, size))
+                    found[sample] = Image.fromarray(to_picture((y, u, v), size))
     return found
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from caption_extents.errors import CropError
 from caption_extents.region import CropRegion
-from caption_extents.video.source import VideoFacts
+from caption_extents.video.info import VideoFacts
 
 MIN_CROP_PX = 16
 """Smallest width and height of a crop; nothing smaller shows a caption."""
@@ -38,6 +39,11 @@ class CropPixels:
     def height(self) -> int:
         """Height of a cropped sample in pixels."""
         return self.bottom - self.top
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CropPixels:
+        """Inverse of :func:`dataclasses.asdict`, after a way through JSON."""
+        return cls(**{**data, "decoded": tuple(data["decoded"])})
 
     def as_tuple(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom in the displayed picture."""

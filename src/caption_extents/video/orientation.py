@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 
 from caption_extents.errors import VideoError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -51,22 +48,15 @@ class Orientation:
         """Width and height of the displayed picture for a decoded frame."""
         return (height, width) if self.transpose else (width, height)
 
-    def apply(self, plane: np.ndarray) -> np.ndarray:
-        """Turn a plane (rows, columns, ...) of a decoded frame as it is displayed; a view, never a copy."""
+    def apply(self, planes: np.ndarray) -> np.ndarray:
+        """Turn planes (..., rows, columns) of decoded frames as they are displayed; a view, never a copy."""
         if self.transpose:
-            plane = plane.swapaxes(0, 1)
+            planes = planes.swapaxes(-2, -1)
         if self.mirror_horizontal:
-            plane = plane[:, ::-1]
+            planes = planes[..., ::-1]
         if self.mirror_vertical:
-            plane = plane[::-1]
-        return plane
-
-    def apply_tensor(self, planes: torch.Tensor) -> torch.Tensor:
-        """As :meth:`apply`, for planes (..., rows, columns)."""
-        if self.transpose:
-            planes = planes.transpose(-2, -1)
-        mirrored = [axis for axis, mirror in ((-1, self.mirror_horizontal), (-2, self.mirror_vertical)) if mirror]
-        return planes.flip(mirrored) if mirrored else planes
+            planes = planes[..., ::-1, :]
+        return planes
 
     def to_decoded(
         self, left: int, top: int, right: int, bottom: int, width: int, height: int

@@ -13,18 +13,9 @@ import av.error
 import numpy as np
 
 from caption_extents.errors import VideoError
+from caption_extents.video.demux import MAX_PACKETS_PER_SECOND, OpenFile, decode_or_skip, open_container, read_packets
+from caption_extents.video.info import WITHOUT_PRESENTATION_TIMES, PresentationClock, VideoFacts, no_times
 from caption_extents.video.packets import NonReferenceFinder
-from caption_extents.video.source import (
-    MAX_PACKETS_PER_SECOND,
-    WITHOUT_PRESENTATION_TIMES,
-    OpenFile,
-    PresentationClock,
-    VideoFacts,
-    decode_or_skip,
-    no_times,
-    open_video,
-    read_packets,
-)
 
 MAX_SAMPLES = 10 * 3600 * 48
 """Two days at ten samples a second; a longer timeline is taken for damaged timestamps."""
@@ -150,7 +141,7 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
     non_reference: list[int] = []
     keys: list[int] = []
     order, is_one_stream = _Order(facts), True
-    with open_video(facts.path, arriving=arriving) as (container, stream):
+    with open_container(facts.path, arriving=arriving) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
             for packet in read_packets(container, stream):
@@ -225,7 +216,7 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
     keys: set[int] = set()
     untimed = 0
     clock, order = PresentationClock(facts.container, facts.usual_duration), _Order(facts)
-    with open_video(facts.path, 0, arriving) as (container, stream):
+    with open_container(facts.path, 0, arriving) as (container, stream):
         for packet in read_packets(container, stream):
             if packet.size:
                 order.add(packet)

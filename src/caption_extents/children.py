@@ -1,0 +1,402 @@
+"""The one way in which this package runs code in a child process.
+
+A child is ``python -m caption_extents.children MODULE:FUNCTION`` with some channels. A channel is a socket for messages
+(a JSON object and any number of binary payloads) and a file in memory that both sides can map. Nothing that comes from
+a child is unpickled or executed, and sizes are checked before memory is allocated, because a child may have been taken
+over by the file that it decodes. A child ends when its parent closes it or is gone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import mmap
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import IO, Any, cast
+
+import numpy as np
+
+from caption_extents import errors
+from caption_extents.errors import StallError
+from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
+from caption_extents.watchdog import alive, install_waker, wake_threads
+
+_HEADER = struct.Struct("<II")
+"""Bytes of the JSON object, and number of payloads. A header of zeros is a sign of life."""
+_MAX_JSON_BYTES = 1 << 24
+_MAX_PAYLOADS = 16
+_MAX_PAYLOAD_BYTES = 1 << 32
+_LIFE_SECONDS = 0.2
+_SOCKET_BYTES = 1 << 20
+_MESSAGE_CHARACTERS = 500
+
+_ERRORS = {name: getattr(errors, name) for name in ("VideoError", "DecodeError", "EncodeError", "StallError")}
+"""Errors that a child may report, by the names of their classes."""
+
+
+class ChannelError(Exception):
+    """The other end has closed, or has sent what no message is; says which."""
+
+
+class Channel:
+    """Messages and shared memory between a parent and a child. Each side uses it from one thread at a time.
+
+    Args:
+        end: this side's socket.
+        memory: the shared file.
+        errors: further errors that the other side may report, by the names of their classes.
+    """
+
+    def __init__(
+        self, end: socket.socket, memory: IO[bytes], errors: Mapping[str, type[Exception]] | None = None
+    ) -> None:
+        self._end, self._memory = end, memory
+        self._mapped = np.empty(0, np.uint8)
+        self._errors = {**_ERRORS, **(errors or {})}
+        self._told = time.monotonic()
+        self._sending, self._receiving = threading.Lock(), threading.Lock()
+        with suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+
+    def send(self, message: Mapping[str, Any], *payloads: np.ndarray | bytes | bytearray) -> None:
+        """Send a message.
+
+        Raises:
+            ChannelError: the other end has closed.
+        """
+        text = json.dumps(message).encode()
+        views = [memoryview(cast(Any, _contiguous(payload))).cast("B") for payload in payloads]
+        sizes = struct.pack(f"<{len(views)}Q", *(view.nbytes for view in views))
+        try:
+            with self._sending:
+                self._end.sendall(_HEADER.pack(len(text), len(views)) + sizes + text)
+                for view in views:
+                    self._end.sendall(view)
+        except OSError as error:
+            raise ChannelError("it has ended") from error
+
+    def send_error(self, error: Exception) -> None:
+        """Send an error, which the other side raises; as a RuntimeError if it does not know the class."""
+        self.send({"error": str(error)[:_MESSAGE_CHARACTERS], "kind": type(error).__name__})
+
+    def show_life(self) -> None:
+        """Tell the other side, now and then, that this one is making progress."""
+        now = time.monotonic()
+        if now - self._told > _LIFE_SECONDS:
+            self._told = now
+            with suppress(OSError), self._sending:
+                self._end.sendall(bytes(_HEADER.size))
+
+    def receive(self, wait: Callable[[Channel], None] | None = None) -> tuple[dict[str, Any], list[bytearray]]:
+        """The next message.
+
+        Args:
+            wait: called before each read with this channel; returns when there is something to read.
+
+        Raises:
+            ChannelError: the other end has closed, or sent something else.
+            Exception: the error that the other side sent.
+        """
+        with self._receiving:
+            message, payloads = self._receive(wait)
+        if "error" in message:
+            text = str(message["error"])[:_MESSAGE_CHARACTERS]
+            raise self._errors.get(str(message.get("kind")), RuntimeError)(text)
+        return message, payloads
+
+    def _receive(self, wait: Callable[[Channel], None] | None) -> tuple[dict[str, Any], list[bytearray]]:
+        size, count = _HEADER.unpack(self._read(_HEADER.size, wait))
+        while size == 0:
+            size, count = _HEADER.unpack(self._read(_HEADER.size, wait))
+        if size > _MAX_JSON_BYTES or count > _MAX_PAYLOADS:
+            raise ChannelError(f"a message of {size} bytes with {count} payloads")
+        sizes = struct.unpack(f"<{count}Q", self._read(8 * count, wait))
+        if sum(sizes) > _MAX_PAYLOAD_BYTES:
+            raise ChannelError(f"payloads of {sum(sizes)} bytes")
+        try:
+            message = json.loads(self._read(size, wait))
+        except ValueError as error:
+            raise ChannelError("a message that is no JSON") from error
+        if not isinstance(message, dict):
+            raise ChannelError("a message that is no object")
+        return message, [self._read(payload, wait) for payload in sizes]
+
+    def wait(self, seconds: float) -> bool:
+        """Whether something comes, or the other end closes, within a time."""
+        with selectors.DefaultSelector() as selector:
+            try:
+                selector.register(self._end, selectors.EVENT_READ)
+            except ValueError as error:
+                raise ChannelError("it has been closed") from error
+            return bool(selector.select(seconds))
+
+    def _read(self, size: int, wait: Callable[[Channel], None] | None) -> bytearray:
+        data = bytearray(size)
+        view = memoryview(data)
+        try:
+            while view:
+                if wait is not None:
+                    wait(self)
+                got = self._end.recv_into(view)
+                if got == 0:
+                    raise ChannelError("it has ended")
+                view = view[got:]
+                alive()
+        except OSError as error:
+            raise ChannelError("it has ended") from error
+        return data
+
+    def memory(self, size: int) -> np.ndarray:
+        """The first bytes of the shared memory, uint8 (size,), which grows as needed."""
+        if len(self._mapped) < size:
+            if os.fstat(self._memory.fileno()).st_size < size:
+                os.ftruncate(self._memory.fileno(), size)
+            self._mapped = np.frombuffer(mmap.mmap(self._memory.fileno(), size), np.uint8)
+        return self._mapped[:size]
+
+    def shut_down(self) -> None:
+        """Have a thread that waits for the other side fail."""
+        with suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Free the socket and the file, when threads that wait for the other side have failed."""
+        self.shut_down()
+        # The number of a socket that is closed under a thread may be that of another file by the time it is read.
+        with self._receiving, self._sending:
+            self._end.close()
+            self._memory.close()
+
+
+def _contiguous(payload: np.ndarray | bytes | bytearray) -> np.ndarray | bytes | bytearray:
+    return np.ascontiguousarray(payload) if isinstance(payload, np.ndarray) else payload
+
+
+class Child:
+    """A child process, which starts at once.
+
+    Args:
+        target: what it runs, as ``module:function``; the function is called with the child's channels.
+        channels: how many.
+        arguments: strings that the function gets beside them.
+        stall_seconds: :meth:`receive` fails when nothing comes for this long; None for waiting for as long as it takes.
+        quiet: whether what the child's libraries print is dropped.
+        errors: further errors that the child may report.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        channels: int = 1,
+        arguments: Iterable[str] = (),
+        *,
+        stall_seconds: float | None = None,
+        quiet: bool = False,
+        errors: Mapping[str, type[Exception]] | None = None,
+    ) -> None:
+        self._stall_seconds = stall_seconds
+        self._closing = threading.Lock()
+        self._closed = False
+        self._measured = (0, 0.0)
+        pairs = [socket.socketpair() for _ in range(channels)]
+        memories = [_new_memory() for _ in range(channels)]
+        self.channels = [Channel(here, memory, errors) for (here, _), memory in zip(pairs, memories, strict=True)]
+        inherited = [
+            number
+            for (_, there), memory in zip(pairs, memories, strict=True)
+            for number in (there.fileno(), memory.fileno())
+        ]
+        try:
+            # In a session of its own: Ctrl-C is for the parent, and the child ends with its channels.
+            self._process = subprocess.Popen(
+                [*COMMAND, target, ",".join(map(str, inherited)), *arguments],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL if quiet else None,
+                pass_fds=inherited,
+                start_new_session=True,
+                env=_environment(),
+            )
+        except BaseException:
+            for channel in self.channels:
+                channel.close()
+            raise
+        finally:
+            for _, there in pairs:
+                there.close()
+
+    @property
+    def process_id(self) -> int:
+        """Of the child."""
+        return self._process.pid
+
+    def receive(self, channel: Channel | None = None) -> tuple[dict[str, Any], list[bytearray]]:
+        """The next message of a channel, by default of the first.
+
+        Raises:
+            ChannelError: the child has ended, or cannot be trusted.
+            StallError: it gave no sign of life; its threads have been woken once.
+            Exception: the error that the child reports.
+        """
+        return (channel or self.channels[0]).receive(None if self._stall_seconds is None else self._wait)
+
+    def _wait(self, channel: Channel) -> None:
+        assert self._stall_seconds is not None
+        if channel.wait(self._stall_seconds / 2):
+            return
+        wake_threads(self.process_id)
+        if not channel.wait(self._stall_seconds / 2):
+            raise StallError(f"nothing came from the process for {self._stall_seconds:g} s")
+
+    def how_it_ended(self) -> str:
+        """For people; waits for a moment."""
+        try:
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            return "does not answer"
+        return f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, by itself or because it was closed."""
+        return self._process.poll() is not None
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The child's largest resident set so far; of pages that several processes share, its part."""
+        return self._measure()[0]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds that the child took so far."""
+        return self._measure()[1]
+
+    def _measure(self) -> tuple[int, float]:
+        with self._closing:
+            if not self._closed and self._process.poll() is None:
+                self._measured = (own_peak_memory_of(self.process_id), cpu_seconds_of(self.process_id))
+        return self._measured
+
+    def kill(self) -> None:
+        """End the child without waiting for it; threads that wait for it fail. Calling it twice is harmless."""
+        self._measure()
+        with self._closing:
+            self._closed = True
+            for channel in self.channels:
+                channel.shut_down()
+            self._process.kill()
+
+    def close(self) -> None:
+        """End the child and free what belongs to it."""
+        self.kill()
+        self._process.wait()
+        with self._closing:
+            for channel in self.channels:
+                channel.close()
+
+
+class Children:
+    """The child processes of one run: started here, counted together and closed together."""
+
+    def __init__(self) -> None:
+        self._all: list[Child] = []
+
+    def start(self, target: str, channels: int = 1, arguments: Iterable[str] = (), **options: Any) -> Child:
+        """Start a :class:`Child`."""
+        child = Child(target, channels, arguments, **options)
+        self._all.append(child)
+        return child
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Their largest resident sets together; pages that they share are counted once."""
+        return sum(child.peak_memory_bytes for child in self._all)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds that they took so far."""
+        return sum(child.cpu_seconds for child in self._all)
+
+    def close(self) -> None:
+        """End all of them."""
+        for child in self._all:
+            child.kill()
+        for child in self._all:
+            child.close()
+
+
+COMMAND = [sys.executable, "-m", "caption_extents.children"]
+
+
+def _environment() -> dict[str, str]:
+    """For a child that multiplies no matrices, and whose threads do all the same.
+
+    NumPy's threads for that, one for each core, would spin before they find that there are none. With one heap for all
+    threads (glibc's ``M_ARENA_MAX``), what one thread's encoder gives back is there for the next thread's: four
+    encoders with 25 frames of lookahead then hold 190 and not 230 MiB.
+    """
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+
+
+def _new_memory() -> IO[bytes]:
+    """A file in memory, or one on disk that nobody else sees."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("caption-extents"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
+    """Arrays of bytes that stand one after the other in memory, uint8 (size,)."""
+    arrays, at = [], 0
+    for shape in shapes:
+        size = int(np.prod(shape))
+        arrays.append(memory[at : at + size].reshape(shape))
+        at += size
+    return arrays
+
+
+def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> None:
+    """In a child: serve each channel in a thread of its own, until the parent has closed them all."""
+
+    def until_closed(channel: Channel) -> None:
+        with suppress(ChannelError):
+            serve(channel)
+
+    threads = [threading.Thread(target=until_closed, args=(channel,), daemon=True) for channel in channels]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _inherited_channel(end: int, memory: int) -> Channel:
+    return Channel(socket.socket(fileno=end), os.fdopen(memory, "r+b", buffering=0))
+
+
+def main() -> None:
+    """The child."""
+    target, numbers, *arguments = sys.argv[1:]
+    os.dup2(2, 1)  # what a library prints must not get into the parent's results
+    install_waker()
+    module, _, name = target.partition(":")
+    inherited = list(map(int, numbers.split(",")))
+    function = getattr(importlib.import_module(module), name)
+    ends = zip(inherited[::2], inherited[1::2], strict=True)
+    with suppress(ChannelError):  # then the parent is gone
+        function([_inherited_channel(*numbers) for numbers in ends], *arguments)
+    os._exit(0)  # threads that are in a codec end here too
+
+
+if __name__ == "__main__":
+    # Errors are told apart by their classes, which must not be those of a module with two names.
+    importlib.import_module("caption_extents.children").main()

@@ -1,0 +1,1 @@
+"""Where chunks are encoded: in threads, in other processes, or on other machines."""

@@ -1,0 +1,220 @@
+"""Encoding chunks in child processes.
+
+An encoder in a thread takes the GIL, and releases it, some ten times for each frame. Where a GPU decodes thousands of
+frames a second, the threads that feed it then wait for the GIL and not for the GPU. A child process has its own GIL,
+which a few encoders leave free nearly always. A chunk's planes go there through shared memory.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in, serve_each
+from caption_extents.chunks.assemble import ChunkFrames
+from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
+from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.presets import EncoderPreset
+from caption_extents.encoders.base import Effort
+from caption_extents.errors import EncodeError
+
+ENCODERS = 4
+"""In a process: few enough for one GIL, many enough that Python and FFmpeg are not in memory once for each core."""
+
+_WAITING = 1
+"""Chunks that a process holds beside those that it encodes.
+
+An encoder that is done begins the next at once, while this process takes its result, when it gets the GIL, and brings
+another chunk.
+"""
+
+_NICENESS = 5
+"""Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
+
+
+class ProcessEncoder:
+    """Encodes chunks in child processes, :data:`ENCODERS` at once in each; a context manager that ends them.
+
+    Args:
+        preset, form: of all chunks.
+        encoders: chunks encoded at once.
+        children: of the run.
+    """
+
+    def __init__(self, preset: EncoderPreset, encoders: int, children: Children | None = None) -> None:
+        self._preset = preset
+        count = -(-encoders // ENCODERS)
+        self._sizes = [encoders // count + (index < encoders % count) for index in range(count)]
+        """Encoders in each child."""
+        self._children = children or Children()
+        self._idle: list[_Line] = []
+        self._all: list[Child] = []
+        self._starting: threading.Thread | None = None
+        self._start_error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def __enter__(self) -> ProcessEncoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def calls(self) -> int:
+        """Calls of :meth:`encode` at once that leave no encoder without a chunk."""
+        return sum(self._sizes) + len(self._sizes) * _WAITING
+
+    def start(self) -> None:
+        """Begin to start all children, if that has not begun: they take half a second to be ready."""
+        with self._changed:
+            if self._starting is None:
+                self._starting = threading.Thread(target=self._start, name="start-encoders", daemon=True)
+                self._starting.start()
+
+    def _start(self) -> None:
+        try:
+            for size in self._sizes:
+                with self._changed:
+                    if self._closed:
+                        return
+                    child = self._children.start(_TARGET, size + _WAITING, [str(size)])
+                    self._all.append(child)
+                    load = _Load(size)
+                    self._idle += [_Line(child, channel, load) for channel in child.channels]
+                    self._changed.notify_all()
+        except OSError as error:
+            with self._changed:
+                self._start_error = error
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """End the children without waiting for them; calls that are under way fail."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for child in self._all:
+            child.kill()
+
+    def close(self) -> None:
+        """End the children."""
+        self.end()
+        if self._starting is not None:
+            self._starting.join()
+        for child in self._all:
+            child.close()
+
+    def encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
+        """Encode a chunk, from several threads at once.
+
+        Raises:
+            EncodeError: the encoder refused, or its process has died; names the chunk.
+        """
+        self.start()
+        with self._line() as line:
+            try:
+                return line.encode(frames, self._preset, form)
+            except ChannelError as error:
+                ended = f"the encoder's process {line.child.how_it_ended()}; is there too little memory?"
+                raise EncodeError(f"{_name(frames.plan)} could not be encoded: {ended}") from error
+
+    @contextmanager
+    def _line(self) -> Iterator[_Line]:
+        """A line to the child whose encoders have the least to do."""
+        with self._changed:
+            while not (self._closed or self._idle or self._start_error):
+                self._changed.wait()
+            if self._closed:
+                raise EncodeError("the encoder processes have been ended")
+            if not self._idle:
+                raise EncodeError(f"no encoder process could be started: {self._start_error}")
+            line = min(self._idle, key=lambda line: line.load.above)
+            self._idle.remove(line)
+            line.load.above += 1
+        try:
+            yield line
+        finally:
+            with self._changed:
+                line.load.above -= 1
+                self._idle.append(line)
+                self._changed.notify()
+
+
+class _Load:
+    """Chunks that a child has above its encoders; below zero while some have none."""
+
+    def __init__(self, encoders: int) -> None:
+        self.above = -encoders
+
+
+class _Line:
+    """To a child, one chunk at a time."""
+
+    def __init__(self, child: Child, channel: Channel, load: _Load) -> None:
+        self.child, self.load, self._channel = child, load, channel
+
+    def encode(self, frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
+        shapes = [plane.shape for plane in frames.planes]
+        size = sum(int(np.prod(shape)) for shape in shapes)
+        for shared, plane in zip(arrays_in(self._channel.memory(size), shapes), frames.planes, strict=True):
+            np.copyto(shared, plane)
+        self._channel.send(
+            {
+                "plan": [frames.plan.level, frames.plan.samples],
+                "shapes": shapes,
+                "preset": preset.to_json(),
+                "form": {**asdict(form), "frame_rate": str(form.frame_rate)},
+            }
+        )
+        reply, (data,) = self.child.receive(self._channel)
+        return EncodedChunk(frames.plan, bytes(data)), Effort(reply["seconds"], reply["thread_seconds"])
+
+
+def _name(plan: ChunkPlan) -> str:
+    return f"chunk {plan.first_sample} of level {plan.level}"
+
+
+# From here on: the child.
+
+_TARGET = "caption_extents.encoders.processes:serve"
+
+
+def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) -> None:
+    level, samples = task["plan"]
+    plan, shapes = ChunkPlan(level, tuple(samples)), [tuple(shape) for shape in task["shapes"]]
+    form = ChunkFormat(**{**task["form"], "frame_rate": Fraction(task["form"]["frame_rate"])})
+    with turn:
+        started, started_thread = time.perf_counter(), time.thread_time()
+        try:
+            y, u, v = arrays_in(parent.memory(sum(int(np.prod(shape)) for shape in shapes)), shapes)
+            preset = EncoderPreset.from_json(task["preset"])
+            data = encode_chunk(ChunkFrames(plan, (y, u, v)), preset, form, parent.show_life).data
+        except EncodeError as error:
+            parent.send_error(error)
+            return
+        except Exception as error:
+            parent.send_error(EncodeError(f"{_name(plan)} could not be encoded: {error!r}"))
+            return
+        seconds, thread_seconds = time.perf_counter() - started, time.thread_time() - started_thread
+    parent.send({"seconds": seconds, "thread_seconds": thread_seconds}, data)
+
+
+def serve(channels: list[Channel], encoders: str) -> None:
+    """In the child: so many encoders for more channels, until the parent closes them."""
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
+    turn = threading.Semaphore(int(encoders))
+
+    def serve_one(parent: Channel) -> None:
+        while True:
+            _encode(parent, parent.receive()[0], turn)
+
+    serve_each(channels, serve_one)

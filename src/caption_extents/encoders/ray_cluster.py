@@ -1,0 +1,216 @@
+"""Work on a Ray cluster: an existing one by ``RAY_ADDRESS``, or one that is started here and ends with its user.
+
+Ray's driver ends its own process when it loses its cluster, and prints as it likes; so it lives in a child process, and
+a cluster that is gone is an error like others. Functions are sent by name: the cluster's Python needs this package.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from caption_extents import errors
+from caption_extents.children import Channel, ChannelError, Child
+from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
+from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
+
+T = TypeVar("T")
+
+MAX_RETRIES = 3
+"""How often Ray does a task again when the process or the machine that did it has died."""
+
+_START_SECONDS = 90.0
+_CONNECT_SECONDS = 10.0
+_END_SECONDS = 15.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a cluster has, or a task takes."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class RayCluster:
+    """A connection to a cluster, which is made while its user goes on; close it when done.
+
+    Args:
+        cpus: of a cluster that is started here, if no other is named; 0 for all of this machine's.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+
+    def __init__(self, cpus: int = 0) -> None:
+        if find_spec("ray") is None:
+            raise InputError("Ray is not installed; install it with: pip install 'caption-extents[ray]'")
+        self.address = os.environ.get("RAY_ADDRESS") or "a local cluster"
+        # What Ray prints is dropped; errors come as messages.
+        self._child = Child(_TARGET, arguments=[str(cpus)], quiet=True)
+        self._channel = self._child.channels[0]
+        self._lock = threading.Lock()
+        self._pending: dict[int, Future[Any]] = {}
+        self._sent = 0
+        self._end: ProcessingError | None = None
+        self._resources: Future[Resources] = Future()
+        self._reader = threading.Thread(target=self._read, name="ray", daemon=True)
+        self._reader.start()
+
+    def submit(self, function: Callable[..., T], *args: object, needs: Resources) -> Future[T]:
+        """Have a function of this package done by the cluster.
+
+        The future fails with the package's own errors as they are, and with a ``ProcessingError`` for all others.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self._end is not None:
+                future.set_exception(self._end)
+                return future
+            self._sent += 1
+            self._pending[self._sent] = future
+            # A connection that is lost fails all that is pending, in the thread that reads from it.
+            with suppress(ChannelError):
+                self._channel.send({}, pickle.dumps((self._sent, function, args, needs)))
+        return future
+
+    def close(self) -> None:
+        """End the connection, and the cluster if it was started here. Work that is not done is given up."""
+        with self._lock, suppress(ChannelError):
+            self._channel.send({"end": True})
+        # One that has not come to know its cluster has nothing to put in order.
+        deadline = time.monotonic() + (_END_SECONDS if self._resources.done() else 0)
+        while not self._child.has_ended and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        self._child.close()
+        self._reader.join()
+
+    @property
+    def resources(self) -> Resources:
+        """What the cluster has; waits until it answers.
+
+        Raises:
+            ProcessingError: no cluster can be used.
+        """
+        return self._resources.result()
+
+    def _read(self) -> None:
+        end = ProcessingError(f"the Ray cluster at {self.address} is gone; start it, and run this again to finish")
+        try:
+            if not self._channel.wait(_START_SECONDS):
+                end = ProcessingError(f"no Ray cluster answers at {self.address} within {_START_SECONDS:.0f} s")
+                raise ChannelError("it has not answered")
+            greeting, _ = self._child.receive()
+            if "refused" in greeting:
+                end = ProcessingError(f"no Ray cluster can be used at {self.address}: {greeting['refused']}")
+                raise ChannelError("it has refused")
+            self._resources.set_result(Resources(greeting["cpus"], greeting["gpus"]))
+            while True:
+                _, (outcome,) = self._child.receive()
+                number, result, error = pickle.loads(outcome)  # noqa: S301 from this package's own child
+                with self._lock:
+                    future = self._pending.pop(number)
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+        except ChannelError:
+            with self._lock:
+                self._end = end
+                pending, self._pending = list(self._pending.values()), {}
+            for future in [self._resources, *pending]:
+                if not future.done():
+                    future.set_exception(end)
+
+
+class RayEncoderWorkers:
+    """:class:`~caption_extents.encoders.tasks.EncoderWorkers` on a Ray cluster, a core for each task."""
+
+    name = "ray"
+
+    def __init__(self, count: int) -> None:
+        self._cluster = RayCluster(cpus=count)
+
+    @property
+    def count(self) -> int:
+        """Cores of the cluster."""
+        return max(1, int(self._cluster.resources.cpus))
+
+    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+        """See the protocol."""
+        return self._cluster.submit(run_encode_task, task, needs=Resources(cpus=1))
+
+    def close(self) -> None:
+        """See the protocol."""
+        self._cluster.close()
+
+
+# From here on: the child.
+
+_TARGET = "caption_extents.encoders.ray_cluster:serve"
+
+
+def serve(channels: list[Channel], cpus: str) -> None:
+    """In the child: hand what comes to Ray, and what Ray gives back to the parent, until either is gone."""
+    import ray
+
+    api: Any = ray
+    (parent,) = channels
+    try:
+        # An address that is set in the environment is used by Ray itself, which would wait for it for minutes.
+        address = os.environ.get("RAY_ADDRESS", "")
+        own: dict[str, Any] = {} if address else {"num_cpus": int(cpus) or None}
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        api.init(**own, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        total = api.cluster_resources()
+    except Exception as error:
+        parent.send({"refused": f"{type(error).__name__}: {error}".split("\n")[0]})
+        return
+    parent.send({"cpus": total.get("CPU", 0.0), "gpus": total.get("GPU", 0.0)})
+    _hand_over(api, parent)
+    api.shutdown()
+
+
+def _hand_over(api: Any, parent: Channel) -> None:
+    running: dict[Any, int] = {}
+    while True:
+        if parent.wait(_POLL_SECONDS):
+            message, payloads = parent.receive()
+            if "end" in message:
+                return
+            number, function, args, needs = pickle.loads(payloads[0])  # noqa: S301 from this package's own parent
+            remote = api.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=MAX_RETRIES)(function)
+            running[remote.remote(*args)] = number
+            continue
+        ready, _ = api.wait(list(running), num_returns=len(running), timeout=0) if running else ([], [])
+        for reference in ready:
+            parent.send({}, pickle.dumps((running.pop(reference), *_outcome(api, reference))))
+
+
+def _outcome(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
+    try:
+        return ray.get(reference), None
+    except ray.exceptions.RayTaskError as error:
+        return None, _own_error(error.cause)
+    except ray.exceptions.RayError as error:
+        return None, ProcessingError(f"Ray could not do it: {str(error).strip().splitlines()[0]}")
+
+
+def _own_error(cause: Exception) -> Exception:
+    if isinstance(cause, CaptionExtentsError):
+        # Ray gives it a class of its own besides.
+        known: type[CaptionExtentsError] = next(c for c in type(cause).__mro__ if c.__module__ == errors.__name__)
+        return known(str(cause))
+    return ProcessingError(f"a worker failed unexpectedly: {type(cause).__name__}: {cause}")

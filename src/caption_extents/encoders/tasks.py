@@ -1,0 +1,111 @@
+"""Encoding tasks for other machines: a block of samples in the store becomes stored chunks.
+
+Tasks are plain data, and doing one twice writes the same objects again, so workers may die and be replaced. Chunks have
+the bytes that local encoding would have given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.presets import EncoderPreset
+from caption_extents.encoders.blocks import unpack
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.leases import store_for_run
+from caption_extents.storage.manifest import ChunkRecord
+from caption_extents.storage.store import open_store
+
+CONTENT_WEBM = "video/webm"
+
+MAX_IN_FLIGHT = 256
+"""Segments that may wait for workers: three and a half hours of video. Beyond that the run waits for them."""
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """A block to be encoded, as plain data.
+
+    Attributes:
+        store_address: where to read and write; credentials are the worker's own.
+        keys, version, run_id: of the run for which it is done.
+        block_key: of the packed samples.
+        first_sample, sample_count: which samples they are.
+        chunk_keys: of the chunks to make, by level and first sample.
+        preset: the encoder's settings, as :meth:`EncoderPreset.to_json` gives them.
+        form: what all chunks share.
+    """
+
+    store_address: str
+    keys: VideoKeys
+    version: int
+    run_id: str
+    block_key: str
+    first_sample: int
+    sample_count: int
+    chunk_keys: dict[tuple[int, int], str]
+    preset: dict[str, Any]
+    form: ChunkFormat
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What a worker has done.
+
+    Attributes:
+        stored: each chunk's record, and the tag that the store gave it.
+        seconds, cpu_seconds: of the whole task.
+    """
+
+    stored: list[tuple[ChunkRecord, str | None]]
+    seconds: float
+    cpu_seconds: float
+
+
+def run_encode_task(task: EncodeTask) -> EncodeReport:
+    """Do a task, wherever this is.
+
+    Raises:
+        ProcessingError: the block cannot be read or encoded, or a chunk cannot be written.
+    """
+    started, started_cpu = time.perf_counter(), time.process_time()
+    store = open_store(task.store_address)
+    preset = EncoderPreset.from_json(task.preset)
+    block = unpack(store.get(task.block_key), task.first_sample, task.sample_count)
+    stored = []
+    for frames in block.chunks():
+        key = task.chunk_keys.get((frames.plan.level, frames.plan.first_sample))
+        if key is not None:
+            data = encode_chunk(frames, preset, task.form).data
+            tag = store_for_run(store, task.keys, task.version, task.run_id, key, data, CONTENT_WEBM)
+            stored.append((chunk_record(key, frames.plan, data), tag.get("e_tag")))
+    return EncodeReport(stored, time.perf_counter() - started, time.process_time() - started_cpu)
+
+
+def chunk_record(key: str, plan: ChunkPlan, data: bytes) -> ChunkRecord:
+    """What the manifest says of a stored chunk."""
+    return ChunkRecord(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
+
+
+class EncoderWorkers(Protocol):
+    """Where encoding tasks are done."""
+
+    name: str
+
+    @property
+    def count(self) -> int:
+        """How many are done at once, as far as that is known."""
+        ...
+
+    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+        """Have a task done; a worker that dies is replaced. The future fails with a ``ProcessingError``."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is not done, and let the workers go."""
+        ...

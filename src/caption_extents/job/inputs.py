@@ -1,0 +1,114 @@
+"""Where the video of a job is, and how it is opened: a file of this machine, or an object of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from caption_extents.children import Children
+from caption_extents.errors import VideoError
+from caption_extents.job.early_start import EarlyStart
+from caption_extents.options import Job
+from caption_extents.pipeline.metrics import Progress, ProgressCallback
+from caption_extents.storage.keys import is_key
+from caption_extents.storage.store import Store
+from caption_extents.video.demux import check_file
+from caption_extents.video.video import Decoding, StartedVideo, Video, open_arriving, open_local
+from caption_extents.watchdog import Watchdog
+
+
+@contextmanager
+def open_input(
+    job: Job, store: Store, decoding: Decoding, started: EarlyStart | None, children: Children, watchdog: Watchdog
+) -> Iterator[tuple[Path, Video]]:
+    """The video's file, and the video.
+
+    Args:
+        job: names the video.
+        store: where it may be.
+        decoding: how to decode it.
+        started: what reads and decodes it on a GPU already.
+        children: of the run.
+        watchdog: of the run.
+
+    Raises:
+        VideoError: there is none, or it cannot be used.
+    """
+    local = _local_path(job.video_key, store)
+    if local is not None:
+        with watchdog.entered(repr(job.video_key), _opened(local, job, decoding, started, children)) as video:
+            yield local, video
+        return
+    if store.folder is not None or not is_key(job.video_key) or not store.exists(job.video_key):
+        raise VideoError(f"there is no video {job.video_key!r}, neither as a file here nor as a key in {store.address}")
+    with (
+        TemporaryDirectory(prefix="caption-extents-") as folder,
+        store.start_download(job.video_key, Path(folder) / "video", _download_progress(job.progress)) as download,
+    ):
+        if decoding.isolated is not None:
+            download.wait()
+            opening = _opened(download.path, job, decoding, None, children)
+        else:
+            opening = open_arriving(download, job.rate, decoding)
+        with watchdog.entered(repr(job.video_key), opening) as video:
+            yield download.path, video
+
+
+@contextmanager
+def _opened(
+    path: Path, job: Job, decoding: Decoding, started: EarlyStart | None, children: Children
+) -> Iterator[Video]:
+    if decoding.gpu is None:
+        started = None
+    elif started is None:
+        started = EarlyStart.begin(job, path, decoding.gpu, children)
+    if started is None:
+        video = open_local(path, job.rate, decoding, children)
+    else:
+        video = StartedVideo(started.reader, started.sessions, decoding)
+    with video:
+        yield video
+
+
+def _local_path(key: str, store: Store) -> Path | None:
+    """The video's file on this machine; None if it can only be an object.
+
+    Raises:
+        VideoError: it is something else than a file, or an address.
+    """
+    scheme = key.partition("://")[0] if "://" in key else ""
+    if scheme not in {"", "file"}:
+        raise VideoError(
+            f"{key!r} is an address, and videos are read from this machine or from the store; "
+            "download it first, or give its key in the store"
+        )
+    local = Path(url2pathname(urlsplit(key).path) if scheme else key).expanduser()
+    if _is_there(local):
+        check_file(local)
+        return local
+    if store.folder is not None and is_key(key) and _is_there(object_ := store.folder / key):
+        check_file(object_)
+        return object_
+    return None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is something of this name, also if it cannot be looked at."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        pass
+    return True
+
+
+def _download_progress(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:
+    """Bytes that come, as progress of a stage of its own, in MiB."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(Progress("download", done >> 20, max(1, total >> 20)))

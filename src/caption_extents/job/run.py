@@ -1,0 +1,446 @@
+"""One job from arguments to result: check everything, claim a version, run the stages, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import DecodingCosts, decode_captions
+from caption_extents.children import Children
+from caption_extents.chunks.encode import ChunkFormat
+from caption_extents.chunks.plan import ChunkPlan, plan_chunks
+from caption_extents.chunks.presets import EncoderPreset, find_preset
+from caption_extents.encoders.base import ChunkEncoder, ThreadEncoder
+from caption_extents.encoders.processes import ProcessEncoder
+from caption_extents.encoders.tasks import EncoderWorkers
+from caption_extents.errors import InputError, ProcessingError, VideoError
+from caption_extents.files import shown_name
+from caption_extents.job.early_start import EarlyStart
+from caption_extents.job.inputs import open_input
+from caption_extents.job.measure import Measured, Stopwatch
+from caption_extents.job.result import CropInferResult
+from caption_extents.labels import Label
+from caption_extents.model.devices import choose_device
+from caption_extents.model.interface import PairModel
+from caption_extents.model.labeller import Labeller
+from caption_extents.model.opening import open_model
+from caption_extents.model.threads import single_threaded_pool
+from caption_extents.model.weights import DEFAULT_WEIGHTS
+from caption_extents.options import REMOTE_ENCODER_NAMES, Job
+from caption_extents.pipeline.analysis import Prices
+from caption_extents.pipeline.gpu_use import GpuWatch
+from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, RunMetrics, make_clocks
+from caption_extents.pipeline.offload import Offload, remove_old_blocks
+from caption_extents.pipeline.pipelined import run_pipelined
+from caption_extents.pipeline.refine import refine_captions
+from caption_extents.pipeline.sequential import run_sequential
+from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
+from caption_extents.results.database import DatabaseWriter
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.leases import VersionLease, acquire_version
+from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manifest, SourceRecord, content_fingerprint
+from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.versions import newest_manifest
+from caption_extents.version import __version__
+from caption_extents.video.crop import CropPixels, resolve_crop
+from caption_extents.video.decoders.base import SampleDecoder
+from caption_extents.video.decoders.isolated import DecoderLimits
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.timeline import Timeline
+from caption_extents.video.video import Decoding, Video
+from caption_extents.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+_LOOSE_END_SECONDS = 10
+"""At the end of a file that was cut off, where frames lack what they refer to or a part of themselves."""
+
+IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
+    "pipelined": run_pipelined,
+    "sequential": run_sequential,
+}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Everything that is known before the first sample is decoded. Making it writes nothing."""
+
+    video: Video
+    crop: CropPixels
+    model: PairModel
+    preset: EncoderPreset
+    source: SourceRecord
+    prices: Prices
+    costs: DecodingCosts
+
+    @property
+    def facts(self) -> VideoFacts:
+        return self.video.facts
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.video.timeline
+
+
+def run(job: Job, children: Children, started: EarlyStart | None = None) -> CropInferResult:
+    """Run a job.
+
+    Args:
+        job: what to do.
+        children: counts the child processes of this run.
+        started: processes that have begun to read the video and to decode it on a GPU.
+
+    Raises:
+        InputError: an argument or the video cannot be used; nothing was written.
+        ProcessingError: a stage failed; readers see nothing of the run, and the next one with the same inputs goes on.
+    """
+    watch, started_at, watchdog = Stopwatch(), datetime.now(UTC), Watchdog(job.stall_seconds)
+    keys = VideoKeys(job.tenant_id, job.video_id)
+    store, device = open_store(job.store_address), _device(job)
+    with (
+        closing(_open_encoder(job, device, children)) as encoder,
+        _loading_model(job, device) as model,
+        open_input(job, store, _decoding(job, device), started, children, watchdog) as (path, video),
+    ):
+        plan = _make_plan(job, path, video, model)
+        found = _Captions(plan.timeline.frame_rate, plan.costs)
+        with (
+            _acquire(job, plan, store, keys) as lease,
+            closing(DatabaseWriter()) as rows,
+            closing(found),
+            _encoder_workers(job, lease) as workers,
+        ):
+            done = _planned_and_done(lease, len(plan.timeline))
+            gpu = GpuWatch(plan.model.device, watch.started, started.gpu_memory_before if started else None)
+            stages = _Opened(job, plan, lease, done, encoder, workers, watch, watchdog).stages(rows, found)
+            measured = Measured(
+                job, plan.crop, plan.preset, plan.prices, device.type == "cuda", stages, watch, gpu, children
+            )
+            watch.set_up()
+            with closing(stages.extraction), gpu:
+                records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
+            encoder.end()
+            _check_complete(records, len(plan.timeline))
+            probabilities = _checked(stages.inference.probabilities)
+            captions = found.all(probabilities)
+            if job.refine:
+                captions = watchdog.call(
+                    "refining",
+                    partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, plan.model),
+                )
+            manifest = _manifest(job, plan, records, lease)
+            metadata = _run_metadata(job, plan, stages.extraction.decoder, manifest, started_at, measured.metrics())
+            lease.commit(manifest, rows.finish(metadata, captions))
+    metrics = measured.metrics()
+    forward = Counter(int(label) for label in probabilities[:, 0].argmax(axis=1))
+    return CropInferResult(
+        version=lease.version,
+        frame_count=len(plan.timeline),
+        label_counts={label.text: forward[label] for label in Label},
+        processing_duration_seconds=metrics.total_seconds,
+        caption_frame_extents_db_key=keys.database(lease.version),
+        cropped_frames_prefix=keys.cropped_frames(lease.version),
+        caption_count=len(captions),
+        undecodable_samples=tuple(stages.extraction.decoder.undecodable_samples),
+        decoder=stages.extraction.decoder.name,
+        captions=tuple(captions),
+        metrics=metrics,
+    )
+
+
+def _device(job: Job) -> torch.device:
+    """Where the whole run computes; a model of the caller's has chosen already."""
+    if job.model is None or isinstance(job.model, (str, os.PathLike)):
+        return choose_device(job.device)
+    if job.device.startswith("cuda") and job.model.device.type != "cuda":
+        raise InputError(
+            f"device is {job.device!r}, and the model computes on {str(job.model.device)!r}; give device 'auto' or "
+            "'cpu', or a model on the GPU"
+        )
+    return job.model.device
+
+
+def _decoding(job: Job, device: torch.device) -> Decoding:
+    limits = DecoderLimits(job.isolate_memory_mib << 20, job.stall_seconds) if job.isolate else None
+    gpu = (device.index or 0) if device.type == "cuda" and not job.isolate else None
+    return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits)
+
+
+def _open_encoder(job: Job, device: torch.device, children: Children) -> ChunkEncoder:
+    """Where chunks are encoded; it gets ready while the video is opened."""
+    preset = find_preset(job.preset)
+    in_processes = job.encoder == "processes" or (
+        job.encoder == "auto" and job.implementation == "pipelined" and device.type == "cuda"
+    )
+    if not in_processes:
+        return ThreadEncoder(preset, job.encoder_workers)
+    encoder = ProcessEncoder(preset, job.encoder_workers, children)
+    encoder.start()
+    return encoder
+
+
+@contextmanager
+def _loading_model(job: Job, device: torch.device) -> Iterator[Future[PairModel]]:
+    """The model, on its way while the video is opened: a GPU's context takes as long as the index of an hour."""
+
+    def load() -> PairModel:
+        return opened.enter_context(open_model(job.model, job.crop_region, device, job.inference_threads))
+
+    with ExitStack() as opened, single_threaded_pool(1, "load-model") as thread:
+        yield thread.submit(load)
+
+
+def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> _Plan:
+    if job.refine and not video.facts.times_every_frame:
+        raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
+    if video.facts.missing_bytes:
+        ends_early = _how_it_ends_early(job.video_key, video)
+        if not job.partial:
+            raise VideoError(f"{ends_early}. Fetch it again, or give `partial` to take it as far as it goes")
+        log.warning("%s. It is taken as far as it goes", ends_early)
+    loaded = model.result()
+    return _Plan(
+        video=video,
+        crop=resolve_crop(job.crop_region, video.facts),
+        model=loaded,
+        preset=find_preset(job.preset),
+        source=SourceRecord(shown_name(job.video_key), video.facts.size_bytes, content_fingerprint(path)),
+        prices=_prices(job),
+        costs=DecodingCosts.of(loaded),
+    )
+
+
+def _prices(job: Job) -> Prices:
+    prices = Prices.read(Path(job.prices)) if job.prices else Prices()
+    return prices if job.price_per_hour is None else replace(prices, machine_per_hour=job.price_per_hour)
+
+
+def _how_it_ends_early(key: str, video: Video) -> str:
+    there = video.facts.size_bytes
+    share = there / (there + video.facts.missing_bytes)
+    seconds = float(len(video.timeline) / video.timeline.frame_rate)
+    return (
+        f"{key!r} ends early: it holds {there:,} of {there + video.facts.missing_bytes:,} bytes ({share:.0%}), "
+        f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off"
+    )
+
+
+def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLease:
+    inputs = _inputs_digest(plan)
+    there = newest_manifest(store, keys)
+    if there is not None and there.source.fingerprint != plan.source.fingerprint:
+        log.warning(
+            "video id %r has versions of another file, %r (version %d); give another id to keep them apart",
+            keys.video_id,
+            there.source.key,
+            there.version,
+        )
+    return acquire_version(store, keys, inputs, fresh=job.new_version, lease_seconds=job.lease_seconds)
+
+
+def _inputs_digest(plan: _Plan) -> str:
+    """What the content of a version depends on: runs with one digest make the same chunks and results."""
+    inputs = {
+        "source": plan.source.fingerprint,
+        "crop_px": plan.crop.as_tuple(),
+        "frame_rate": str(plan.timeline.frame_rate),
+        "preset": [plan.preset.name, plan.preset.threads, dict(plan.preset.options)],
+        # PyAV brings FFmpeg and libvpx along: another one may encode other bytes.
+        "versions": [__version__, av.__version__],
+        "model": plan.model.digest,
+        "manifest_format": MANIFEST_FORMAT,
+    }
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers | None]:
+    """Encoders on other machines, if the job wants them; what this run has sent them is removed in the end."""
+    if job.encoder not in REMOTE_ENCODER_NAMES:
+        yield None
+        return
+    remove_old_blocks(lease.store, lease.keys)
+    with closing(open_workers(job.encoder, job.encoder_workers)) as workers:
+        try:
+            yield workers
+        finally:
+            lease.store.delete_below(f"{lease.keys.segments(lease.version, lease.run_id)}/")
+
+
+def open_workers(name: str, count: int) -> EncoderWorkers:
+    """Workers by the name of their kind: ``ray`` or ``modal``.
+
+    Args:
+        name: of the kind.
+        count: how many a cluster that is started for this run has.
+
+    Raises:
+        InputError: the extra of that name is not installed.
+        ProcessingError: they cannot be reached.
+    """
+    if name == "ray":
+        from caption_extents.encoders.ray_cluster import RayEncoderWorkers
+
+        return RayEncoderWorkers(count)
+    from caption_extents.encoders.modal_workers import ModalEncoderWorkers
+
+    return ModalEncoderWorkers(count)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """All that the stages of a run are made of."""
+
+    job: Job
+    plan: _Plan
+    lease: VersionLease
+    done: dict[ChunkPlan, ChunkRecord]
+    encoder: ChunkEncoder
+    workers: EncoderWorkers | None
+    watch: Stopwatch
+    watchdog: Watchdog
+
+    def stages(self, rows: DatabaseWriter, found: _Captions) -> Stages:
+        """The stages; pairs go to the database as they are labelled, and captions are found when all are."""
+        job, facts, count = self.job, self.plan.facts, len(self.plan.timeline)
+        stored = sum(len(chunk.samples) for chunk in self.done)
+        clocks = make_clocks(count, job.progress, self.watch.started, stored)
+        form = ChunkFormat(
+            frame_rate=self.plan.timeline.frame_rate,
+            colour_range=facts.colour.range,
+            colour_space=facts.colour.space,
+            colour_primaries=facts.colour.primaries,
+            colour_transfer=facts.colour.transfer,
+        )
+        loose = math.ceil(_LOOSE_END_SECONDS * job.rate) if job.partial and facts.missing_bytes else 0
+        offload = None
+        if self.workers is not None:
+            offload = Offload(
+                self.workers, self.lease, self.plan.preset, form, count, self.done, clocks[ENCODING], clocks[UPLOAD]
+            )
+        decoder, labeller = self.plan.video.samples(self.plan.crop), Labeller(self.plan.model)
+        return Stages(
+            extraction=Extraction(decoder, count, job.max_undecodable_share, self.watchdog, clocks[EXTRACTION], loose),
+            inference=Inference(labeller, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs), found.begin),
+            encoding=Encoding(self.encoder, form, clocks[ENCODING], count, self.done),
+            upload=Upload(self.lease, clocks[UPLOAD]),
+            workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
+            clocks=clocks,
+            watchdog=self.watchdog,
+            offload=offload,
+        )
+
+
+def _planned_and_done(lease: VersionLease, sample_count: int) -> dict[ChunkPlan, ChunkRecord]:
+    """Chunks of this video that an earlier run has stored in full."""
+    found = ((chunk, lease.done.get((chunk.level, chunk.first_sample))) for chunk in plan_chunks(sample_count))
+    return {chunk: record for chunk, record in found if record is not None and record.samples == chunk.samples}
+
+
+def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
+    """Every sample must be in exactly one stored chunk before readers may see any."""
+    planned = {(plan.level, plan.samples) for plan in plan_chunks(sample_count)}
+    stored = {(record.level, record.samples) for record in records}
+    if planned != stored or len(records) != len(planned):
+        raise ProcessingError(
+            f"{len(planned)} chunks were planned but {len(records)} stored ({len(planned - stored)} missing); "
+            "this is a bug, please report it"
+        )
+
+
+def _unless_damaged(add: Callable[[int, np.ndarray], None]) -> Callable[[int, np.ndarray], None]:
+    """Passes over probabilities that are none, which the database refuses; the run fails for them in the end."""
+    return lambda first, probabilities: None if np.isnan(probabilities).any() else add(first, probabilities)
+
+
+def _checked(probabilities: np.ndarray) -> np.ndarray:
+    if np.isnan(probabilities).any():
+        raise ProcessingError("the model gave no probability for some pair; its weights are damaged")
+    return probabilities
+
+
+class _Captions:
+    """The captions, found while the last chunks are still encoded."""
+
+    def __init__(self, rate: Fraction, costs: DecodingCosts) -> None:
+        self._rate, self._costs = rate, costs
+        self._thread = ThreadPoolExecutor(1, "captions")
+        self._found: Future[list[Caption]] | None = None
+
+    def begin(self, probabilities: np.ndarray) -> None:
+        """Begin to find them, when all probabilities are there."""
+        self._found = self._thread.submit(decode_captions, probabilities, self._rate, self._costs)
+
+    def all(self, probabilities: np.ndarray) -> list[Caption]:
+        """All of them."""
+        return self._found.result() if self._found else decode_captions(probabilities, self._rate, self._costs)
+
+    def close(self) -> None:
+        """Give up."""
+        self._thread.shutdown()
+
+
+def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], lease: VersionLease) -> Manifest:
+    return Manifest(
+        version=lease.version,
+        run_id=lease.run_id,
+        source=plan.source,
+        crop=job.crop_region.as_tuple(),
+        crop_px=plan.crop.as_tuple(),
+        sample_aspect_ratio=str(plan.facts.sample_aspect_ratio),
+        frame_rate=str(plan.timeline.frame_rate),
+        sample_count=len(plan.timeline),
+        preset=plan.preset.name,
+        model_version=plan.model.version,
+        chunks=tuple(sorted(records, key=lambda record: (-record.level, record.samples[0]))),
+    )
+
+
+def _run_metadata(
+    job: Job, plan: _Plan, decoder: SampleDecoder, manifest: Manifest, started_at: datetime, metrics: RunMetrics
+) -> dict[str, object]:
+    return {
+        "cropped_frames_version": manifest.version,
+        "model_version": manifest.model_version,
+        "model_checkpoint_path": _model_path(job.model),
+        "run_id": manifest.run_id,
+        "started_at": started_at.isoformat(),
+        "completed_at": datetime.now(UTC).isoformat(),
+        "total_pairs": manifest.sample_count - 1,
+        "processing_time_seconds": metrics.total_seconds,
+        "frame_rate": manifest.frame_rate,
+        "frame_count": manifest.sample_count,
+        "crop": ",".join(map(str, manifest.crop)),
+        "crop_px": ",".join(map(str, manifest.crop_px)),
+        "source_key": manifest.source.key,
+        "source_fingerprint": manifest.source.fingerprint,
+        "encoder_preset": manifest.preset,
+        "implementation": job.implementation,
+        "decoder": decoder.name,
+        "undecodable_samples": ",".join(map(str, decoder.undecodable_samples)),
+        "package_version": __version__,
+        "metrics": json.dumps(metrics.to_dict()),
+    }
+
+
+def _model_path(model: object) -> str:
+    if model is None:
+        return DEFAULT_WEIGHTS.name
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__qualname__

@@ -1,0 +1,240 @@
+"""Labelling the pairs of a video's samples with a model: each in the context of those around it, some at a second look.
+
+A sample is embedded once, whatever the number of pairs that it is part of, and a pair is described once, whatever the
+number of pairs that are labelled with its help. Work is cut by sample number alone, never by arrival, so that every run
+computes the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from caption_extents.labels import Label
+from caption_extents.model.interface import ContextModel, LookingModel, PairModel
+from caption_extents.video.samples import SampleBatch
+
+
+class Labeller:
+    """Labels the pairs of consecutive samples of one video; batches must come in order.
+
+    Args:
+        model: what embeds, compares and labels.
+    """
+
+    def __init__(self, model: PairModel) -> None:
+        self._model = model
+        self._pairs = _InContext(model) if isinstance(model, ContextModel) else _OnItsOwn(model)
+
+    def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Take the next samples.
+
+        The probabilities of some pairs come with a later batch, when the pairs after them are known.
+
+        Args:
+            batch: the samples.
+            is_last: whether the video ends with them.
+
+        Yields:
+            The first of some consecutive pairs, and their probabilities: float32 (P, 2, 5), forward and backward.
+        """
+        embeddings = self._model.embed(*map(torch.from_numpy, batch.planes))
+        for first, probabilities in self._pairs.add(batch, embeddings, is_last=is_last):
+            yield first, probabilities.numpy()
+
+
+def label_parts(model: PairModel, samples: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
+    """Label the pairs of a video's samples; their probabilities in parts, as soon as they are known.
+
+    Args:
+        model: what labels them.
+        samples: of the whole video, in order.
+
+    Yields:
+        Probabilities of consecutive pairs, float32 (P, 2, 5), forward and backward.
+    """
+    labeller, held = Labeller(model), None
+    # A batch waits for the next: only then is it known not to be the last.
+    for batch in samples:
+        if held is not None:
+            yield from (found for _, found in labeller.add(held, is_last=False))
+        held = batch
+    if held is not None:
+        yield from (found for _, found in labeller.add(held, is_last=True))
+
+
+def label_samples(model: PairModel, samples: Iterable[SampleBatch]) -> np.ndarray:
+    """The probabilities of all pairs of a video's samples; see :func:`label_parts`."""
+    parts = list(label_parts(model, samples))
+    return np.concatenate(parts) if parts else np.empty((0, 2, len(Label)), np.float32)
+
+
+class _OnItsOwn:
+    """Labels each pair by its own samples."""
+
+    def __init__(self, model: PairModel) -> None:
+        self._model = model
+        self._samples = _Held()
+
+    def add(self, batch: SampleBatch, embeddings: torch.Tensor, *, is_last: bool) -> Iterator[tuple[int, torch.Tensor]]:
+        """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
+        samples = self._samples
+        samples.add(embeddings)
+        if len(samples) > 1:
+            yield samples.first, self._model.compare(samples.held[:-1], samples.held[1:])
+            samples.keep_from(samples.end - 1)
+
+
+class _InContext:
+    """Labels each pair when the pairs around it are known; some of them twice, where the model can look closely."""
+
+    def __init__(self, model: ContextModel) -> None:
+        self._model = model
+        self._samples = _Held()
+        self._first_look = _Labelling(model)
+        self._second_look = _SecondLook(model) if isinstance(model, LookingModel) else None
+
+    def add(self, batch: SampleBatch, embeddings: torch.Tensor, *, is_last: bool) -> Iterator[tuple[int, torch.Tensor]]:
+        """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
+        samples, first_pair = self._samples, self._first_look.end
+        samples.add(embeddings)
+        described = samples.end - (1 if is_last else 2)
+        if self._second_look is not None:
+            self._second_look.keep(batch)
+        if described <= first_pair:
+            return
+        around = (samples.part(first_pair + step, described + step) for step in (-1, 0, 1, 2))
+        descriptions = self._model.describe(*around)
+        samples.keep_from(described - 1)
+        for labelled in self._first_look.add(descriptions, is_last=is_last):
+            if self._second_look is None:
+                yield labelled.first, labelled.probabilities
+            else:
+                yield from self._second_look.add(labelled, sample_count=samples.end if is_last else None)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Consecutive pairs.
+
+    Attributes:
+        first: number of the first.
+        descriptions: (P, ...), as the model gives them.
+        probabilities: float32 (P, 2, 5), on the CPU.
+    """
+
+    first: int
+    descriptions: torch.Tensor
+    probabilities: torch.Tensor
+
+
+class _Labelling:
+    """Labels pairs when those after them that matter are described."""
+
+    def __init__(self, model: ContextModel) -> None:
+        self._model = model
+        self._pairs = _Held()
+        self._done = 0
+
+    @property
+    def end(self) -> int:
+        """Number of the first pair that is not described."""
+        return self._pairs.end
+
+    def add(self, descriptions: torch.Tensor, *, is_last: bool) -> Iterator[_Labelled]:
+        """Take the next pairs' descriptions; what can be labelled now."""
+        pairs, done, reach = self._pairs, self._done, self._model.reach
+        pairs.add(descriptions)
+        end = pairs.end - (0 if is_last else reach)
+        if end > done:
+            found = self._model.classify(pairs.held)
+            now = slice(done - pairs.first, end - pairs.first)
+            yield _Labelled(done, pairs.held[now], found[now])
+            self._done = end
+            pairs.keep_from(end - reach)
+
+
+class _SecondLook:
+    """Looks closely at those pairs that are worth it, and labels all pairs anew with what it saw of these."""
+
+    def __init__(self, model: LookingModel) -> None:
+        self._model = model
+        self._labelling = _Labelling(model)
+        self._batches: deque[SampleBatch] = deque()
+        self._end = 0
+        """The first sample that has not come; those that pairs depend on have, but for those that do not exist."""
+
+    def keep(self, batch: SampleBatch) -> None:
+        """Take the next samples, in the host's memory; they are kept until all their pairs have been added."""
+        self._batches.append(batch)
+        self._end = batch.first_sample + len(batch)
+
+    def add(self, pairs: _Labelled, *, sample_count: int | None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Take pairs as they were labelled first, in order; the first that is labelled anew, and the probabilities.
+
+        Args:
+            pairs: the next ones.
+            sample_count: of the video, when its last sample has come.
+        """
+        descriptions = self._looked_at(pairs)
+        end = pairs.first + len(descriptions)
+        while self._batches[0].first_sample + len(self._batches[0]) < end:
+            self._batches.popleft()
+        for labelled in self._labelling.add(descriptions, is_last=sample_count is not None and end == sample_count - 1):
+            yield labelled.first, labelled.probabilities
+
+    def _looked_at(self, pairs: _Labelled) -> torch.Tensor:
+        """Their descriptions, those that are worth a look by a closer one."""
+        worth = self._model.is_worth_a_look(pairs.probabilities).nonzero()[:, 0]
+        if not len(worth):
+            return pairs.descriptions
+        numbers = torch.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
+        samples, around = torch.unique(numbers.clamp(0, self._end - 1), return_inverse=True)
+        y, u, v = self._planes_of(samples.numpy())
+        descriptions = pairs.descriptions.clone()
+        descriptions[worth.to(descriptions.device)] = self._model.look_closely(y, u, v, around.unbind())
+        return descriptions
+
+    def _planes_of(self, samples: np.ndarray) -> list[torch.Tensor]:
+        """Y, U and V of samples, by their numbers in order."""
+        # With NumPy: PyTorch would copy with a thread for each core, and wait for cores that encoders have.
+        parts = []
+        for batch in self._batches:
+            inside = samples[(samples >= batch.first_sample) & (samples < batch.first_sample + len(batch))]
+            parts.append([plane[inside - batch.first_sample] for plane in batch.planes])
+        return [torch.from_numpy(np.concatenate(plane)) for plane in zip(*parts, strict=True)]
+
+
+class _Held:
+    """The last few of a sequence that comes in parts."""
+
+    def __init__(self) -> None:
+        self.first = self.end = 0
+        """Numbers of the first that is held, and of the first that has not come."""
+        self.held = torch.empty(0)
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def add(self, following: torch.Tensor) -> None:
+        """Take the next ones."""
+        self.held = torch.cat([self.held, following]) if len(self) else following
+        self.end += len(following)
+
+    def part(self, start: int, end: int) -> torch.Tensor:
+        """Those from one number up to another; before the first of all that, and after the last the last."""
+        start, end = start - self.first, end - self.first
+        before, after = max(0, -start), max(0, end - len(self))
+        inside = self.held[start + before : end - after]
+        if not before and not after:
+            return inside
+        return torch.cat([*[self.held[:1]] * before, inside, *[self.held[-1:]] * after])
+
+    def keep_from(self, number: int) -> None:
+        """Forget those before a number."""
+        passed = max(0, number - self.first)
+        self.held, self.first = self.held[passed:].clone(), self.first + passed

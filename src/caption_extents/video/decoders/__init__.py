@@ -1,0 +1,1 @@
+"""Decoders of a video's samples on the CPU, and what every decoder promises."""

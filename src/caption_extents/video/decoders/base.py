@@ -1,0 +1,68 @@
+"""What every decoder of cropped samples promises, and the rule that all of them follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+from av.video.frame import VideoFrame
+
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.samples import SampleBatch
+
+BATCH_SAMPLES = 32
+"""Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""
+
+
+class SampleDecoder(Protocol):
+    """Decodes the samples of a timeline, cropped, in order.
+
+    Iterating starts the work and may be done once. All batches hold the same number of samples, the last one the rest;
+    that number depends on the decoder and the size of the crop, and on nothing else. A sample whose frame cannot be
+    decoded shows the last good frame before it (the first good one, at the start) and its number is in
+    :attr:`undecodable_samples` when the iteration is over. ``close`` may be called at any time, more than once, and
+    stops the iteration.
+    """
+
+    name: str
+    """Which decoder this is, for results: ``cpu`` or ``nvdec``, and why, where a GPU had to leave it to the CPU."""
+
+    undecodable_samples: list[int]
+
+    def __iter__(self) -> Iterator[SampleBatch]: ...
+
+    def close(self) -> None:
+        """Stop and free everything."""
+        ...
+
+
+def is_good(frame: VideoFrame, facts: VideoFacts) -> bool:
+    """Whether a frame can be shown: it has the video's size, and was decoded whole."""
+    return (frame.width, frame.height) == (facts.width, facts.height) and not frame.is_corrupt
+
+
+def settle(frames: Iterable[tuple[int, VideoFrame]], sample_pts: np.ndarray) -> Iterator[tuple[int, int, VideoFrame]]:
+    """For each sample, in order: its place in ``sample_pts``, and pts and picture of the frame that it shows.
+
+    Args:
+        frames: pts and picture of good frames, in presentation order.
+        sample_pts: int64 (N,), ascending; pts of the frames that the samples ought to show.
+
+    Yields:
+        All samples, or none where there is no frame. A sample that comes with another pts than its own could not be
+        decoded, and shows the last good frame before it, or the first one of all. Frames after the last sample's are
+        not taken.
+    """
+    at, shown = 0, None
+    for frame in frames:
+        # A sample is settled when a frame arrives that is too late for it: the one before it was the right one.
+        while shown is not None and at < len(sample_pts) and sample_pts[at] < frame[0]:
+            yield at, *shown
+            at += 1
+        if at == len(sample_pts):
+            return
+        shown = frame
+    if shown is not None:
+        for left in range(at, len(sample_pts)):
+            yield left, *shown

@@ -1,0 +1,172 @@
+"""Decoding on the CPU, and the crop out of the decoded planes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+
+import av.error
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from caption_extents.errors import DecodeError
+from caption_extents.planes import Planes, empty_planes, plane_view
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoders.base import BATCH_SAMPLES, is_good, settle
+from caption_extents.video.demux import decode_or_skip, open_container, read_packets
+from caption_extents.video.info import PresentationClock, VideoFacts
+from caption_extents.video.samples import SampleBatch
+from caption_extents.video.timeline import Timeline
+
+_UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
+"""Formats whose first three planes are the crop's already; others are converted by swscale."""
+
+_CLOSE_SECONDS = 10.0
+
+_scalers = threading.local()
+
+
+def frame_planes(frame: VideoFrame) -> Planes:
+    """Y, U and V of a frame as uint8 views of its memory; formats other than 8-bit 4:2:0 are converted first.
+
+    The conversion keeps range and matrix of YUV formats, so that only depth and chroma resolution change.
+    """
+    if frame.format.name not in _UNCHANGED_FORMATS:
+        full_range = frame.color_range == 2 and not frame.format.is_rgb
+        frame = _scaler().reformat(frame, format="yuvj420p" if full_range else "yuv420p")
+    y, u, v = (plane_view(plane) for plane in frame.planes[:3])
+    return y, u, v
+
+
+def _scaler() -> VideoReformatter:
+    """This thread's: a frame's own ``reformat`` would set swscale and its threads up anew for every frame."""
+    if not hasattr(_scalers, "own"):
+        _scalers.own = VideoReformatter()
+    scaler: VideoReformatter = _scalers.own
+    return scaler
+
+
+def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
+    """Y, U and V of a frame's crop, turned as displayed; views of its memory or of a converted copy."""
+    left, top, right, bottom = crop.decoded
+    cropped = []
+    for index, plane in enumerate(frame_planes(frame)):
+        shift = 1 if index else 0
+        box = plane[top >> shift : bottom >> shift, left >> shift : right >> shift]
+        cropped.append(facts.orientation.apply(box))
+    return cropped
+
+
+class CpuDecoder:
+    """A :class:`~caption_extents.video.decoders.base.SampleDecoder` on FFmpeg's threaded software decoders."""
+
+    def __init__(
+        self,
+        facts: VideoFacts,
+        timeline: Timeline,
+        crop: CropPixels,
+        *,
+        threads: int = 0,
+        fallback_reason: str | None = None,
+    ) -> None:
+        self.name = "cpu" if fallback_reason is None else f"cpu ({fallback_reason})"
+        self.undecodable_samples: list[int] = []
+        self._facts = facts
+        self._timeline = timeline
+        self._crop = crop
+        self._threads = threads
+        self._batches = self._decode()
+        self._closing = False
+        self._turn = threading.Lock()
+
+    def __iter__(self) -> Iterator[SampleBatch]:
+        return self
+
+    def __next__(self) -> SampleBatch:
+        with self._turn:
+            return next(self._batches)
+
+    def close(self) -> None:
+        """Stop decoding; the file is closed. A thread that is decoding stops at its next frame."""
+        self._closing = True
+        # A thread that hangs in a codec keeps its turn; the file is left to it.
+        if self._turn.acquire(timeout=_CLOSE_SECONDS):
+            try:
+                self._batches.close()
+            finally:
+                self._turn.release()
+
+    def _decode(self) -> Generator[SampleBatch]:
+        sample_pts = self._timeline.sample_pts
+        skippable = frozenset(self._timeline.skippable_pts.tolist())
+        writer = _BatchWriter(self._crop, self._facts, len(sample_pts))
+        frames = _good_frames(self._facts, self._threads, skippable.__contains__, lambda: self._closing)
+        number = None
+        for number, pts, frame in settle(frames, sample_pts):
+            if self._closing:
+                return
+            if pts != sample_pts[number]:
+                self.undecodable_samples.append(number)
+            batch = writer.add(number, frame)
+            if batch is not None:
+                yield batch
+        if number is None and not self._closing:
+            raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
+
+
+def _good_frames(
+    facts: VideoFacts,
+    threads: int,
+    skip: Callable[[int | None], bool],
+    is_closing: Callable[[], bool],
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Good frames of a video and their times, in presentation order.
+
+    Args:
+        facts: of the video.
+        threads: of the decoder, 0 for one for each core.
+        skip: tells by a packet's pts whether its frame is not needed.
+        is_closing: asked before each packet; when true, the iteration ends.
+    """
+    last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container, facts.usual_duration)
+    with open_container(facts.path, threads) as (container, stream):
+        try:
+            for packet in read_packets(container, stream):
+                if is_closing():
+                    return
+                if skip(packet.pts):
+                    continue
+                for frame in decode_or_skip(packet):
+                    pts = clock(frame)
+                    if pts is not None and pts >= last_pts and is_good(frame, facts):
+                        last_pts = pts
+                        yield pts, frame
+        except av.error.FFmpegError:
+            # The file ends in damage. What follows cannot be read, and its samples are listed.
+            return
+
+
+class _BatchWriter:
+    """Copies crops out of frames into batches."""
+
+    def __init__(self, crop: CropPixels, facts: VideoFacts, count: int) -> None:
+        self._crop, self._facts, self._count = crop, facts, count
+        self._planes: Planes | None = None
+        self._cropped_frame: VideoFrame | None = None
+        self._cropped: list[np.ndarray] = []
+
+    def add(self, number: int, frame: VideoFrame) -> SampleBatch | None:
+        """Put a frame's crop in place of sample ``number``; the batch, when it is complete."""
+        crop, at = self._crop, number % BATCH_SAMPLES
+        if self._planes is None:
+            self._planes = empty_planes(min(BATCH_SAMPLES, self._count - number + at), crop.height, crop.width)
+        if self._cropped_frame is not frame:
+            self._cropped = crop_planes(frame, self._crop, self._facts)
+            self._cropped_frame = frame
+        for target, source in zip(self._planes, self._cropped, strict=True):
+            target[at] = source
+        if at + 1 < len(self._planes[0]):
+            return None
+        planes, self._planes = self._planes, None
+        return SampleBatch(number - at, *planes)

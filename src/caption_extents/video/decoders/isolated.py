@@ -1,0 +1,279 @@
+"""Reading and decoding a video in a child process, so that a crash in a codec is an error and nothing worse.
+
+The child probes the file, places the samples, decodes and crops; or it reads the packets that another process decodes.
+Everything that it says is checked against what was agreed before. Before it opens the file it gives up what decoding
+does not need: it cannot write files, nor grow past a limit of memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from caption_extents.children import Channel, ChannelError, Children
+from caption_extents.errors import DecodeError, StallError, VideoError
+from caption_extents.options import Job
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoders.base import BATCH_SAMPLES
+from caption_extents.video.info import VideoFacts, probe
+from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Span, pack, read_segments
+from caption_extents.video.samples import SampleBatch
+from caption_extents.video.timeline import MAX_SAMPLES, Timeline, build_timeline
+from caption_extents.watchdog import tell_progress_to
+
+
+@dataclass(frozen=True)
+class DecoderLimits:
+    """What a decoding process may take.
+
+    Attributes:
+        memory_bytes: of address space, libraries included.
+        stall_seconds: the process is ended when nothing comes from it for this long.
+    """
+
+    memory_bytes: int = Job.isolate_memory_mib << 20
+    stall_seconds: float = Job.stall_seconds
+
+
+class IsolatedVideo:
+    """A video opened by a child process, which starts at once; a context manager that ends the child.
+
+    Args:
+        path: a file of this machine.
+        rate: samples a second.
+        limits: of the child.
+        children: of the run.
+
+    Raises (when the context is entered):
+        VideoError: the video cannot be used.
+        DecodeError: the child died, or nothing came from it in time.
+    """
+
+    def __init__(self, path: Path, rate: Fraction, limits: DecoderLimits, children: Children | None = None) -> None:
+        self._path, self._rate, self._limits = path, rate, limits
+        self._asked = False
+        self._indexing = threading.Lock()
+        self._indexed = False
+        self._index_error: BaseException | None = None
+        # What goes wrong in the child comes as a message; what its libraries print is dropped.
+        self._child = (children or Children()).start(TARGET, stall_seconds=limits.stall_seconds, quiet=True)
+        self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes})
+
+    def __enter__(self) -> IsolatedVideo:
+        self.wait_until_indexed()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child, whatever it is doing."""
+        self._child.close()
+
+    def wait_until_indexed(self) -> None:
+        """Return when facts and timeline are known; may be called again, from several threads.
+
+        Raises:
+            VideoError: the video cannot be used.
+            DecodeError: the child died, or nothing came from it in time.
+        """
+        with self._indexing:
+            if self._index_error is not None:
+                raise self._index_error
+            if self._indexed:
+                return
+            try:
+                self._read_index()
+            except BaseException as error:
+                self._index_error = error
+                self.close()
+                raise
+            self._indexed = True
+
+    def _read_index(self) -> None:
+        reply, payloads = self._receive(3)
+        arrays = [self._numbers(payload) for payload in payloads]
+        if not 1 <= len(arrays[0]) <= MAX_SAMPLES:
+            raise self._broken(f"it speaks of {len(arrays[0])} samples")
+        with self._checking():
+            self.facts = VideoFacts.from_json(reply["facts"], self._path)
+        self.timeline = Timeline(arrays[0], arrays[1], arrays[2], self._rate, self.facts.time_base)
+
+    def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
+        """A decoder in the child."""
+        self._send({"crop": asdict(crop), "threads": threads})
+        return IsolatedDecoder(self, crop)
+
+    def batches(self, crop: CropPixels, lost: list[int]) -> Generator[SampleBatch]:
+        """Batches as the child decodes them; samples that could not be decoded are added to ``lost``."""
+        count = len(self.timeline)
+        for first in range(0, count, BATCH_SAMPLES):
+            reply, payloads = self._receive(3)
+            size = min(BATCH_SAMPLES, count - first)
+            half = (size, crop.height // 2, crop.width // 2)
+            shapes = (size, crop.height, crop.width), half, half
+            with self._checking():
+                y, u, v = (np.frombuffer(p, np.uint8).reshape(s) for p, s in zip(payloads, shapes, strict=True))
+                lost.extend(int(number) for number in reply["undecodable"])
+            yield SampleBatch(first, y, u, v)
+        reply, _ = self._receive(0)
+        with self._checking():
+            lost.extend(int(number) for number in reply["undecodable"])
+
+    def segments(self, spans: list[Span]) -> Iterator[PackedSegment]:
+        """The segments of :func:`~caption_extents.video.nvdec.segments.read_segments`, as plain bytes.
+
+        They end before the first that has packets with more than data and times, and there are none the second time.
+        """
+        if self._asked:
+            return
+        self._asked = True
+        self._send({"spans": [astuple(span) for span in spans]})
+        for number, span in enumerate(spans):
+            reply, payloads = self._receive(None)
+            if not payloads:
+                return
+            with self._checking():
+                table = self._numbers(payloads[0]).reshape(-1, PACKET_NUMBERS)
+                if reply["number"] != number or (table[:, 0] < 0).any() or table[:, 0].sum() != len(payloads[1]):
+                    raise ValueError(f"segment {reply['number']!r} of {len(payloads[1])} bytes")
+            yield PackedSegment(number, span, table, payloads[1])
+
+    def _numbers(self, payload: bytearray) -> np.ndarray:
+        with self._checking():
+            return np.frombuffer(payload, np.int64)
+
+    @contextmanager
+    def _checking(self) -> Iterator[None]:
+        """What does not fit what was agreed before comes from a child that cannot be trusted."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise self._broken(repr(error)) from error
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._child.channels[0].send(message)
+        except ChannelError as error:
+            raise self._broken(str(error)) from error
+
+    def _receive(self, payloads: int | None) -> tuple[dict[str, Any], list[bytearray]]:
+        """The next reply, and its payloads, if they are so many."""
+        try:
+            reply, found = self._child.receive()
+        except ChannelError as error:
+            raise self._broken(str(error)) from error
+        except StallError:
+            raise StallError(
+                f"decoding {str(self._path)!r} gave no sign of life for {self._limits.stall_seconds:g} s and was "
+                "ended: it is damaged, or this machine is too slow for it. Raise stall_seconds"
+            ) from None
+        if payloads is not None and len(found) != payloads:
+            raise self._broken(f"a message with {len(found)} payloads")
+        return reply, found
+
+    def _broken(self, what: str) -> DecodeError:
+        how = self._child.how_it_ended()
+        if not self._child.has_ended:
+            return DecodeError(f"the decoding process of {str(self._path)!r} cannot be trusted: {what}")
+        return DecodeError(
+            f"the decoding process of {str(self._path)!r} {how}; the file makes the decoder crash, or it needs more "
+            f"than the {self._limits.memory_bytes >> 20} MiB of memory that it may take"
+        )
+
+
+class IsolatedDecoder:
+    """A :class:`~caption_extents.video.decoders.base.SampleDecoder` whose work is done by a child process."""
+
+    name = "cpu, isolated"
+
+    def __init__(self, video: IsolatedVideo, crop: CropPixels) -> None:
+        self.undecodable_samples: list[int] = []
+        self._video = video
+        self._batches = video.batches(crop, self.undecodable_samples)
+
+    def __iter__(self) -> Iterator[SampleBatch]:
+        return self._batches
+
+    def close(self) -> None:
+        """End the child."""
+        self._video.close()
+
+
+# From here on: the child.
+
+TARGET = "caption_extents.video.decoders.isolated:serve"
+
+
+def serve(channels: list[Channel]) -> None:
+    """In the child: answer the parent until it closes the channel."""
+    (parent,) = channels
+    tell_progress_to(parent.show_life)
+    try:
+        _serve(parent)
+    except (VideoError, DecodeError) as error:
+        parent.send_error(error)
+    except MemoryError:
+        parent.send_error(DecodeError("the decoder needs more memory than it may take"))
+    except ChannelError:
+        raise
+    except Exception as error:
+        parent.send_error(DecodeError(f"the decoder failed unexpectedly: {error!r}"))
+
+
+def _give_up_rights(memory_bytes: int) -> None:
+    """No files written, no core dumps, and no more memory than allowed; where the system has such limits."""
+    try:
+        import resource
+    except ImportError:
+        return
+    for limit, value in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (allowed, allowed))
+
+
+def _serve(parent: Channel) -> None:
+    opening, _ = parent.receive()
+    _give_up_rights(opening["memory_bytes"])
+    facts = probe(Path(opening["path"]))
+    timeline = build_timeline(facts, Fraction(opening["rate"]))
+    arrays = (timeline.sample_pts, timeline.skippable_pts, timeline.key_pts)
+    parent.send({"facts": facts.to_json()}, *(array.astype(np.int64) for array in arrays))
+    asked, _ = parent.receive()
+    if "spans" in asked:
+        _send_segments(parent, facts.path, timeline, [Span(*numbers) for numbers in asked["spans"]])
+        return
+    # Not above: a parent that reads packets here and decodes them on a GPU does without.
+    from caption_extents.video.decoders.cpu import CpuDecoder
+
+    decoder = CpuDecoder(facts, timeline, CropPixels.from_json(asked["crop"]), threads=asked["threads"])
+    told = 0
+    for batch in decoder:
+        lost = decoder.undecodable_samples[told:]
+        told += len(lost)
+        parent.send({"undecodable": lost}, *batch.planes)
+    parent.send({"undecodable": decoder.undecodable_samples[told:]})
+
+
+def _send_segments(parent: Channel, path: Path, timeline: Timeline, spans: list[Span]) -> None:
+    for segment in read_segments(path, timeline, spans):
+        packed = pack(segment)
+        if packed is None:
+            break
+        parent.send({"number": segment.number}, packed.table, packed.data)
+    parent.send({"number": None})

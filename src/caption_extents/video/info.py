@@ -1,0 +1,234 @@
+"""What is known of a video before it is decoded as a whole, and when its frames are shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import av.container
+import av.error
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from caption_extents.errors import VideoError
+from caption_extents.video.demux import OpenFile, check_size, codec_name, open_container, read_packets, reason_of
+from caption_extents.video.orientation import Orientation
+from caption_extents.video.wholeness import missing_bytes
+
+WITHOUT_PRESENTATION_TIMES = frozenset({"avi"})
+"""Containers that store the order of decoding only; what their demuxers call pts is a guess."""
+
+SPARSE_PRESENTATION_TIMES = frozenset({"mpeg"})
+"""Containers in which some frames have no time of their own: those that do not begin a packet of the container."""
+
+MAX_PROBE_PACKETS = 500
+"""Packets of the video stream that are tried before it counts as undecodable."""
+
+_FALLBACK_FRAME_SECONDS = Fraction(1, 25)
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Colour description as numbers of ITU-T H.273, passed from source to chunk unchanged."""
+
+    range: int
+    space: int
+    primaries: int
+    transfer: int
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What is known of a video before it is decoded as a whole.
+
+    Attributes:
+        path: the file.
+        container: FFmpeg's name of the demuxer.
+        codec: FFmpeg's name of the codec.
+        stream_index: index of the video stream in the file.
+        width, height: size of decoded frames in pixels, before rotation.
+        pixel_format: FFmpeg's name, for example ``yuv420p``.
+        orientation: how decoded frames are turned for display.
+        sample_aspect_ratio: width over height of a displayed pixel.
+        colour: colour description.
+        interlaced: whether a frame is two fields.
+        time_base: seconds in a tick of pts.
+        average_rate: frames a second from the header; None if unknown.
+        first_pts: pts of the first frame that decodes, in ticks.
+        size_bytes: of the file.
+        missing_bytes: by which the file is shorter than its container says.
+    """
+
+    path: Path
+    container: str
+    codec: str
+    stream_index: int
+    width: int
+    height: int
+    pixel_format: str
+    orientation: Orientation
+    sample_aspect_ratio: Fraction
+    colour: Colour
+    interlaced: bool
+    time_base: Fraction
+    average_rate: Fraction | None
+    first_pts: int
+    size_bytes: int
+    missing_bytes: int = 0
+
+    @property
+    def display_width(self) -> int:
+        """Width of the displayed picture in pixels (an odd last column of the frame is dropped)."""
+        return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[0]
+
+    @property
+    def display_height(self) -> int:
+        """Height of the displayed picture in pixels (an odd last row of the frame is dropped)."""
+        return self.orientation.display_size(self.width // 2 * 2, self.height // 2 * 2)[1]
+
+    @property
+    def times_every_frame(self) -> bool:
+        """Whether each frame comes with the time at which it is shown; otherwise decoding in order tells."""
+        return self.container not in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without the path."""
+        plain = {name: value for name, value in asdict(self).items() if name != "path"}
+        return {name: str(value) if isinstance(value, Fraction) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], path: Path) -> VideoFacts:
+        """Inverse of :meth:`to_json`, also for data that cannot be trusted.
+
+        Raises:
+            ArithmeticError, AttributeError, KeyError, TypeError, ValueError: the data is not of this form.
+        """
+        values = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
+        values |= {name: Fraction(values[name]) for name in ("sample_aspect_ratio", "time_base")}
+        values["average_rate"] = None if values["average_rate"] is None else Fraction(values["average_rate"])
+        values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
+        values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
+        values["interlaced"] = bool(values["interlaced"])
+        for name in ("width", "height", "stream_index", "first_pts", "size_bytes", "missing_bytes"):
+            values[name] = int(values[name])
+        return cls(path=path, **values)
+
+    @property
+    def usual_duration(self) -> int:
+        """Ticks that a frame is shown, by the header's average."""
+        seconds = 1 / self.average_rate if self.average_rate else _FALLBACK_FRAME_SECONDS
+        return max(1, round(seconds / self.time_base))
+
+
+class PresentationClock:
+    """Tells when decoded frames are shown, in ticks. One clock reads one pass over a video, frame by frame.
+
+    Where the container keeps no presentation times, frames leave the decoder in the order in which they are shown, and
+    the decoding times of the packets that released them say when (as FFmpeg's own ``best_effort_timestamp`` does). The
+    last frames are released by the end of the file: each is shown when the one before it ends. So is a frame without a
+    time where the container leaves some out.
+
+    Args:
+        container: FFmpeg's name of the demuxer.
+        usual_duration: ticks that a frame is shown.
+    """
+
+    def __init__(self, container: str, usual_duration: int) -> None:
+        self._guessed, self._sparse = container in WITHOUT_PRESENTATION_TIMES, container in SPARSE_PRESENTATION_TIMES
+        self._usual_duration = usual_duration
+        self._last: int | None = None
+
+    def __call__(self, frame: VideoFrame) -> int | None:
+        """The time of the next frame; None if it is unknown."""
+        if self._guessed:
+            if frame.dts is not None:
+                self._last = frame.dts
+            elif self._last is not None:
+                self._last += frame.duration or 1
+            return self._last
+        if not self._sparse:
+            return frame.pts
+        if frame.pts is not None:
+            self._last = frame.pts
+        elif self._last is not None:
+            self._last += self._usual_duration
+        return self._last
+
+
+def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
+    """Open a file, decode its first frame, and describe it; see :func:`open_container` for ``arriving``.
+
+    Raises:
+        VideoError: as :func:`open_container`, and when no frame decodes, or the picture is too large or turned by an
+            angle that is no multiple of 90 degrees.
+    """
+    with open_container(path, arriving=arriving) as (container, stream):
+        frame = _first_frame(container, stream, path)
+        check_size(path, frame.width, frame.height)
+        first_pts = PresentationClock(container.format.name, 1)(frame)
+        if first_pts is None or stream.time_base is None:
+            raise no_times(path)
+        orientation = Orientation.from_frame(frame)
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        return VideoFacts(
+            path=path,
+            container=container.format.name,
+            codec=codec_name(stream),
+            stream_index=stream.index,
+            width=frame.width,
+            height=frame.height,
+            pixel_format=frame.format.name,
+            orientation=orientation,
+            sample_aspect_ratio=1 / aspect if orientation.transpose else aspect,
+            colour=_colour(frame),
+            interlaced=bool(frame.interlaced_frame),
+            time_base=Fraction(stream.time_base),
+            average_rate=Fraction(stream.average_rate) if stream.average_rate else None,
+            first_pts=first_pts,
+            size_bytes=path.stat().st_size,
+            # What is still arriving has its size from the start.
+            missing_bytes=missing_bytes(path) if arriving is None else 0,
+        )
+
+
+def no_times(path: Path) -> VideoError:
+    """What there is to say of a video whose frames have no timestamps."""
+    return VideoError(
+        f"{str(path)!r} gives frames no timestamps; encode it anew, for example: ffmpeg -fflags +genpts -i IN out.mkv"
+    )
+
+
+def _colour(frame: VideoFrame) -> Colour:
+    primaries, transfer = int(frame.color_primaries), int(frame.color_trc)
+    if frame.format.is_rgb:
+        # swscale turns RGB into limited-range BT.601.
+        return Colour(range=1, space=6, primaries=primaries, transfer=transfer)
+    full_range = frame.format.name.startswith("yuvj")
+    # 0 says RGB, which these planes are not; 2 that nobody knows.
+    space = int(frame.colorspace) or 2
+    return Colour(2 if full_range else int(frame.color_range), space, primaries, transfer)
+
+
+def _first_frame(container: av.container.InputContainer, stream: VideoStream, path: Path) -> VideoFrame:
+    error: Exception | None = None
+    try:
+        for index, packet in enumerate(read_packets(container, stream)):
+            if packet.has_sidedata("encryption_info"):
+                raise VideoError(
+                    f"{str(path)!r} is encrypted (CENC, DRM) and cannot be decoded; give a copy without protection"
+                )
+            try:
+                for frame in packet.decode():
+                    if isinstance(frame, VideoFrame) and not frame.is_corrupt:
+                        return frame
+            except av.error.FFmpegError as reason:
+                error = reason
+            if index >= MAX_PROBE_PACKETS:
+                break
+    except av.error.FFmpegError as reason:
+        error = reason
+    because = f" ({reason_of(error)})" if error else ""
+    raise VideoError(f"no frame of {str(path)!r} can be decoded{because}; the file is empty or damaged")

@@ -1,0 +1,115 @@
+"""What the video decoders of a GPU (NVDEC) can decode.
+
+The driver is asked through its own library, because neither PyTorch nor FFmpeg pass this on: how many decode engines
+the device has, and which codecs, depths and picture sizes they take (NVIDIA Video Codec SDK, ``cuvidGetDecoderCaps``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import sys
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+from caption_extents.errors import DecodeError
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec import driver
+
+_CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
+"""``cudaVideoCodec`` numbers of the codecs whose standard fixes every decoded bit, by FFmpeg's names.
+
+MPEG-2 and MPEG-4 part 2 leave the rounding of their transform open, so a GPU's pixels differ from a CPU's in the last
+bit, and results would depend on the decoder.
+"""
+
+_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+_CHROMA_420 = 1
+
+
+class _DecoderCaps(ctypes.Structure):
+    """``CUVIDDECODECAPS``."""
+
+    _fields_: ClassVar = [
+        ("codec", ctypes.c_int),
+        ("chroma", ctypes.c_int),
+        ("depth_minus_8", ctypes.c_uint),
+        ("reserved1", ctypes.c_uint * 3),
+        ("supported", ctypes.c_ubyte),
+        ("engines", ctypes.c_ubyte),
+        ("output_formats", ctypes.c_ushort),
+        ("max_width", ctypes.c_uint),
+        ("max_height", ctypes.c_uint),
+        ("max_macroblocks", ctypes.c_uint),
+        ("min_width", ctypes.c_ushort),
+        ("min_height", ctypes.c_ushort),
+        ("histogram", ctypes.c_ubyte),
+        ("counter_depth", ctypes.c_ubyte),
+        ("histogram_bins", ctypes.c_ushort),
+        ("reserved3", ctypes.c_uint * 10),
+    ]
+
+
+@dataclass(frozen=True)
+class DecodeEngines:
+    """What a device's decoders do with one codec at 8 bit 4:2:0; sizes in pixels."""
+
+    count: int
+    min_width: int
+    min_height: int
+    max_width: int
+    max_height: int
+    max_macroblocks: int
+
+    def takes(self, width: int, height: int) -> bool:
+        """Whether pictures of this size can be decoded."""
+        macroblocks = -(-width // 16) * -(-height // 16)
+        fits = self.min_width <= width <= self.max_width and self.min_height <= height <= self.max_height
+        return fits and macroblocks <= self.max_macroblocks
+
+
+@cache
+def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
+    """What the engines of a device, by its number, decode of a codec; None where they do not, or there is no NVDEC."""
+    library = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
+    try:
+        ask = ctypes.CDLL(library).cuvidGetDecoderCaps
+    except (OSError, AttributeError):
+        return None
+    try:
+        driver.enter(ordinal)  # the driver answers for the context that is current in this thread
+    except (OSError, DecodeError):
+        return None
+    caps = _DecoderCaps(codec=_CODECS[codec], chroma=_CHROMA_420, depth_minus_8=0)
+    if ask(ctypes.byref(caps)) != 0 or not caps.supported:
+        return None
+    return DecodeEngines(
+        count=max(1, caps.engines),
+        min_width=caps.min_width,
+        min_height=caps.min_height,
+        max_width=caps.max_width,
+        max_height=caps.max_height,
+        max_macroblocks=caps.max_macroblocks,
+    )
+
+
+def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
+    """Why NVDEC cannot decode a video to the very pixels that a CPU gives; None where it can."""
+    if not facts.times_every_frame:
+        return f"{facts.container} files do not time every frame, and are timed by decoding them on the CPU"
+    if facts.codec not in _CODECS:
+        return f"NVDEC does not decode {facts.codec} exactly"
+    if facts.width % 2 or facts.height % 2:
+        return f"{facts.width}x{facts.height} is odd, and the decoders take even sizes"
+    if facts.pixel_format not in _FORMATS:
+        return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
+    engines = decode_engines(facts.codec, ordinal)
+    if engines is None:
+        return f"the decoders of {driver.device_name(ordinal)} do not know {facts.codec}"
+    if not engines.takes(facts.width, facts.height):
+        return (
+            f"{facts.width}x{facts.height} is outside what the decoders take, {engines.min_width}x{engines.min_height} "
+            f"to {engines.max_width}x{engines.max_height} pixels and {engines.max_macroblocks} macroblocks"
+        )
+    return None

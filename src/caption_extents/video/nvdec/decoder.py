@@ -1,0 +1,183 @@
+"""Decoding a video's samples on all decode engines of a GPU, segments side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from caption_extents.errors import DecodeError
+from caption_extents.planes import Planes, slice_planes
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoders.base import BATCH_SAMPLES
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec import segments
+from caption_extents.video.nvdec.scheduler import SegmentReader, SideBySide
+from caption_extents.video.nvdec.segments import Span, merged, plan_spans
+from caption_extents.video.nvdec.session import Crops, DependentError, Part
+from caption_extents.video.nvdec.sessions import Work
+from caption_extents.video.orientation import Orientation
+from caption_extents.video.samples import SampleBatch
+from caption_extents.video.timeline import Timeline
+
+_DAMAGED_KEY_FRAMES = 3
+"""Key frames that turn out not to be independently decodable before one decoder does the whole video."""
+
+_MAX_BATCH_SAMPLES = 128
+"""A batch costs the threads that share the GIL about a hundred hand-overs of it, however many samples it holds; with 32
+samples these, not the GPU, were what inference waited for."""
+
+_MAX_BATCH_BYTES = 32 << 20
+"""Batches of large crops hold fewer samples, so that the few that wait between stages stay small."""
+
+
+class Sessions(Protocol):
+    """Decoder sessions; see :class:`~caption_extents.video.nvdec.sessions.GpuSessions`."""
+
+    def begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
+        """Begin to decode."""
+        ...
+
+    def close(self) -> None:
+        """End everything; closing twice is harmless."""
+        ...
+
+
+class NvdecDecoder:
+    """A :class:`~caption_extents.video.decoders.base.SampleDecoder` on all decode engines of a GPU.
+
+    Args:
+        facts: of a video for which :func:`~caption_extents.video.nvdec.capabilities.why_not_nvdec` gives no reason.
+        timeline: its samples.
+        crop: what to keep of each sample.
+        sessions: of the GPU; they are closed with the decoder.
+        session_count: sessions at work at once; 0 for one for each engine and one more.
+        read_there: gives the file's segments as another process reads them.
+    """
+
+    name = "nvdec"
+
+    def __init__(
+        self,
+        facts: VideoFacts,
+        timeline: Timeline,
+        crop: CropPixels,
+        sessions: Sessions,
+        *,
+        session_count: int = 0,
+        read_there: SegmentReader | None = None,
+    ) -> None:
+        self.undecodable_samples: list[int] = []
+        self._facts, self._timeline, self._crop = facts, timeline, crop
+        self._sessions, self._session_count, self._read_there = sessions, session_count, read_there
+        self._batches = self._decode()
+        self._work: SideBySide | None = None
+
+    def __iter__(self) -> Iterator[SampleBatch]:
+        return self._batches
+
+    def close(self) -> None:
+        """Stop all sessions; returns when their threads have ended."""
+        if self._work is not None:
+            self._work.close()
+        self._sessions.close()
+
+    def _decode(self) -> Iterator[SampleBatch]:
+        spans = plan_spans(self._timeline, segments.SEGMENT_SAMPLES)
+        cutter = _BatchCutter(len(self._timeline), _batch_samples(self._crop), self._facts.orientation)
+        failures = 0
+        while True:
+            try:
+                yield from self._decode_spans(spans, cutter)
+                break
+            except DependentError as error:
+                # This key frame is not independently decodable. Merge its segment into the one before and decode from
+                # the start again, without the samples that were given already. With intra refresh no key frame is:
+                # after three of them one decoder does the whole video.
+                failures += 1
+                if failures <= _DAMAGED_KEY_FRAMES:
+                    spans = merged(spans, error.segment)
+                else:
+                    spans = [Span(spans[0].start_pts, None, 0, len(self._timeline))]
+        # It takes the processes of a GPU a while to end: begin while later stages are still at work.
+        self._sessions.close()
+
+    def _decode_spans(self, spans: list[Span], cutter: _BatchCutter) -> Iterator[SampleBatch]:
+        work = Work(self._facts, self._timeline, self._crop, spans, self._session_count)
+        self._work = running = self._sessions.begin(work, self._read_there)
+        try:
+            for part in running:
+                self.undecodable_samples.extend(number for number in part.undecodable if number >= cutter.taken_samples)
+                yield from cutter.add(part)
+        finally:
+            running.close()
+
+
+def _batch_samples(crop: CropPixels) -> int:
+    fitting = _MAX_BATCH_BYTES // (crop.width * crop.height * 3 // 2)
+    return min(max(fitting, BATCH_SAMPLES), _MAX_BATCH_SAMPLES)
+
+
+class _BatchCutter:
+    """Cuts parts, which come in order, into batches of one size."""
+
+    def __init__(self, count: int, batch_samples: int, orientation: Orientation) -> None:
+        self._count, self._size, self._orientation = count, batch_samples, orientation
+        self._given = 0
+        self._parts: list[Planes] = []
+        self._held = 0
+        self._shown: Planes | None = None
+
+    @property
+    def taken_samples(self) -> int:
+        """Samples that came in so far."""
+        return self._given + self._held
+
+    def add(self, part: Part) -> Iterator[SampleBatch]:
+        """The batches that a part completes. Samples that came in before are skipped."""
+        planes = self._planes(part)
+        if part.last is not None:
+            self._shown = self._to_planes(part.last)
+        skipped = self.taken_samples - part.first_sample
+        if skipped < part.count:
+            self._parts.append(slice_planes(planes, skipped, part.count))
+            self._held += part.count - skipped
+        while self._held >= self._size or (self._held and self.taken_samples == self._count):
+            yield self._batch(min(self._size, self._held))
+
+    def _planes(self, part: Part) -> Planes:
+        if part.crops is not None:
+            return self._to_planes(part.crops)
+        if self._shown is None:
+            raise DecodeError("no frame at the start of the video could be decoded")
+        y, u, v = (np.broadcast_to(plane, (part.count, *plane.shape[1:])) for plane in self._shown)
+        return y, u, v
+
+    def _to_planes(self, crops: Crops) -> Planes:
+        """NV12 crops as planes, turned as they are displayed; views."""
+        luma, chroma = crops
+        turn = self._orientation.apply
+        return turn(luma), turn(chroma[..., 0]), turn(chroma[..., 1])
+
+    def _batch(self, size: int) -> SampleBatch:
+        taken, parts = 0, list[Planes]()
+        while taken < size:
+            planes = self._parts[0]
+            count = min(len(planes[0]), size - taken)
+            parts.append(slice_planes(planes, 0, count))
+            if count == len(planes[0]):
+                del self._parts[0]
+            else:
+                self._parts[0] = slice_planes(planes, count, len(planes[0]))
+            taken += count
+        batch = SampleBatch(self._given, *(_joined(group) for group in zip(*parts, strict=True)))
+        self._held, self._given = self._held - size, self._given + size
+        return batch
+
+
+def _joined(planes: tuple[np.ndarray, ...]) -> np.ndarray:
+    """Planes one after the other, in C order whatever the orientation of the parts."""
+    joined = np.empty((sum(map(len, planes)), *planes[0].shape[1:]), np.uint8)
+    np.concatenate(planes, out=joined)
+    return joined

@@ -1,0 +1,87 @@
+"""Decoding on the engines of an NVIDIA GPU (NVDEC).
+
+Frames never leave the GPU: the crop is copied out of a frame before the frame returns to the decoder's pool. All is
+queued on the device's default stream, the one on which FFmpeg maps decoded frames, so that a crop is taken after its
+frame is decoded and before the frame's memory is used again, without waiting for either. So frames are taken as the
+decoder has them; FFmpeg would copy each whole frame first, for those who use it on other streams. Nothing here needs
+PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import av
+import numpy as np
+from av.codec.hwaccel import HWAccel
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from caption_extents.video.crop import CropPixels
+from caption_extents.video.demux import open_container
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec import driver
+from caption_extents.video.nvdec.driver import BoxCopy
+from caption_extents.video.nvdec.session import Crops
+
+_HELD_FRAMES = 4
+"""That a session keeps while its decoder goes on: those that have just come out, what is shown, and the latest."""
+
+
+def warm_up(ordinal: int) -> None:
+    """Get a device ready, which takes a second the first time in a process."""
+    driver.enter(ordinal)
+
+
+class NvdecEngine:
+    """An :class:`~caption_extents.video.nvdec.session.Engine` on a GPU; crops are NV12.
+
+    Args:
+        facts: of the video.
+        crop: what to keep.
+        ordinal: number of the device.
+    """
+
+    def __init__(self, facts: VideoFacts, crop: CropPixels, ordinal: int) -> None:
+        self._facts, self._ordinal = facts, ordinal
+        left, top, right, bottom = crop.decoded
+        width, height = right - left, bottom - top
+        self.shapes: tuple[tuple[int, ...], ...] = ((height, width), (height // 2, width // 2, 2))
+        self._box = left, top, width, height
+        self._copies: tuple[BoxCopy, BoxCopy] | None = None
+
+    def open(self) -> VideoCodecContext:
+        """See the protocol."""
+        left, top, width, height = self._box
+        # NV12: luma, and chroma with U and V side by side, so that both have as many bytes in a row.
+        self._copies = BoxCopy(left, top, width, height), BoxCopy(left, top // 2, width, height // 2)
+        driver.enter(self._ordinal)  # FFmpeg joins the context that is current in this thread
+        accelerator = HWAccel(
+            "cuda",
+            device=str(self._ordinal),
+            allow_software_fallback=False,
+            is_hw_owned=True,
+            options={"primary_ctx": "0", "current_ctx": "1"},
+        )
+        # FFmpeg's own decoder, which drives NVDEC, has the name of the codec; others, of libraries, do not.
+        context = cast(VideoCodecContext, av.CodecContext.create(self._facts.codec, "r", hwaccel=accelerator))
+        context.options = {"hwaccel_flags": "unsafe_output", "extra_hw_frames": str(_HELD_FRAMES)}
+        context.thread_count = 1  # others would have nothing to do
+        with open_container(self._facts.path) as (_, stream):
+            context.extradata = stream.codec_context.extradata
+        return context
+
+    def pin(self, memory: np.ndarray) -> None:
+        """See the protocol."""
+        driver.enter(self._ordinal)
+        driver.pin(memory)
+
+    def crop_into(self, frame: VideoFrame, crops: Crops, index: int) -> None:
+        """See the protocol."""
+        assert self._copies is not None
+        for plane, copy, array in zip(frame.planes, self._copies, crops, strict=False):
+            copy(plane.buffer_ptr, plane.line_size, array.ctypes.data + index * copy.nbytes)
+
+    def finish(self) -> None:
+        """See the protocol."""
+        driver.wait()

@@ -1,0 +1,203 @@
+"""One decoder at work on segments: packets in, crops of samples out, some at a time.
+
+What decodes and crops is an :class:`Engine`: NVDEC in :mod:`caption_extents.video.nvdec.engine`. Nothing here knows of
+threads, processes or PyTorch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+import av.error
+import numpy as np
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from caption_extents.video.decoders.base import is_good, settle
+from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec.segments import Packet, Segment
+
+Crops: TypeAlias = tuple[np.ndarray, ...]
+"""Crops of consecutive samples, uint8 (N, ...), laid out as suits the engine that takes them."""
+
+Room: TypeAlias = Callable[[int], Crops]
+"""Uninitialised crops of so many samples, to be filled."""
+
+
+class Engine(Protocol):
+    """What decodes and crops. A session calls it from one thread only."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Of one sample's crop, in each array."""
+
+    def open(self) -> VideoCodecContext:
+        """A decoder for the video's packets."""
+        ...
+
+    def pin(self, memory: np.ndarray) -> None:
+        """Prepare memory that crops will be copied to again and again."""
+        ...
+
+    def crop_into(self, frame: VideoFrame, crops: Crops, index: int) -> None:
+        """Have a frame's crop copied into the room of sample ``index``."""
+        ...
+
+    def finish(self) -> None:
+        """Return when everything has been copied."""
+        ...
+
+
+def new_room(engine: Engine) -> Room:
+    """Memory of its own for every part."""
+    return lambda count: tuple(np.empty((count, *shape), np.uint8) for shape in engine.shapes)
+
+
+_PREPARING_PACKETS = 48
+"""Some groups of B frames."""
+
+
+class DependentError(Exception):
+    """A segment's first frame cannot be decoded without what was before it.
+
+    Attributes:
+        segment: its number; 0 where it is not known.
+    """
+
+    segment = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a segment's samples, in order.
+
+    Attributes:
+        first_sample: number of the first.
+        count: how many.
+        crops: their crops; None if no frame of the segment could be decoded, and they show what was shown before.
+        undecodable: samples that do not show their own frame.
+        is_last: whether the segment ends with them.
+        last: with the last part: crop of the segment's last good frame.
+    """
+
+    first_sample: int
+    count: int
+    crops: Crops | None
+    undecodable: list[int] = field(default_factory=list)
+    is_last: bool = True
+    last: Crops | None = None
+
+
+class Session:
+    """One decoder. All calls come from one thread.
+
+    Args:
+        engine: that decodes and crops.
+        facts: of the video.
+        part_samples: most samples in a part.
+        room: where crops go; asked for one sample more than a part has.
+        stopped: whether to give up.
+    """
+
+    def __init__(
+        self, engine: Engine, facts: VideoFacts, part_samples: int, room: Room, stopped: Callable[[], bool]
+    ) -> None:
+        self._engine, self._facts, self._stopped = engine, facts, stopped
+        self._part_samples, self._room = part_samples, room
+        self._context: VideoCodecContext | None = None
+        self._is_drained = True
+        """Whether the decoder holds nothing of the segment before."""
+
+    def decode(self, segment: Segment[Packet], sample_pts: np.ndarray) -> Iterator[Part]:
+        """Decode a segment and crop its samples.
+
+        Args:
+            segment: to decode.
+            sample_pts: of its samples, int64.
+
+        Raises:
+            DependentError: it is not the first, and its first frame cannot be decoded.
+        """
+        latest: VideoFrame | None = None
+        if not self._is_drained:
+            self._context = None
+        self._is_drained = False
+
+        def frames() -> Iterator[tuple[int, VideoFrame]]:
+            nonlocal latest
+            for pts, frame in self._frames(segment):
+                if latest is None and segment.number and pts != segment.span.start_pts:
+                    raise DependentError
+                latest = frame
+                yield pts, frame
+
+        first, end, engine = segment.span.first_sample, segment.span.last_sample, self._engine
+        source, crops, undecodable, begun = frames(), None, list[int](), 0
+        for at, pts, frame in settle(source, sample_pts):
+            if crops is None:
+                crops, begun = self._room(min(self._part_samples, len(sample_pts) - at) + 1), at
+            engine.crop_into(frame, crops, at - begun)
+            if pts != sample_pts[at]:
+                undecodable.append(first + at)
+            if at + 1 == begun + self._part_samples < len(sample_pts):
+                engine.finish()
+                yield Part(first + begun, at + 1 - begun, _cut(crops, 0, at + 1 - begun), undecodable, is_last=False)
+                crops, undecodable = None, []
+        for _ in source:
+            pass  # to the end, so that the decoder is empty for the next segment, and the last good frame is known
+        if latest is None or crops is None:
+            if segment.number and segment.packets and not self._stopped():
+                raise DependentError
+            yield Part(first, end - first, None, list(range(first, end)))
+            return
+        count = len(sample_pts) - begun
+        engine.crop_into(latest, crops, count)
+        engine.finish()
+        yield Part(first + begun, count, _cut(crops, 0, count), undecodable, last=_cut(crops, count, count + 1))
+
+    def _frames(self, segment: Segment[Packet]) -> Iterator[tuple[int, VideoFrame]]:
+        """Good frames of a segment and their times, in presentation order."""
+        packets: Iterator[Packet] = itertools.chain(segment.packets, segment.later)
+        if self._context is None:
+            self._context = self._engine.open()
+            if self._facts.codec == "h264":
+                first = list(itertools.islice(packets, _PREPARING_PACKETS))
+                _prepare(self._context, first)
+                packets = itertools.chain(first, packets)
+        span, context = segment.span, self._context
+        last_pts = span.start_pts - 1
+        for packet in itertools.chain(packets, [None]):
+            if self._stopped():
+                return
+            try:
+                frames = context.decode(packet)
+            except av.error.FFmpegError:
+                continue
+            for frame in frames:
+                pts = frame.pts
+                if pts is None or pts < last_pts or pts < span.start_pts:
+                    continue
+                if (span.end_pts is None or pts < span.end_pts) and is_good(frame, self._facts):
+                    last_pts = pts
+                    yield pts, frame
+        context.flush_buffers()
+        self._is_drained = True
+
+
+def _prepare(context: VideoCodecContext, packets: list[Packet]) -> None:
+    """Have a decoder learn how many frames are shown later than they are decoded.
+
+    H.264 need not say so (``bitstream_restriction_flag`` in its annex E). FFmpeg's decoder then finds out at the first
+    frame that comes too late, and does not forget it when it is flushed; that frame is lost.
+    """
+    for packet in [*packets, None]:
+        with suppress(av.error.FFmpegError):
+            context.decode(packet)
+    context.flush_buffers()
+
+
+def _cut(crops: Crops, start: int, end: int) -> Crops:
+    return tuple(array[start:end] for array in crops)

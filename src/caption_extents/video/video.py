@@ -1,0 +1,276 @@
+"""A video as samples: opened once, by whoever decides how it is decoded, and cropped as often as needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Protocol
+
+from caption_extents.children import Children
+from caption_extents.errors import InputError, VideoError
+from caption_extents.options import check_device, check_rate
+from caption_extents.region import CropRegion
+from caption_extents.video.crop import CropPixels, resolve_crop
+from caption_extents.video.decoders.base import SampleDecoder
+from caption_extents.video.decoders.cpu import CpuDecoder
+from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.info import VideoFacts, probe
+from caption_extents.video.nvdec import driver
+from caption_extents.video.nvdec.capabilities import why_not_nvdec
+from caption_extents.video.nvdec.decoder import NvdecDecoder
+from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.timeline import Timeline, build_timeline
+from caption_extents.video.wholeness import missing_bytes
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a video's samples are decoded.
+
+    Attributes:
+        gpu: number of the GPU whose decoders do it; None for the CPU.
+        only_gpu: whether a video that the GPU cannot decode is an error, and not decoded on the CPU.
+        threads: of a CPU decoder, 0 for one for each core; of a GPU, sessions at work at once, 0 for as many as keep
+            its decode engines busy.
+        isolated: read and decode in a child process within these limits, on the CPU; None for this process.
+    """
+
+    gpu: int | None = None
+    only_gpu: bool = False
+    threads: int = 0
+    isolated: DecoderLimits | None = None
+
+    @classmethod
+    def on(cls, device: str, threads: int = 0) -> Decoding:
+        """For a device by its name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+        Raises:
+            InputError: there is no such device.
+        """
+        check_device("device", device)
+        kind, _, number = device.partition(":")
+        count = driver.device_count()
+        if kind == "cuda" and int(number or 0) >= count:
+            raise InputError(f"device {device!r} is not there: this machine has {count or 'no'} CUDA devices")
+        on_gpu = kind == "cuda" or (kind == "auto" and count > 0)
+        return cls(int(number or 0) if on_gpu else None, kind == "cuda", threads)
+
+
+class Video:
+    """A video whose samples are known; a context manager that closes it.
+
+    Made by :func:`open_video`.
+
+    Attributes:
+        facts: what is known of the file.
+        timeline: which frame each sample shows.
+    """
+
+    def __init__(self, facts: VideoFacts, timeline: Timeline, decoding: Decoding) -> None:
+        self.facts, self.timeline, self._decoding = facts, timeline, decoding
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop decoding and free everything."""
+        self._opened.close()
+
+    @property
+    def sample_rate(self) -> Fraction:
+        """Samples a second."""
+        return self.timeline.frame_rate
+
+    @property
+    def sample_count(self) -> int:
+        """How many samples the video has."""
+        return len(self.timeline)
+
+    @property
+    def width(self) -> int:
+        """Width of the displayed picture in pixels."""
+        return self.facts.display_width
+
+    @property
+    def height(self) -> int:
+        """Height of the displayed picture in pixels."""
+        return self.facts.display_height
+
+    def samples(self, crop: CropRegion | tuple[float, float, float, float] | CropPixels) -> SampleDecoder:
+        """The samples, cropped, as batches of NumPy arrays; iterate over them once.
+
+        Args:
+            crop: left, top, right and bottom as fractions of the displayed picture.
+
+        Raises:
+            CropError: the region cannot be used.
+            InputError: only a GPU was to decode the video, and it cannot.
+        """
+        if not isinstance(crop, CropPixels):
+            crop = resolve_crop(crop if isinstance(crop, CropRegion) else CropRegion(*crop), self.facts)
+        decoder = self._open_decoder(crop)
+        self._opened.callback(decoder.close)
+        return decoder
+
+    def _open_decoder(self, crop: CropPixels) -> SampleDecoder:
+        decoding = self._decoding
+        if decoding.gpu is None:
+            return CpuDecoder(self.facts, self.timeline, crop, threads=decoding.threads)
+        reason = why_not_nvdec(self.facts, decoding.gpu)
+        if reason is None:
+            return self._open_nvdec(crop, decoding.gpu)
+        if decoding.only_gpu:
+            raise InputError(f"the GPU cannot decode {str(self.facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
+        return CpuDecoder(self.facts, self.timeline, crop, threads=decoding.threads, fallback_reason=reason)
+
+    def _open_nvdec(self, crop: CropPixels, gpu: int) -> SampleDecoder:
+        return NvdecDecoder(self.facts, self.timeline, crop, GpuSessions(gpu), session_count=self._decoding.threads)
+
+
+def open_video(
+    path: str | os.PathLike[str], sample_rate: float | Fraction = 10, *, device: str = "auto", threads: int = 0
+) -> Video:
+    """Open a video file and find its samples.
+
+    Sample k is the frame that a player shows k / ``sample_rate`` seconds after the first frame.
+
+    Args:
+        path: a file of this machine.
+        sample_rate: samples a second; a float is taken as the decimal number that it prints as.
+        device: where to decode: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one; with ``auto``,
+            a video that the GPU cannot decode is decoded on the CPU.
+        threads: of a CPU decoder, 0 for one for each core; of a GPU, sessions, 0 for as many as keep its engines busy.
+
+    Returns:
+        The opened video, a context manager.
+
+    Raises:
+        VideoError: the file cannot be used.
+        InputError: there is no such device.
+    """
+    return open_local(Path(path), exact_rate(sample_rate), Decoding.on(device, threads))
+
+
+def exact_rate(rate: float | Fraction) -> Fraction:
+    """A rate as a fraction; a float is taken as the decimal number that it prints as.
+
+    Raises:
+        InputError: it is no rate that samples can be taken at.
+    """
+    check_rate("sample_rate", rate)
+    return rate if isinstance(rate, Fraction) else Fraction(str(rate))
+
+
+def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Children | None = None) -> Video:
+    """Open a file of this machine, as :func:`open_video` does, with all that there is to decide.
+
+    Args:
+        path: the file.
+        rate: samples a second.
+        decoding: how to decode it.
+        children: of the run.
+
+    Raises:
+        VideoError: it cannot be used.
+        DecodeError: the process that reads it died or went past a limit.
+    """
+    if decoding.isolated is not None:
+        return _IsolatedVideo(IsolatedVideo(path, rate, decoding.isolated, children), decoding)
+    facts = probe(path)
+    return Video(facts, build_timeline(facts, rate), decoding)
+
+
+class _IsolatedVideo(Video):
+    """A video that a child process reads and decodes."""
+
+    def __init__(self, child: IsolatedVideo, decoding: Decoding) -> None:
+        child.wait_until_indexed()
+        super().__init__(child.facts, child.timeline, decoding)
+        self._child = child
+        self._opened.callback(child.close)
+
+    def _open_decoder(self, crop: CropPixels) -> SampleDecoder:
+        return self._child.open_decoder(crop, threads=self._decoding.threads)
+
+
+class StartedVideo(Video):
+    """A video that a GPU's processes have begun to read and to decode.
+
+    Args:
+        reader: reads it; its segments go to the sessions.
+        sessions: decode it.
+        decoding: how to decode it.
+    """
+
+    def __init__(self, reader: IsolatedVideo, sessions: GpuSessions, decoding: Decoding) -> None:
+        reader.wait_until_indexed()
+        super().__init__(reader.facts, reader.timeline, decoding)
+        self._reader, self._sessions = reader, sessions
+
+    def _open_nvdec(self, crop: CropPixels, gpu: int) -> SampleDecoder:
+        return NvdecDecoder(
+            self.facts,
+            self.timeline,
+            crop,
+            self._sessions,
+            session_count=self._decoding.threads,
+            read_there=self._reader.segments,
+        )
+
+
+class ArrivingFile(Protocol):
+    """A file that is being fetched; see :class:`~caption_extents.storage.download.Download`."""
+
+    path: Path
+
+    def open(self) -> BinaryIO:
+        """A reader that waits for bytes which have not come."""
+        ...
+
+    def wait(self) -> None:
+        """Return when all bytes have come."""
+        ...
+
+    def close(self) -> None:
+        """Give up what has not come; readers fail."""
+        ...
+
+
+@contextmanager
+def open_arriving(file: ArrivingFile, rate: Fraction, decoding: Decoding) -> Iterator[Video]:
+    """As :func:`open_local`, for a file that is still arriving: it is indexed meanwhile.
+
+    Args:
+        file: the file.
+        rate: samples a second.
+        decoding: how to decode it, when all of it has come.
+
+    Raises:
+        VideoError: it cannot be used.
+        StoreAccessError: it did not come.
+    """
+    try:
+        try:
+            facts = probe(file.path, file.open)
+            timeline = build_timeline(facts, rate, file.open)
+            file.wait()
+            video = Video(replace(facts, missing_bytes=missing_bytes(file.path)), timeline, decoding)
+        except VideoError:
+            # Only the whole file tells whether that is so, or whether its parts came too slowly.
+            file.wait()
+            video = open_local(file.path, rate, decoding)
+        with video:
+            yield video
+    finally:
+        file.close()
