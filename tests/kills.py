@@ -9,6 +9,7 @@ may be there.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -60,6 +61,7 @@ def _child(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _run(video: Path, address: str) -> int | str:
     """The version that a run has made, or the class of the error with which it ended."""
+    faulthandler.enable()  # one that hangs is ended by a signal that shows where
     try:
         return _version(video, address)
     except CaptionExtentsError as error:
@@ -170,7 +172,8 @@ class _Started:
     def end(self) -> int | str:
         self.process.join(120)
         if self.process.exitcode is None:
-            self.process.kill()
+            self.signal(signal.SIGABRT)
+            self.process.join()
             return "hangs"
         try:
             return self._here.recv()
@@ -194,14 +197,16 @@ def kill_and_finish(runs: int, stops: int, seed: int, prefix: str, video: Path) 
         stop, seen = _forked.Event(), _forked.Value("i", 0)
         reader = _forked.Process(target=_poll, args=(address, stop, seen), daemon=True)
         reader.start()
-        if killed * stops <= stopped * runs and killed < runs:
-            killed += _kill_some(video, address, rng, usual_seconds, expected, counts)
-        else:
-            counts[_stop_once(video, address, rng.uniform(0.02, usual_seconds), rng.uniform(2.0, 4.0))] += 1
-            stopped += 1
-        time.sleep(0.1)
-        stop.set()
-        reader.join()
+        try:
+            if killed * stops <= stopped * runs and killed < runs:
+                killed += _kill_some(video, address, rng, usual_seconds, expected, counts)
+            else:
+                counts[_stop_once(video, address, rng.uniform(0.02, usual_seconds), rng.uniform(2.0, 4.0))] += 1
+                stopped += 1
+            time.sleep(0.1)
+        finally:
+            stop.set()
+            reader.join()
         counts["versions seen by the reader"] += seen.value
         if reader.exitcode:
             raise SystemExit(f"run {number}: a reader saw a version without all its chunks")
