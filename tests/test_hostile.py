@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import pytest
 
+from caption_extents import CropInferResult, crop_and_infer_caption_frame_extents
 from caption_extents.errors import DecodeError, InputError
-from caption_extents.job.result import CropInferResult, crop_and_infer_caption_frame_extents
 from caption_extents.region import CropRegion
 from tests.media import Recipe, encode_h264, make_video, transport_stream
 from tests.mutations import run_all

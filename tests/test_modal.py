@@ -134,7 +134,7 @@ def test_a_job_encodes_on_its_cores(
         asked.update(options)
         return Result()
 
-    monkeypatch.setattr(module.caption_extents, "crop_and_infer_caption_frame_extents", job)
+    monkeypatch.setattr(module, "run_here", job)
     module.crop_and_infer_caption_frame_extents.local("film.mp4", "local", "v", CROP, **options)
     assert asked == {**options, **({} if expected is None else {"encoder_workers": expected})}
     sys.modules.pop("caption_extents.deploy.modal_app")
