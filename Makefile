@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two at once take two thirds of the time on two cores.
 TESTS_AT_ONCE ?= 2
+QUICK_TESTS := $(addprefix tests/test_,$(addsuffix .py,api batch chunks cli database extents messages pipeline report storage timeline))
 
-.PHONY: demo test browser lint clean
+.PHONY: demo test browser lint docs coverage clean
 
 demo: $(READY)
 	$(BIN)/python -m caption_extents.training.sample_video demo/sample.mp4 --seconds 60
@@ -32,6 +33,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python docs/make_api.py --check
+
+docs: $(READY)
+	$(BIN)/python docs/make_api.py
+
+# Tests that run in a few minutes; the others run much of the code in child processes, which this does not see.
+coverage: $(READY)
+	$(BIN)/python -m pytest --quiet -m "not undisturbed" --cov --cov-report=term:skip-covered $(QUICK_TESTS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

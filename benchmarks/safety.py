@@ -16,9 +16,8 @@ from unittest import mock
 
 from benchmarks.common import captioned_video, write_result
 from caption_extents import CropRegion, crop_and_infer_caption_frame_extents
-from caption_extents.encoders import tasks
 from caption_extents.job import run
-from caption_extents.storage import leases
+from caption_extents.storage import leases, manifest
 from caption_extents.training.sample_video import CROP
 
 
@@ -38,7 +37,7 @@ def _without_safety(stack: ExitStack) -> None:
         lease.store.put(key, data, content_type)
 
     digest = mock.Mock(sha256=lambda data: _NoDigest())
-    stack.enter_context(mock.patch.object(tasks, "hashlib", digest))
+    stack.enter_context(mock.patch.object(manifest, "hashlib", digest))
     stack.enter_context(mock.patch.object(leases.VersionLease, "_keep_alive"))
     stack.enter_context(mock.patch.object(leases.VersionLease, "commit", unsafe_commit))
     stack.enter_context(mock.patch.object(leases.VersionLease, "store_chunk", unsafe_store))

@@ -95,7 +95,9 @@ def transport_stream(path: Path, units: Iterable[tuple[bytes, int, int, bool]]) 
     return path
 
 
-def encode_h264(count: int, size: tuple[int, int] = SIZE, first: int = 0, **options: str) -> list[av.Packet]:
+def encode_h264(
+    count: int, size: tuple[int, int] = SIZE, first: int = 0, **options: str
+) -> list[av.Packet[av.VideoStream]]:
     encoder = av.CodecContext.create("libx264", "w")
     encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
     encoder.time_base, encoder.framerate, encoder.options = Fraction(1, 30), Fraction(30), options
@@ -116,7 +118,7 @@ class ReferenceFrame:
 
 def decode_everything(path: Path) -> tuple[list[ReferenceFrame], Fraction]:
     """Every frame in presentation order as displayed, decoded by one thread, skipping nothing."""
-    frames = []
+    frames: list[ReferenceFrame] = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1

@@ -364,7 +364,7 @@ class World:
         for state in versions.prunable_versions(store, KEYS):
             versions.remove_version(store, KEYS, state.version, state.state)
         for state in versions.list_versions(store, KEYS):
-            if state.state != versions.COMPLETE:
+            if state.state != claims.COMPLETE:
                 raise Violation(f"version {state.version} is {state.state} for ever")
             self.check_whole(store, state.version)
         newest = leases.complete_versions(store, KEYS)[-1]

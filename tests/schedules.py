@@ -13,13 +13,13 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from greenlet import getcurrent, greenlet
 from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
@@ -242,7 +242,7 @@ class Simulation:
         """``time`` tells and takes the simulation's time."""
         real_sleep, real_monotonic = time.sleep, time.monotonic
         random.seed(1)
-        time.sleep, time.monotonic = self.sleep, lambda: self.now
+        time.sleep, time.monotonic = cast(Any, self.sleep), lambda: self.now
         try:
             yield
         finally:
@@ -373,7 +373,7 @@ class SimulatedStore:
             raise FileNotFoundError(key)
         return self.objects[key]
 
-    def _below(self, prefix: str) -> list[tuple[str, Object]]:
+    def _below(self, prefix: str) -> Sequence[tuple[str, Object]]:
         return [(key, found) for key, found in sorted(self.objects.items()) if key.startswith(prefix)]
 
     def _get(self, key: str) -> Any:

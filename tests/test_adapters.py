@@ -113,7 +113,7 @@ def checkpoint(folder: Path) -> tuple[Path, FusionNetwork]:
         }
         # Independent of the merging: the two convolutions applied one after the other to each unit impulse.
         with torch.no_grad():
-            weight += 0.5 * (up.flatten(1) @ down.flatten(1)).view_as(weight)
+            weight += 0.5 * (up.flatten(1) @ down.flatten(1)).view_as(weight)  # type: ignore[misc]
     path = folder / "fusion.pt"
     torch.save({"state_dict": state}, path)
     return path, network

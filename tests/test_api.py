@@ -80,7 +80,7 @@ def test_an_iterator_that_is_closed_leaves_nothing_open(film: str, model: ce.Cap
 
 def test_step_by_step(film: str, truth: list[tuple[int, int]], tmp_path: Path) -> None:
     with ce.open_video(film, sample_rate=10) as video, ce.CaptionModel(device="auto") as model:
-        assert (video.sample_count, video.sample_rate, video.width, video.height) == (120, 10, 640, 360)
+        assert (video.sample_count, float(video.sample_rate), video.width, video.height) == (120, 10, 640, 360)
         probabilities = model.label(video.samples(CROP))
     assert probabilities.shape == (119, 2, 5)
     assert probabilities.dtype == np.float32
@@ -180,7 +180,10 @@ def test_every_public_name_says_what_it_takes_and_gives() -> None:
         if name == "__version__":
             continue
         thing = getattr(ce, name)
-        text = pydoc.render_doc(thing, renderer=pydoc.plaintext)
+        text = pydoc.render_doc(
+            thing,
+            renderer=pydoc.plaintext,  # type: ignore[attr-defined]
+        )
         assert len(inspect.getdoc(thing) or "") > 30, name
         if inspect.isfunction(thing) and not name.startswith("crop_and_infer"):
             for parameter in inspect.signature(thing).parameters:

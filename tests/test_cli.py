@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 import caption_extents
 from caption_extents.batch import Summary
 from caption_extents.cli import app
-from caption_extents.options import encoders_of_machine, id_from_name
-from caption_extents.storage.keys import VideoKeys, check_id
+from caption_extents.options import check_id, encoders_of_machine, id_from_name
+from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import open_store

@@ -8,7 +8,6 @@ import random
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import cast
 
 import av
 import numpy as np
@@ -129,7 +128,7 @@ def test_truth_of_the_evaluation_set(rate: str) -> None:
 def test_samples_go_by_the_times_in_the_file(name: str, fourth_at_a_tenth: bool, tmp_path: Path) -> None:
     """The fourth frame of 29.97 a second stands at 0.1001 s, which Matroska keeps as 0.100 s."""
     with av.open(str(tmp_path / name), "w") as container:
-        stream = cast(av.VideoStream, container.add_stream("mpeg4", rate=Fraction(30000, 1001)))
+        stream = container.add_stream("mpeg4", rate=Fraction(30000, 1001))
         stream.width, stream.height = 64, 48
         for index in range(12):
             frame = av.VideoFrame(64, 48, "yuv420p")

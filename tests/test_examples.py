@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pysubs2
+import pytest
 
 import caption_extents
 from caption_extents import CropRegion
@@ -40,3 +43,44 @@ def test_the_way_of_a_first_time_user(tmp_path: Path) -> None:
     assert times == [(caption.start_frame, caption.end_frame) for caption in planned]
     assert Path(done.stdout.splitlines()[-1]).name == "report.html"
     assert Path(done.stdout.splitlines()[-1]).is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_examples_of_the_pages(
+    page: str,
+    captioned_video: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As they stand, one after the other, in a folder with a film."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (EXAMPLES.parent / page).read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    (tmp_path / "film.mp4").write_bytes(captioned_video.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    assert len(capsys.readouterr().out.splitlines()) >= 4
+
+
+def test_the_page_of_public_names_is_up_to_date() -> None:
+    pytest.importorskip("griffe2md")
+    command = [sys.executable, str(EXAMPLES.parent / "docs" / "make_api.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "now"),
+    [
+        ("caption_extents.job", "Job", caption_extents.Job),
+        ("caption_extents.captions.extents", "find_captions", caption_extents.decode_captions),
+        ("caption_extents.results.database", "CaptionRow", caption_extents.Caption),
+    ],
+)
+def test_names_that_were_public_stay_for_a_release(module: str, name: str, now: object) -> None:
+    with pytest.warns(DeprecationWarning, match=name):
+        assert getattr(importlib.import_module(module), name) is now
+    with pytest.raises(AttributeError):
+        importlib.import_module(module).no_such_name  # noqa: B018

@@ -17,7 +17,7 @@ PACKAGE = "caption_extents"
 SOURCE = Path(caption_extents.__file__).parent
 
 LAYERS = (
-    ("version", "errors", "labels", "region", "cores", "memory", "nvml"),
+    ("version", "errors", "deprecation", "labels", "region", "cores", "memory", "nvml"),
     ("files", "watchdog", "interrupts", "planes"),
     ("options", "children"),
     ("captions", "chunks", "video"),

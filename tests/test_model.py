@@ -80,7 +80,7 @@ def test_a_film_that_runs_backwards_is_labelled_backwards() -> None:
     torch.testing.assert_close(reversed_film[:, :, [1, 0]].flip(1), logits)
 
 
-class _NoConstants(TorchDispatchMode):
+class _NoConstants(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Fails where a tensor is made out of Python's numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,11 +90,11 @@ class _NoConstants(TorchDispatchMode):
 
 def test_nothing_is_copied_to_the_device_on_the_way() -> None:
     """On a GPU the network's operations are recorded and replayed, which a copy from the host makes impossible."""
-    with pytest.raises(AssertionError, match="copied"), _NoConstants():
+    with pytest.raises(AssertionError, match="copied"), _NoConstants():  # type: ignore[no-untyped-call]
         torch.zeros(3)[[1, 0]]
     network = CaptionNetwork(SMALL).eval()
     fold_batch_norms(network)
-    with torch.inference_mode(), _NoConstants():
+    with torch.inference_mode(), _NoConstants():  # type: ignore[no-untyped-call]
         e = network.encoder(to_input(*planes(4)))
         described = network.describe(e, e, e, e)
         network.context(described[None])

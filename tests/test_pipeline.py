@@ -22,6 +22,7 @@ import torch
 
 import caption_extents
 from caption_extents import CropInferResult, CropRegion, InputError, ProcessingError
+from caption_extents.chunks import encode as chunk_encoder
 from caption_extents.chunks.plan import chunk_of, plan_chunks
 from caption_extents.chunks.read import decode_chunk
 from caption_extents.encoders import base as encoders
@@ -159,7 +160,7 @@ def test_metrics_add_up(captioned_video: Path, tmp_path: Path) -> None:
 @pytest.mark.undisturbed
 def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(Recipe("many", pts=tuple(range(500))), tmp_path)
-    quick = encoders.encode_chunk
+    quick = chunk_encoder.encode_chunk
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.9)
@@ -184,7 +185,7 @@ def test_waits_tell_who_waits_for_whom(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.undisturbed
 def test_encoders_do_not_wait_for_inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = make_video(Recipe("many", pts=tuple(range(200))), tmp_path)
-    encoded, quick = threading.Event(), encoders.encode_chunk
+    encoded, quick = threading.Event(), chunk_encoder.encode_chunk
 
     def encode(*arguments: Any) -> Any:
         encoded.set()

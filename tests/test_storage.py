@@ -338,7 +338,7 @@ def test_what_was_visible_is_not_written_again(store: Store, monkeypatch: pytest
     """A run that died in its commit had finished; a person may have corrected its captions since."""
     dead = acquire_version(store, KEYS, "inputs", lease_seconds=0.2)
     with monkeypatch.context() as patch:
-        patch.setattr(leases, "change_claim", _dies_at_last(leases.change_claim))
+        patch.setattr(leases, "change_claim", _dies_at_last(change_claim))
         with pytest.raises(KeyboardInterrupt):
             dead.commit(manifest(), b"found")
     change_database(store, KEYS, 1, lambda _: b"corrected")

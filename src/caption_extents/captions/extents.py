@@ -20,6 +20,7 @@ import numpy as np
 
 from caption_extents.captions.caption import Caption
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
+from caption_extents.deprecation import moved
 from caption_extents.errors import ModelError
 from caption_extents.labels import REVERSED_ORDER, Label
 
@@ -148,3 +149,6 @@ class CaptionCutter:
 _UNCHANGED = frozenset({Label.SAME.value, Label.EMPTY_EMPTY.value})
 _BEGIN_SHOWN = frozenset({Label.SAME.value, Label.DIFFERENT.value, Label.VALID_EMPTY.value})
 """Labels that a video begins with if its first sample shows a caption."""
+
+
+__getattr__ = moved(__name__, {"find_captions": "captions.extents.decode_captions"})

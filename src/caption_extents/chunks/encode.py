@@ -19,6 +19,8 @@ from caption_extents.errors import EncodeError
 from caption_extents.planes import Planes, plane_view
 from caption_extents.watchdog import alive
 
+CONTENT_TYPE = "video/webm"
+
 
 @dataclass(frozen=True)
 class ChunkFormat:

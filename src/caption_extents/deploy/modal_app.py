@@ -143,5 +143,5 @@ def _cold_start_seconds() -> float:
 
 
 if not modal.is_local():
-    # The job imports these when it runs; in a container they belong to what is started once.
-    pass
+    # The job imports this when it runs; in a container it belongs to what is started once.
+    import caption_extents.job.run  # noqa: F401

@@ -6,22 +6,18 @@ the bytes that local encoding would have given.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from caption_extents.chunks.encode import ChunkFormat, encode_chunk
-from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.encode import CONTENT_TYPE, ChunkFormat, encode_chunk
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.encoders.blocks import unpack
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import store_for_run
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import open_store
-
-CONTENT_WEBM = "video/webm"
 
 MAX_IN_FLIGHT = 256
 """Segments that may wait for workers: three and a half hours of video. Beyond that the run waits for them."""
@@ -82,14 +78,9 @@ def run_encode_task(task: EncodeTask) -> EncodeReport:
         key = task.chunk_keys.get((frames.plan.level, frames.plan.first_sample))
         if key is not None:
             data = encode_chunk(frames, preset, task.form).data
-            tag = store_for_run(store, task.keys, task.version, task.run_id, key, data, CONTENT_WEBM)
-            stored.append((chunk_record(key, frames.plan, data), tag.get("e_tag")))
+            tag = store_for_run(store, task.keys, task.version, task.run_id, key, data, CONTENT_TYPE)
+            stored.append((ChunkRecord.of(key, frames.plan, data), tag.get("e_tag")))
     return EncodeReport(stored, time.perf_counter() - started, time.process_time() - started_cpu)
-
-
-def chunk_record(key: str, plan: ChunkPlan, data: bytes) -> ChunkRecord:
-    """What the manifest says of a stored chunk."""
-    return ChunkRecord(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
 
 
 class EncoderWorkers(Protocol):

@@ -10,10 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
-from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
+from caption_extents.chunks.encode import CONTENT_TYPE, ChunkFormat, EncodedChunk
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.encoders.base import ChunkEncoder
-from caption_extents.encoders.tasks import CONTENT_WEBM, chunk_record
 from caption_extents.errors import DecodeError
 from caption_extents.labels import Label
 from caption_extents.pipeline.activity import Activity
@@ -180,8 +179,8 @@ class Upload:
         plan, data, lease = chunk.plan, chunk.data, self.lease
         key = lease.keys.chunk(lease.version, plan.level, plan.first_sample)
         with self.clock.busy(samples=len(plan.samples), items=1, nbytes=len(data)):
-            e_tag = lease.store_chunk(key, data, CONTENT_WEBM)
-        record = chunk_record(key, plan, data)
+            e_tag = lease.store_chunk(key, data, CONTENT_TYPE)
+        record = ChunkRecord.of(key, plan, data)
         lease.record(record, e_tag)
         return [record]
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.errors import StoreError
 
 MANIFEST_FORMAT = 1
@@ -24,6 +25,11 @@ class ChunkRecord:
     samples: tuple[int, ...]
     size_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, key: str, plan: ChunkPlan, data: bytes) -> ChunkRecord:
+        """Of a chunk by its content."""
+        return cls(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True)
