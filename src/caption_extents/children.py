@@ -189,7 +189,7 @@ class Child:
     Args:
         target: what it runs, as ``module:function``; the function is called with the child's channels.
         channels: how many.
-        arguments: strings that the function gets beside them.
+        arguments: strings that the function gets after them.
         stall_seconds: :meth:`receive` fails when nothing comes for this long; None for waiting for as long as it takes.
         quiet: whether what the child's libraries print is dropped.
         errors: further errors that the child may report.
@@ -218,7 +218,7 @@ class Child:
             for number in (there.fileno(), memory.fileno())
         ]
         try:
-            # In a session of its own: Ctrl-C is for the parent, and the child ends with its channels.
+            # In a new session: Ctrl-C goes to the parent only, and the child ends when its channels close.
             self._process = subprocess.Popen(
                 [*COMMAND, target, ",".join(map(str, inherited)), *arguments],
                 stdin=subprocess.DEVNULL,
@@ -349,7 +349,7 @@ def _environment() -> dict[str, str]:
 
 
 def _new_memory() -> IO[bytes]:
-    """A file in memory, or one on disk that nobody else sees."""
+    """A file in memory, or an unnamed temporary file."""
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("caption-extents"), "r+b", buffering=0)
     return tempfile.TemporaryFile(buffering=0)
@@ -366,7 +366,7 @@ def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.
 
 
 def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> None:
-    """In a child: serve each channel in a thread of its own, until the parent has closed them all."""
+    """In a child: serve each channel in its own thread, until the parent has closed them all."""
 
     def until_closed(channel: Channel) -> None:
         with suppress(ChannelError):

@@ -16,7 +16,7 @@ class CaptionExtentsError(Exception):
 
 @contextmanager
 def as_own_errors() -> Iterator[None]:
-    """Errors that nobody foresaw leave as a ProcessingError too, with the original attached."""
+    """Turn unforeseen errors into a ProcessingError, with the original attached."""
     try:
         yield
     except CaptionExtentsError:

@@ -22,7 +22,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
         OutputError: it could not be written; says why.
     """
     content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
-    # Through links, and a device or pipe has no place beside it.
+    # Symbolic links are followed. A device or a pipe is written directly: it cannot be replaced by renaming.
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file():

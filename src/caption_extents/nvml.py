@@ -13,7 +13,7 @@ def open_nvml() -> ModuleType | None:
 
         pynvml.nvmlInit()
     except Exception:
-        # Whatever is wrong with it, a run does not fail for want of figures.
+        # A run does not fail because figures about the GPU are missing.
         return None
     return pynvml  # type: ignore[no-any-return]
 

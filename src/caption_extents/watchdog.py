@@ -1,8 +1,8 @@
 """One watchdog for everything that waits for foreign code: codecs, demuxers, text readers, child processes.
 
-A call into a library cannot be broken off from outside. So work that may never come back runs in a thread of its own
-(:meth:`Watchdog.call`, :meth:`Watchdog.items`) or is watched where it runs (:meth:`Watchdog.watch`), and whoever waits
-for it waits in Python, where it can be told that the limit is over. Progress of any kind renews the limit:
+A call into a library cannot be interrupted from outside. So work that may never return runs in a separate thread
+(:meth:`Watchdog.call`, :meth:`Watchdog.items`) or is watched where it runs (:meth:`Watchdog.watch`), and the caller
+waits in Python, where it can be told that the limit is over. Progress of any kind renews the limit:
 :func:`alive` is called for every packet, frame and picture.
 
 At half of the limit all threads of the process get a signal that does nothing. A thread that waits for a condition then
@@ -41,17 +41,17 @@ _WAKE_EVERY_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 _EXIT_SECONDS = 5.0
 _WAKE_SIGNAL = getattr(signal, "SIGURG", None)
-"""Ignored by default, and used by nearly nobody."""
+"""Ignored by default, and rarely used by other libraries."""
 
 _current = threading.local()
 
 
 class _AbandonedError(BaseException):
-    """Ends a thread whose work nobody waits for any more."""
+    """Ends a thread whose result is not awaited any more."""
 
 
 def alive() -> None:
-    """Say that what this thread does has made progress; does not return if nobody waits for it any more."""
+    """Say that what this thread does has made progress; does not return if its result is not awaited any more."""
     operation: _Operation | None = getattr(_current, "operation", None)
     if operation is not None:
         if operation.is_abandoned:
@@ -82,10 +82,10 @@ class _Operation:
         self.what, self.limit_seconds, self.thread = what, limit_seconds, thread
         self.since = time.monotonic()
         self.is_waiting = False
-        """For somebody else: that is no stall of its own."""
+        """For another thread: that is not a stall of this operation."""
         self.is_over = False
         self.is_abandoned = False
-        """By whoever waited for it: Ctrl-C, or an error elsewhere."""
+        """By the caller, after Ctrl-C or an error elsewhere."""
         self.woken_at = 0.0
 
     def error(self) -> StallError:
@@ -170,7 +170,7 @@ class Watchdog:
 
     @property
     def has_stalled(self) -> bool:
-        """Whether something is over its limit: threads may then never end, and nobody should wait for them."""
+        """Whether something is over its limit: threads may then never end, and must not be joined."""
         with self._lock:
             return any(operation.is_over for operation in self._watched)
 
@@ -186,7 +186,7 @@ class Watchdog:
             self._end(operation)
 
     def call(self, what: str, function: Callable[[], T], stall_seconds: float | None = None) -> T:
-        """What a function returns, called in a thread of its own; by default with the watchdog's limit.
+        """What a function returns, called in a separate thread; by default with the watchdog's limit.
 
         Raises:
             StallError: it gave no sign of life; its thread is left behind.
@@ -200,7 +200,7 @@ class Watchdog:
             raise
 
     def give_up(self) -> None:
-        """Somebody wants the run to end now: nothing is waited for any more, but for a moment."""
+        """The user wants the run to end now: from here on, threads are waited for two seconds at most."""
         self._given_up_at = time.monotonic()
 
     def finish(self, function: Callable[[], object]) -> None:
@@ -241,7 +241,7 @@ class Watchdog:
             self.call(f"closing {what}", function, _CLOSE_SECONDS)
 
     def items(self, what: str, items: Iterable[T]) -> _Items[T]:
-        """The same items, taken by a thread of its own; iterating raises a StallError when none comes."""
+        """The same items, taken by a separate thread; iterating raises a StallError when none comes."""
         return _Items(self, what, items)
 
     @contextmanager
@@ -274,7 +274,7 @@ def _leave(manager: AbstractContextManager[object]) -> None:
 
 
 class _Items(Generic[T]):
-    """Items that a thread of its own takes; it may be left behind."""
+    """Items that a separate thread takes; the thread may be left behind."""
 
     def __init__(self, watchdog: Watchdog, what: str, items: Iterable[T], stall_seconds: float | None = None) -> None:
         self._watchdog, self._what, self._items, self._stall_seconds = watchdog, what, items, stall_seconds

@@ -36,7 +36,7 @@ _STARTS = (_EMPTY, _OLD)
 
 
 def _is_hasty(label: Label, before: int) -> bool:
-    """Whether a step ends a caption after one or two samples: nobody reads so fast."""
+    """Whether a step ends a caption after one or two samples, which is too short to read."""
     return label in {Label.DIFFERENT, Label.VALID_EMPTY} and before in {_NEW, _YOUNG}
 
 

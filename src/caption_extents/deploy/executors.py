@@ -1,4 +1,4 @@
-"""Where the videos of a list are done beside this machine: on a Ray cluster, or by the deployed Modal app."""
+"""Executors that run the videos of a list on a Ray cluster or with the deployed Modal app."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def crop_and_infer_caption_frame_extents_sequential(*arguments: Any, **options: 
 
 @_job(settings.package_v2)
 def crop_and_infer_caption_frame_extents_v2(*arguments: Any, **options: Any) -> dict[str, Any]:
-    """The same in the package of ``CAPTION_EXTENTS_MODAL_PACKAGE_V2``, as a version of its own to compare with."""
+    """The same in the package of ``CAPTION_EXTENTS_MODAL_PACKAGE_V2``, as a new version, to compare with."""
     return _run(*arguments, **{"new_version": True, **options})
 
 

@@ -92,7 +92,7 @@ class BlockAssembler:
                 yield from self.flush()
 
     def flush(self) -> list[SampleBlock]:
-        """The last block, as far as it has come."""
+        """The last, partial block; an empty list if there is none."""
         if self._open is None:
             return []
         count = (self.sample_count - 1) % BLOCK_SAMPLES + 1

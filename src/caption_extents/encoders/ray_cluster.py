@@ -210,7 +210,7 @@ def _outcome(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
 
 def _own_error(cause: Exception) -> Exception:
     if isinstance(cause, CaptionExtentsError):
-        # Ray gives it a class of its own besides.
+        # Ray raises a class that derives from the error's and from its own.
         known: type[CaptionExtentsError] = next(c for c in type(cause).__mro__ if c.__module__ == errors.__name__)
         return known(str(cause))
     return ProcessingError(f"a worker failed unexpectedly: {type(cause).__name__}: {cause}")

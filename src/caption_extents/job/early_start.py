@@ -30,7 +30,7 @@ class EarlyStart:
 
     @classmethod
     def begin(cls, job: Job, path: Path, gpu: int, children: Children) -> EarlyStart:
-        """Start them; they index the video and decode its first segments before anybody asks for these."""
+        """Start them; they index the video and decode its first segments before these are asked for."""
         reader = IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children)
         memory_before = memory_in_use(open_nvml())
         sessions = GpuSessions(gpu, children)

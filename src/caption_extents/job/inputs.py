@@ -108,7 +108,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _download_progress(progress: ProgressCallback | None) -> Callable[[int, int], None] | None:
-    """Bytes that come, as progress of a stage of its own, in MiB."""
+    """Downloaded bytes as progress of the stage ``download``, in MiB."""
     if progress is None:
         return None
     return lambda done, total: progress(Progress("download", done >> 20, max(1, total >> 20)))

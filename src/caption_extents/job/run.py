@@ -366,7 +366,7 @@ def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
 
 
 def _unless_damaged(add: Callable[[int, np.ndarray], None]) -> Callable[[int, np.ndarray], None]:
-    """Passes over probabilities that are none, which the database refuses; the run fails for them in the end."""
+    """Skip NaN probabilities: the schema rejects them, and :func:`_checked` fails the run later."""
     return lambda first, probabilities: None if np.isnan(probabilities).any() else add(first, probabilities)
 
 

@@ -119,7 +119,7 @@ def load_fusion(path: Path) -> FusionNetwork:
     """
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # of a file that is none, PyTorch's reader raises whatever it meets
+    except Exception as error:  # torch.load raises many types for files that are not checkpoints
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"cannot read checkpoint {str(path)!r}: {reason}; give a file that torch.save wrote of a state dict alone"

@@ -29,7 +29,7 @@ def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
     pool = ThreadPoolExecutor(count, name)
     with _SETTING:
         process_wide, *_ = [started.result() for started in [pool.submit(prepare) for _ in range(count)]]
-        # To set it for a thread sets it for the process. In a thread of its own: this one may compute alone itself.
+        # Setting it for a thread sets it for the process. Reset it in another thread: this one may be single-threaded.
         with ThreadPoolExecutor(1) as other:
             other.submit(torch.set_num_threads, process_wide).result()
     return pool

@@ -115,7 +115,7 @@ class _Gpu:
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid.encode()), uuid)
         except Exception:
-            # Whatever is wrong with it, a run does not fail for want of its figures.
+            # A run does not fail because figures about the GPU are missing.
             return None
 
     def read(self) -> dict[str, float]:

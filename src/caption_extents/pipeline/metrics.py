@@ -214,7 +214,7 @@ class OverlapAnalysis:
     Attributes:
         bottleneck: the stage that would take longest if none ever waited.
         bottleneck_ratio: its time over that of the next slowest stage.
-        inference_waited_for_extraction_seconds: idle time of inference for want of samples.
+        inference_waited_for_extraction_seconds: time that inference waited for samples.
         sum_of_stages_seconds: what the stages would take one after the other.
         advice: what to change, in a sentence.
     """
@@ -284,11 +284,11 @@ class RunMetrics:
         startup_seconds: the whole job until the first samples are there; what follows goes at its steady pace.
         first_frame_at: when the first sample had been decoded, in seconds of :func:`time.perf_counter`, which on Linux
             counts alike in all processes.
-        cpu_seconds: CPU time over the whole job, of the process and of those beside it that read, decode and encode.
+        cpu_seconds: CPU time over the whole job, of the process and its child processes.
         cpu_count: cores that the process may use.
         stages: by name: extraction, inference, encoding, upload.
         overlap: which stage decides the time.
-        peak_memory_bytes: largest resident sets of the process and of those beside it so far, together.
+        peak_memory_bytes: largest resident sets of the process and its child processes so far, together.
         cost: GPU seconds, CPU seconds and money.
         work: what had to be done, for forecasts of other arrangements.
         timeline: which stage was busy when, and what its queues held.

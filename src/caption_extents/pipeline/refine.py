@@ -36,7 +36,7 @@ def refine_captions(
     intervals = [(pts[edge - 1], pts[edge]) for edge in boundaries]
     times: dict[int, float] = {}
     for edge, interval, frames in zip(boundaries, intervals, frames_between(facts, crop, intervals), strict=True):
-        # Without the samples' own frames nobody knows what was before or after.
+        # Without the samples' own frames it is unknown what was shown before and after.
         whole = bool(frames.pts) and (frames.pts[0], frames.pts[-1]) == interval
         change = find_change(frames, model) if whole else None
         if change is not None:

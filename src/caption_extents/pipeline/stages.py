@@ -202,4 +202,4 @@ class Stages:
     watchdog: Watchdog
     offload: Offload | None = None
     queued: dict[str, Activity] = field(default_factory=dict)
-    """What the queue before a stage held; empty where there are none."""
+    """How many items the queue before each stage held over time; empty in the sequential implementation."""

@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.2
 def choose_region(pictures: Sequence[bytes], region: CropRegion, open_page: Callable[[str], object]) -> CropRegion:
     """Show pictures of a video on a page of this machine, and wait until a region is chosen there.
 
-    The page is served to this machine only, under an address that nobody can guess.
+    The page is served to this machine only, under an address that cannot be guessed.
 
     Args:
         pictures: JPEG.

@@ -29,7 +29,7 @@ def write_report(
     version: int | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Write the page of a version beside its chunks.
+    """Write the page of a version into the folder of its chunks.
 
     Args:
         store: where the version is.

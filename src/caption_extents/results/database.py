@@ -128,7 +128,7 @@ def _insert(
     connection: sqlite3.Connection, table: str, rows: list[tuple[object, ...]], columns: list[str] | None = None
 ) -> None:
     names = f" ({', '.join(columns)})" if columns else ""
-    # Many rows to a statement: for each one that runs, Python's lock is given up and taken back.
+    # Many rows in a statement: each statement releases the GIL and takes it back.
     for start in range(0, len(rows), _STATEMENT_ROWS):
         part = rows[start : start + _STATEMENT_ROWS]
         marks = ", ".join([f"({', '.join('?' * len(part[0]))})"] * len(part))

@@ -1,7 +1,8 @@
 """The claim of a version: one object that says what becomes of it, and that changes only from a known content.
 
-Every change is a conditional write over the content that was read (compare and swap). Whoever's write is refused has
-lost; nothing that it does afterwards can change the version. ``docs/storage.md`` has the states and what each promises.
+Every change is a conditional write over the content that was read (compare and swap). A run whose write is refused has
+lost the version; nothing that it does afterwards can change it. ``docs/storage.md`` has the states and what each
+promises.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ STATES = (RUNNING, RELEASED, COMMITTING, COMPLETE, REMOVING, REMOVED)
 """What becomes of a version.
 
 ``running``: a run writes it. ``released``: its run has failed, and another with the same inputs may go on.
-``committing``: all of it is stored, and it will be complete whoever finishes it. ``complete``: readers see it.
+``committing``: all of it is stored, and any run may finish the commit. ``complete``: readers see it.
 ``removing``: it is being removed, and no run may have it again. ``removed``: it is gone, and its number with it.
 """
 
@@ -72,7 +73,7 @@ class Claim:
 
     @classmethod
     def from_json(cls, data: bytes) -> Claim:
-        """Read a claim; of one that is damaged only that nobody is at work on it, and that things may be stored.
+        """Read a claim. A damaged one counts as released, with things stored.
 
         Raises:
             StoreError: it was written by a newer version of this package.
@@ -100,7 +101,7 @@ class Held:
 
     @property
     def may_live(self) -> bool:
-        """Whether somebody may be at work on it."""
+        """Whether a run may be at work on it."""
         return self.claim.state in {RUNNING, COMMITTING}
 
 
@@ -142,7 +143,7 @@ def new_run_id() -> str:
 
 
 def ended(store: Store, keys: VideoKeys, held: Held, wait: bool = False) -> Held | None:
-    """The claim, if nobody is at work on it any more: it says so, or has not changed for longer than its lease.
+    """The claim if no run is at work on it any more: it says so, or has not changed for longer than its lease.
 
     Time is the store's: the difference of two objects' modification times, so that clocks need not agree.
 

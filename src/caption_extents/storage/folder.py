@@ -1,4 +1,4 @@
-"""A folder as a store: an object is a file, written beside its place and then renamed.
+"""A folder as a store: an object is a file, written under a temporary name in its folder and then renamed.
 
 Conditions are checked under a lock on the folder that the system gives up when its holder dies (``flock``), so that
 they hold between processes and, where the file system's locks do, between machines. An object that must not exist yet
@@ -192,7 +192,7 @@ class FolderObjects:
 
     @contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
-        """The data in a temporary file beside its place, locked while it is not there."""
+        """The data in a temporary file in the same folder, locked until it is renamed."""
         temporary, file = self._open_temporary(path)
         try:
             with file:

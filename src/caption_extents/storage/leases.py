@@ -186,7 +186,7 @@ def store_for_run(
     """Write an object of a version for the run that holds it; its tag.
 
     What another run has stored under the key is only replaced while this one holds the version: it is read first, then
-    the claim, then it is replaced if it is still the same. Whoever takes the version over later finds this object.
+    the claim, then it is replaced if it is still the same. A run that takes the version over later finds this object.
 
     Raises:
         LeaseLostError: another run has the version.
@@ -273,7 +273,7 @@ class VersionLease:
     def __exit__(self, *_: object) -> None:
         self._end_heartbeat()
         if self.is_complete or self._held.claim.state != RUNNING:
-            return  # the commit is decided, also if nobody was told
+            return  # the commit is decided, even if the answer to the request was lost
         try:
             self._write_journal(self.store)
             self._change(self.store, state=RELEASED)
@@ -383,7 +383,7 @@ class VersionLease:
             self._journals.append(key)
 
     def _remove_journals(self, store: Store) -> None:
-        """What this run wrote after another had the version is nobody's."""
+        """Remove journals that this run wrote after it had lost the version: no run reads them."""
         try:
             store.delete(self._journals)
         except StoreAccessError as error:
@@ -391,7 +391,7 @@ class VersionLease:
 
 
 def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
-    """What is left of a commit that is decided, for its run or, if that has died, for anybody; doing it twice is once.
+    """Finish a commit that is decided. Any run may do it once the committing run has died; it is idempotent.
 
     Returns:
         False if the version has been removed since.
@@ -430,14 +430,16 @@ def _appears(store: Store, key: str) -> bool:
 
 
 def publish_newest_database(store: Store, keys: VideoKeys) -> None:
-    """Let the newest complete version's database be the newest database, whoever else does the same at once.
+    """Make the newest complete version's database the newest database; several runs may do so at once.
 
     Raises:
         StoreAccessError: it could not be written.
     """
     key = keys.database()
     while True:
-        there = store.read(key)  # before what it is to become: whoever has newer data replaces what was read here
+        there = store.read(
+            key
+        )  # before reading what it is to become: a run with newer data replaces what was read here
         versions = complete_versions(store, keys)
         newest = store.read(keys.database(versions[-1])) if versions else None
         if newest is None:

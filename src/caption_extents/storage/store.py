@@ -164,7 +164,7 @@ class Store:
     def honours_conditions(self, key: str) -> bool:
         """Whether conditions of puts are honoured; found out once, with an object that all runs of a tenant share.
 
-        It stays, for the next who asks, and may be removed.
+        It is left for the next process that asks, and is safe to delete.
         """
         if self._conditional is None:
             if isinstance(self._objects, FolderObjects):

@@ -1,4 +1,4 @@
-"""What readers see of a video's versions, and clearing away what nobody needs."""
+"""Listing, reading, changing and removing versions of a video."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def change_database(store: Store, keys: VideoKeys, version: int, change: Callabl
         store: where.
         keys: of the video.
         version: N.
-        change: called with the database as it is; again with a newer one if somebody else has changed it meanwhile.
+        change: called with the database as it is; again with a newer one if another process has changed it meanwhile.
 
     Raises:
         StoreError: there is no such version.

@@ -207,7 +207,7 @@ def _colour(frame: VideoFrame) -> Colour:
         # swscale turns RGB into limited-range BT.601.
         return Colour(range=1, space=6, primaries=primaries, transfer=transfer)
     full_range = frame.format.name.startswith("yuvj")
-    # 0 says RGB, which these planes are not; 2 that nobody knows.
+    # 0 means RGB, which these planes are not; 2 means unspecified.
     space = int(frame.colorspace) or 2
     return Colour(2 if full_range else int(frame.color_range), space, primaries, transfer)
 

@@ -27,10 +27,10 @@ MAX_FRAME_SECONDS = 600
 """Films and screen recordings show no picture longer than this without storing it again."""
 
 _WITH_FIELDS_APART = frozenset({"mpegts", "mpeg"})
-"""Containers in which each field of a frame may be a packet with a time of its own."""
+"""Containers in which each field of a frame may be a separate packet with its own time."""
 
 _CLOCKS_THAT_START_AGAIN = frozenset({"mpegts", "mpeg", "flv"})
-"""Containers that can be put one after the other as they are, each part with a clock of its own."""
+"""Containers that can be concatenated as they are, so that each part may start its clock again."""
 
 _BACK_SECONDS = 0.1
 _MAX_LATE_PACKETS = 25

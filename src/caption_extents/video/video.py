@@ -1,4 +1,4 @@
-"""A video as samples: opened once, by whoever decides how it is decoded, and cropped as often as needed."""
+"""A video as samples. How it is decoded is decided when it is opened."""
 
 from __future__ import annotations
 

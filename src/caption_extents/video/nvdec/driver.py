@@ -124,7 +124,7 @@ class _Copy2D(ctypes.Structure):
 
 @cache
 def _copy_2d() -> ctypes._NamedFuncPointer:
-    # PyDLL keeps Python's lock: queueing a copy takes microseconds, less than giving up the lock and taking it back.
+    # PyDLL keeps the GIL: queueing a copy takes microseconds, less than releasing the GIL and taking it back.
     return ctypes.PyDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuMemcpy2DAsync_v2
 
 

@@ -152,7 +152,7 @@ PACKET_NUMBERS = 4
 NO_TIME = -(1 << 63)
 
 _HARMLESS = frozenset({"mpegts_stream_id"})
-"""Of what goes with a packet beside its data: what decoders do not look at."""
+"""Kinds of packet side data that decoders ignore."""
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class PackedSegment:
     def unpack(self) -> Segment[Packet]:
         """The segment with its packets.
 
-        Their decoder must not have threads of its own: PyAV frees such packets with Python's lock, and holds that lock
-        while it waits for a decoder's threads to end.
+        Their decoder must be single-threaded: PyAV takes the GIL to free such packets, and holds the GIL while it waits
+        for a decoder's threads to end.
         """
         view, at = memoryview(self.data), 0
         packets = []

@@ -52,7 +52,7 @@ class Engine(Protocol):
 
 
 def new_room(engine: Engine) -> Room:
-    """Memory of its own for every part."""
+    """Room that is allocated anew for every part."""
     return lambda count: tuple(np.empty((count, *shape), np.uint8) for shape in engine.shapes)
 
 

@@ -86,7 +86,7 @@ class GpuSessions:
                     work = Work(facts, timeline, resolve_crop(region, facts), spans)
                     self._early = work, self._begin(work, reader.segments)
             except CaptionExtentsError:
-                return  # whoever asks for the video next is told
+                return  # raised again when the video is asked for
 
         self._beginning = threading.Thread(target=begin, name="begin-early", daemon=True)
         self._beginning.start()
