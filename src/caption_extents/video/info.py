@@ -48,7 +48,6 @@ class VideoFacts:
         path: the file.
         container: FFmpeg's name of the demuxer.
         codec: FFmpeg's name of the codec.
-        stream_index: index of the video stream in the file.
         width, height: size of decoded frames in pixels, before rotation.
         pixel_format: FFmpeg's name, for example ``yuv420p``.
         orientation: how decoded frames are turned for display.
@@ -65,7 +64,6 @@ class VideoFacts:
     path: Path
     container: str
     codec: str
-    stream_index: int
     width: int
     height: int
     pixel_format: str
@@ -112,7 +110,7 @@ class VideoFacts:
         values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
         values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
         values["interlaced"] = bool(values["interlaced"])
-        for name in ("width", "height", "stream_index", "first_pts", "size_bytes", "missing_bytes"):
+        for name in ("width", "height", "first_pts", "size_bytes", "missing_bytes"):
             values[name] = int(values[name])
         return cls(path=path, **values)
 
@@ -177,7 +175,6 @@ def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
             path=path,
             container=container.format.name,
             codec=codec_name(stream),
-            stream_index=stream.index,
             width=frame.width,
             height=frame.height,
             pixel_format=frame.format.name,
