@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pysubs2
 import pytest
@@ -20,8 +21,10 @@ from caption_extents.chunks.plan import plan_chunks
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.chunks.read import decode_chunk
 from caption_extents.encoders.base import ThreadEncoder
+from caption_extents.ocr.reader import ReadText
 from caption_extents.results.database import build_database, read_captions
 from caption_extents.training.sample_video import CROP
+from tests.media import Recipe, make_video
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +64,12 @@ def test_captions_come_while_the_video_is_still_decoded(film: str, model: ce.Cap
             return super().embed(y, u, v)
 
     with Watched(device="cpu") as watched:
-        captions = ce.iter_captions(film, CROP, model=watched)
+        captions = ce.iter_captions(film, CROP, 30, model=watched)
         first = next(captions)
-        assert sum(decoded) < 120
+        assert sum(decoded) < 360
         rest = list(captions)
-    assert sum(decoded) == 120
-    expected = ce.find_captions(film, CROP, model=model)
+    assert sum(decoded) == 360
+    expected = ce.find_captions(film, CROP, 30, model=model)
     assert [(c.start, c.end) for c in (first, *rest)] == [(c.start, c.end) for c in expected]
 
 
@@ -149,6 +152,38 @@ def test_the_whole_job(film: str, truth: list[tuple[int, int]], tmp_path: Path) 
     assert [(c.start, c.end) for c in result.captions] == [(c.start, c.end) for c in ce.find_captions(film, CROP)]
 
 
+def test_a_file_that_ends_early_or_is_damaged_is_no_silent_success(film: str, tmp_path: Path) -> None:
+    whole = Path(film).read_bytes()
+    original = make_video(Recipe("film", "mkv", pts=tuple(range(300)), options={"g": "30"}), tmp_path)
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(original.read_bytes()[: original.stat().st_size // 2])
+    with pytest.raises(ce.InputError, match=r"ends early: it holds .* give `partial`"):
+        ce.find_captions(cut, CROP)
+    assert isinstance(ce.find_captions(cut, CROP, partial=True), list)
+    damaged = bytearray(whole)
+    with av.open(film) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size and not packet.is_keyframe]
+    for packet in packets[40:140]:
+        assert packet.pos is not None
+        damaged[packet.pos + 4 : packet.pos + packet.size] = b"\xff" * (packet.size - 4)
+    (tmp_path / "damaged.mp4").write_bytes(damaged)
+    for find in (ce.find_captions, lambda *a: list(ce.iter_captions(*a))):
+        with pytest.raises(ce.ProcessingError, match="could not be decoded so far"):
+            find(tmp_path / "damaged.mp4", CROP)
+
+
+def test_reading_text_of_captions_that_lie_outside(film: str) -> None:
+    class Reader:
+        def read(self, picture: np.ndarray) -> ReadText:
+            return ReadText("text", 0.5)
+
+    captions = [
+        ce.Caption(start, end, 0, 1, 1.0) for start, end in ((-3, -2), (1, 2), (1.5, 1.6), (11.9, 30), (99, 100))
+    ]
+    assert [c.text for c in ce.read_text(film, captions, CROP, Reader())] == [None, "text", "text", "text", None]
+    assert ce.read_text(film, [], CROP, Reader()) == []
+
+
 def test_the_text_of_captions(film: str, model: ce.CaptionModel) -> None:
     pytest.importorskip("rapidocr")
     captions = ce.read_text(film, ce.find_captions(film, CROP, model=model), CROP)
@@ -162,6 +197,10 @@ def test_the_text_of_captions(film: str, model: ce.CaptionModel) -> None:
         (lambda film: ce.find_captions("none.mp4", CROP), "no such video file: 'none.mp4'"),
         (lambda film: ce.find_captions(film, (0.5, 0, 0.4, 1)), r"crop_left \(0.5\) must be smaller than crop_right"),
         (lambda film: ce.find_captions(film, CROP, device="tpu"), "device 'tpu' is unknown; choose auto, cpu, cuda"),
+        (lambda film: ce.find_captions(film, CROP[:3]), "give left, top, right and bottom"),
+        (lambda film: ce.open_video(film, threads=-1), "threads is -1; give a whole number between 0"),
+        (lambda film: ce.decode_captions(np.full((3, 2, 5), np.nan)), "must be finite numbers of shape"),
+        (lambda film: ce.decode_captions(np.full((3, 2, 5), 0.2), sample_rate=-10), "sample_rate is -10; give samples"),
         (lambda film: ce.open_video(film, sample_rate=0), "sample_rate is 0; give samples a second between 0.001"),
         (lambda film: ce.open_video(film, device="cuda:77"), "device 'cuda:77' is not there"),
         (lambda film: ce.write_subtitles([], "film.txt"), "cannot write subtitles to 'film.txt'"),

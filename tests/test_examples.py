@@ -75,8 +75,7 @@ def test_the_page_of_public_names_is_up_to_date() -> None:
     ("module", "name", "now"),
     [
         ("caption_extents.job", "Job", caption_extents.Job),
-        ("caption_extents.captions.extents", "find_captions", caption_extents.decode_captions),
-        ("caption_extents.results.database", "CaptionRow", caption_extents.Caption),
+        ("caption_extents.job", "CropInferResult", caption_extents.CropInferResult),
     ],
 )
 def test_names_that_were_public_stay_for_a_release(module: str, name: str, now: object) -> None:

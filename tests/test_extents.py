@@ -170,7 +170,7 @@ def test_captions_that_come_in_parts_are_those_of_all_at_once(rows: list[list[fl
 
 def test_a_caption_is_given_out_soon_after_it_is_over() -> None:
     stream = CaptionStream(10)
-    one = [*[EMPTY] * 20, APPEARS, *[SAME] * 20, GOES, *[EMPTY] * 20]
+    one = [*[EMPTY] * 20, APPEARS, *[SAME] * 20, GOES, *[EMPTY] * 40]
     assert list(stream.add(probabilities(one[:41], 0.99))) == []
     (caption,) = stream.add(probabilities(one[41:], 0.99))
     assert (caption.first_sample, caption.end_sample) == (21, 42)

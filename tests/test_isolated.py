@@ -16,7 +16,7 @@ import pytest
 
 import caption_extents
 from caption_extents import children
-from caption_extents.errors import DecodeError, StallError, VideoError
+from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
@@ -199,7 +199,7 @@ def test_closing_ends_a_thread_that_reads(video: Path) -> None:
 
         def read(child: IsolatedVideo = child, errors: list[BaseException] = errors) -> None:
             try:
-                child._receive(0)
+                child._receive(0, 0)
             except DecodeError as error:
                 errors.append(error)
 
@@ -283,3 +283,32 @@ def test_a_child_that_dies_early_is_told_of_and_not_its_pipe(video: Path) -> Non
 
     with pytest.raises(DecodeError, match="signal SIGKILL"):
         open_dead_child()
+
+
+def test_a_child_decodes_once(video: Path) -> None:
+    with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+        crop = resolve_crop(REGION, child.facts)
+        child.open_decoder(crop, threads=1)
+        with pytest.raises(InputError, match="decoded once"):
+            child.open_decoder(crop, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        ({"undecodable": [-5]}, "it speaks of samples"),
+        ({"undecodable": [10**9]}, "it speaks of samples"),
+        ({"undecodable": 7}, "TypeError"),
+        ({}, "KeyError"),
+    ],
+)
+def test_what_a_child_says_is_checked(
+    reply: dict[str, object], message: str, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+        crop = resolve_crop(REGION, child.facts)
+        half = np.zeros((32, crop.height // 2, crop.width // 2), np.uint8)
+        planes = [plane.reshape(-1) for plane in (np.zeros((32, crop.height, crop.width), np.uint8), half, half)]
+        monkeypatch.setattr(child._child, "receive", lambda limit_bytes: (reply, planes))
+        with pytest.raises(DecodeError, match=f"cannot be trusted.*{message}"):
+            next(iter(child.open_decoder(crop, threads=1)))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +37,7 @@ from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
 from caption_extents.training.sample_video import CROP
 from caption_extents.video.decoders import cpu
+from caption_extents.video.decoders.cpu import CpuDecoder
 from tests.media import Recipe, make_video, reference_samples
 from tests.models import QuickModel
 from tests.test_exactness import B_FRAMES, QUICK_VP9, VARIABLE, X265
@@ -293,6 +294,37 @@ def test_a_failing_stage_stops_the_run_which_can_be_finished(
     assert complete_versions(open_store(store), VideoKeys("t1", "v1")) == []
     monkeypatch.undo()
     captioned.assert_is_finished_in(store)
+
+
+@pytest.mark.parametrize("error", [DecodeError("the video is damaged"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
+def test_a_run_ends_when_decoding_fails_while_encoders_are_behind(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a full queue before them, in which another thread waits for room."""
+    video = make_video(Recipe("many", pts=tuple(range(600))), tmp_path)
+    over, quick = threading.Event(), chunk_encoder.encode_chunk
+
+    def slow(*arguments: Any) -> Any:
+        over.wait(60)
+        return quick(*arguments)
+
+    monkeypatch.setattr(encoders, "encode_chunk", slow)
+    decode = CpuDecoder._decode
+
+    def failing(self: CpuDecoder) -> Iterator[Any]:
+        for number, batch in enumerate(decode(self)):
+            if number == 5:  # as many as the queues take
+                time.sleep(1)
+                threading.Timer(0.5, over.set).start()
+                raise error
+            yield batch
+
+    monkeypatch.setattr(CpuDecoder, "_decode", failing)
+    started = time.monotonic()
+    options: dict[str, Any] = {"frame_rate": 30.0, "encoder_workers": 1, "queue_size": 1, "model": QuickModel()}
+    with pytest.raises(type(error)):
+        run(video, tmp_path / "store", CropRegion(0, 0, 1, 1), **options)
+    assert time.monotonic() - started < 20
 
 
 def _heed_interrupts() -> None:

@@ -55,6 +55,14 @@ class Entry:
     tenant: str
     rate: Fraction
 
+    def job(self, options: BatchOptions) -> Job:
+        """The job that does it.
+
+        Raises:
+            InputError: an option cannot be used.
+        """
+        return Job(self.video, self.tenant, self.video_id, CropRegion(*self.crop), self.rate, **options)
+
     @property
     def digest(self) -> str:
         """Tells entries apart across runs."""
@@ -68,7 +76,11 @@ def _what_for(options: BatchOptions) -> str:
     """Tells apart runs of one list whose results differ, or go elsewhere."""
     shared = [str(options.get("store")), options.get("preset", Job.preset)]
     # Only where they are given, so that what an earlier version of this package has noted still counts.
-    shared += [f"{name}={options[name]}" for name in _RESULT_OPTIONS if options.get(name)]
+    shared += [
+        f"{name}={options[name]}"
+        for name in _RESULT_OPTIONS
+        if options.get(name) is not None and options[name] is not False
+    ]
     return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
 
 
@@ -252,7 +264,7 @@ def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
     """Do one entry; never raises what the job raises."""
     started = time.perf_counter()
     try:
-        result = run_job(Job(entry.video, entry.tenant, entry.video_id, CropRegion(*entry.crop), entry.rate, **options))
+        result = run_job(entry.job(options))
     except (InputError, ProcessingError) as error:
         return Outcome(entry.digest, entry.video_id, error=str(error), seconds=time.perf_counter() - started)
     return Outcome.of(entry, result.to_dict())
@@ -401,6 +413,8 @@ def run_batch(
         tell: called with each outcome as it comes.
     """
     started = time.perf_counter()
+    for entry in entries:
+        entry.job(options)  # all are checked before any is started
     what_for = _what_for(options)
     before = journal.done(what_for)
     missing = [entry for entry in entries if entry.digest not in before]

@@ -8,10 +8,12 @@ over by the file that it decodes. A child ends when its parent closes it or is g
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import json
 import mmap
 import os
+import select
 import selectors
 import signal
 import socket
@@ -37,6 +39,7 @@ _HEADER = struct.Struct("<II")
 _MAX_JSON_BYTES = 1 << 24
 _MAX_PAYLOADS = 16
 _MAX_PAYLOAD_BYTES = 1 << 32
+_POLL_MILLISECONDS = 60_000
 _LIFE_SECONDS = 0.2
 _SOCKET_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 500
@@ -98,35 +101,40 @@ class Channel:
             with suppress(OSError), self._sending:
                 self._end.sendall(bytes(_HEADER.size))
 
-    def receive(self, wait: Callable[[Channel], None] | None = None) -> tuple[dict[str, Any], list[bytearray]]:
-        """The next message.
+    def receive(
+        self, wait: Callable[[Channel], None] | None = None, limit_bytes: int = _MAX_PAYLOAD_BYTES
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The next message, and its payloads, each uint8 (size,).
 
         Args:
             wait: called before each read with this channel; returns when there is something to read.
+            limit_bytes: of all payloads together.
 
         Raises:
             ChannelError: the other end has closed, or sent something else.
             Exception: the error that the other side sent.
         """
         with self._receiving:
-            message, payloads = self._receive(wait)
+            message, payloads = self._receive(wait, limit_bytes)
         if "error" in message:
             text = str(message["error"])[:_MESSAGE_CHARACTERS]
             raise self._errors.get(str(message.get("kind")), RuntimeError)(text)
         return message, payloads
 
-    def _receive(self, wait: Callable[[Channel], None] | None) -> tuple[dict[str, Any], list[bytearray]]:
-        size, count = _HEADER.unpack(self._read(_HEADER.size, wait))
+    def _receive(
+        self, wait: Callable[[Channel], None] | None, limit_bytes: int
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        size, count = _HEADER.unpack(bytes(self._read(_HEADER.size, wait)))
         while size == 0:
-            size, count = _HEADER.unpack(self._read(_HEADER.size, wait))
+            size, count = _HEADER.unpack(bytes(self._read(_HEADER.size, wait)))
         if size > _MAX_JSON_BYTES or count > _MAX_PAYLOADS:
             raise ChannelError(f"a message of {size} bytes with {count} payloads")
-        sizes = struct.unpack(f"<{count}Q", self._read(8 * count, wait))
-        if sum(sizes) > _MAX_PAYLOAD_BYTES:
+        sizes = struct.unpack(f"<{count}Q", bytes(self._read(8 * count, wait)))
+        if sum(sizes) > limit_bytes:
             raise ChannelError(f"payloads of {sum(sizes)} bytes")
         try:
-            message = json.loads(self._read(size, wait))
-        except ValueError as error:
+            message = json.loads(bytes(self._read(size, wait)))
+        except (ValueError, RecursionError) as error:
             raise ChannelError("a message that is no JSON") from error
         if not isinstance(message, dict):
             raise ChannelError("a message that is no object")
@@ -141,9 +149,10 @@ class Channel:
                 raise ChannelError("it has been closed") from error
             return bool(selector.select(seconds))
 
-    def _read(self, size: int, wait: Callable[[Channel], None] | None) -> bytearray:
-        data = bytearray(size)
-        view = memoryview(data)
+    def _read(self, size: int, wait: Callable[[Channel], None] | None) -> np.ndarray:
+        # Memory is taken as bytes come, not when their number is told.
+        data = np.empty(size, np.uint8)
+        view = memoryview(cast(Any, data))
         try:
             while view:
                 if wait is not None:
@@ -192,6 +201,7 @@ class Child:
         arguments: strings that the function gets after them.
         stall_seconds: :meth:`receive` fails when nothing comes for this long; None for waiting for as long as it takes.
         quiet: whether what the child's libraries print is dropped.
+        environment: of the child; by default this process's, with settings for a child that only encodes or decodes.
         errors: further errors that the child may report.
     """
 
@@ -203,6 +213,7 @@ class Child:
         *,
         stall_seconds: float | None = None,
         quiet: bool = False,
+        environment: Mapping[str, str] | None = None,
         errors: Mapping[str, type[Exception]] | None = None,
     ) -> None:
         self._stall_seconds = stall_seconds
@@ -225,7 +236,7 @@ class Child:
                 stderr=subprocess.DEVNULL if quiet else None,
                 pass_fds=inherited,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment() if environment is None else environment,
             )
         except BaseException:
             for channel in self.channels:
@@ -240,15 +251,18 @@ class Child:
         """Of the child."""
         return self._process.pid
 
-    def receive(self, channel: Channel | None = None) -> tuple[dict[str, Any], list[bytearray]]:
-        """The next message of a channel, by default of the first.
+    def receive(
+        self, channel: Channel | None = None, limit_bytes: int = _MAX_PAYLOAD_BYTES
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The next message of a channel, by default of the first; see :meth:`Channel.receive`.
 
         Raises:
             ChannelError: the child has ended, or cannot be trusted.
             StallError: it gave no sign of life; its threads have been woken once.
             Exception: the error that the child reports.
         """
-        return (channel or self.channels[0]).receive(None if self._stall_seconds is None else self._wait)
+        wait = None if self._stall_seconds is None else self._wait
+        return (channel or self.channels[0]).receive(wait, limit_bytes)
 
     def _wait(self, channel: Channel) -> None:
         assert self._stall_seconds is not None
@@ -339,20 +353,24 @@ COMMAND = [sys.executable, "-m", "caption_extents.children"]
 
 
 def _environment() -> dict[str, str]:
-    """For a child that multiplies no matrices, and whose threads do all the same.
+    """For a child that only decodes or encodes.
 
-    NumPy's threads for that, one for each core, would spin before they find that there are none. With one heap for all
-    threads (glibc's ``M_ARENA_MAX``), what one thread's encoder gives back is there for the next thread's: four
-    encoders with 25 frames of lookahead then hold 190 and not 230 MiB.
+    OpenMP's threads, one for each core, would have nothing to do. With one heap for all threads (glibc's
+    ``M_ARENA_MAX``), memory that one encoder frees can be used by the next: four encoders with 25 frames of lookahead
+    then hold 190 and not 230 MiB.
     """
     return {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
 def _new_memory() -> IO[bytes]:
-    """A file in memory, or an unnamed temporary file."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("caption-extents"), "r+b", buffering=0)
-    return tempfile.TemporaryFile(buffering=0)
+    """A file in memory that cannot shrink, or an unnamed temporary file."""
+    if not hasattr(os, "memfd_create"):
+        return tempfile.TemporaryFile(buffering=0)
+    number = os.memfd_create("caption-extents", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    file = os.fdopen(number, "r+b", buffering=0)
+    # A child that truncated it would end its parent by SIGBUS.
+    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    return file
 
 
 def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
@@ -379,6 +397,19 @@ def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> Non
         thread.join()
 
 
+def _end_with_parent(ends: list[int]) -> None:
+    """End this process when its parent has closed the sockets or is gone, whatever its threads are doing."""
+    poll = select.poll()
+    for end in ends:
+        poll.register(end, 0)  # a hang-up is always told
+    left = set(ends)
+    while left:
+        for end, _ in poll.poll(_POLL_MILLISECONDS):
+            poll.unregister(end)
+            left.discard(end)
+    os._exit(1)
+
+
 def _inherited_channel(end: int, memory: int) -> Channel:
     return Channel(socket.socket(fileno=end), os.fdopen(memory, "r+b", buffering=0))
 
@@ -391,7 +422,8 @@ def main() -> None:
     module, _, name = target.partition(":")
     inherited = list(map(int, numbers.split(",")))
     function = getattr(importlib.import_module(module), name)
-    ends = zip(inherited[::2], inherited[1::2], strict=True)
+    ends = list(zip(inherited[::2], inherited[1::2], strict=True))
+    threading.Thread(target=_end_with_parent, args=(inherited[::2],), name="parent", daemon=True).start()
     with suppress(ChannelError):  # then the parent is gone
         function([_inherited_channel(*numbers) for numbers in ends], *arguments)
     os._exit(0)  # threads that are in a codec end here too

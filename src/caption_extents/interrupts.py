@@ -32,11 +32,14 @@ def interrupt_on_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
         raise Interrupted(number)
 
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # `nohup` has the hang-up ignored.
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
+    for number in _signals():
+        signal.signal(number, interrupt)
+
+
+def _signals() -> list[signal.Signals]:
+    """Signals that ask a process to end, but for those that are ignored, as the hang-up under ``nohup``."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class WorkerOfPool:
@@ -49,7 +52,8 @@ class WorkerOfPool:
     def __init__(self) -> None:
         self._works = False
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._end)
+        for number in _signals():
+            signal.signal(number, self._end)
         threading.Thread(target=self._end_with_parent, name="parent", daemon=True).start()
 
     def __enter__(self) -> None:
@@ -64,7 +68,8 @@ class WorkerOfPool:
     def _end(self, number: int, frame: Any) -> None:
         if not self._works:
             os._exit(128 + number)
-        signal.signal(number, signal.SIG_IGN)
+        for other in _signals():
+            signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
     def _end_with_parent(self) -> None:

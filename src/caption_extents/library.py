@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
+from typing import Self
+
+import numpy as np
 
 from caption_extents.captions.caption import Caption
 from caption_extents.captions.extents import DecodingCosts, decode_captions
 from caption_extents.captions.stream import CaptionStream
+from caption_extents.errors import InputError, VideoError, as_own_errors
+from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.labeller import label_parts, label_samples
+from caption_extents.model.labeller import label_parts
+from caption_extents.options import Job, check_device, exact_rate
+from caption_extents.pipeline.metrics import EXTRACTION, StageClock
+from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Extraction
 from caption_extents.region import CropRegion
-from caption_extents.video.video import Decoding, Video, exact_rate, open_local
+from caption_extents.video.video import Decoding, open_local
+from caption_extents.watchdog import Watchdog
 
 Crop = CropRegion | tuple[float, float, float, float]
 """Left, top, right and bottom as fractions of the displayed picture."""
@@ -27,6 +37,8 @@ def find_captions(
     *,
     device: str = "auto",
     model: CaptionModel | None = None,
+    partial: bool = False,
+    max_undecodable_share: float = Job.max_undecodable_share,
 ) -> list[Caption]:
     """Find the captions of a video file.
 
@@ -36,18 +48,18 @@ def find_captions(
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
         device: where to decode and compute: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one.
         model: an opened model, which stays open; by default the package's own is opened on ``device``, and closed.
+        partial: take a file that ends early, as a cut-off download, as far as it goes.
+        max_undecodable_share: fail when more than this share of the samples cannot be decoded.
 
     Returns:
         The captions, in order.
 
     Raises:
         InputError: (a ValueError) the file, the region or the device cannot be used.
-        ProcessingError: (a RuntimeError) the video cannot be decoded.
+        ProcessingError: (a RuntimeError) the video cannot be decoded, or decoding hangs.
     """
-    with ExitStack() as opened:
-        video, model = _open(opened, path, sample_rate, device, model)
-        probabilities = label_samples(model, video.samples(crop))
-        return decode_captions(probabilities, video.sample_rate, DecodingCosts.of(model))
+    with as_own_errors(), _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share) as finding:
+        return decode_captions(np.concatenate(list(finding.parts())), finding.video.sample_rate, finding.costs)
 
 
 def iter_captions(
@@ -57,32 +69,73 @@ def iter_captions(
     *,
     device: str = "auto",
     model: CaptionModel | None = None,
+    partial: bool = False,
+    max_undecodable_share: float = Job.max_undecodable_share,
 ) -> Iterator[Caption]:
     """Find the captions of a video file, and give each as soon as it is sure, while the video is still decoded.
 
-    The captions are those of :func:`find_captions`; only their confidence may differ a little, because what comes later
-    in the video has a part in it. Arguments and errors are the same. Work begins with the first caption that is asked
-    for, and ends when the iterator is closed.
+    The captions are those of :func:`find_captions`, but where two ways to cut the video are equally likely. The
+    confidence of a caption is computed from what is known when it is given. Arguments and errors are the same. Work
+    begins with the first caption that is asked for, and ends when the iterator is closed.
 
     Yields:
         The captions, in order.
     """
-    with ExitStack() as opened:
-        video, model = _open(opened, path, sample_rate, device, model)
-        stream = CaptionStream(video.sample_rate, DecodingCosts.of(model))
-        for probabilities in label_parts(model, video.samples(crop)):
+    with as_own_errors(), _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share) as finding:
+        stream = CaptionStream(finding.video.sample_rate, finding.costs)
+        for probabilities in finding.parts():
             yield from stream.add(probabilities)
         yield from stream.end()
 
 
-def _open(
-    opened: ExitStack,
-    path: str | os.PathLike[str],
-    sample_rate: float | Fraction,
-    device: str,
-    model: CaptionModel | None,
-) -> tuple[Video, CaptionModel]:
-    model = model or opened.enter_context(CaptionModel(device=device))
-    gpu = (model.device.index or 0) if model.device.type == "cuda" else None
-    decoding = Decoding(gpu, only_gpu=device.startswith("cuda"))
-    return opened.enter_context(open_local(Path(path), exact_rate(sample_rate), decoding)), model
+class _Finding:
+    """A video and a model, opened to find captions; a context manager that closes what it has opened."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        crop: Crop,
+        sample_rate: float | Fraction,
+        device: str,
+        model: CaptionModel | None,
+        partial: bool,
+        max_undecodable_share: float,
+    ) -> None:
+        self._path, self._crop, self._rate = Path(path), CropRegion.of(crop), exact_rate("sample_rate", sample_rate)
+        self._device, self._given, self._partial, self._share = device, model, partial, max_undecodable_share
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        check_device("device", self._device)
+        with self._opened:
+            self.model = self._given or self._opened.enter_context(CaptionModel(device=self._device))
+            if self._device != "auto" and not str(self.model.device).startswith(self._device):
+                raise InputError(f"device is {self._device!r}, and the model computes on {str(self.model.device)!r}")
+            self.costs = DecodingCosts.of(self.model)
+            gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
+            decoding = Decoding(gpu, only_gpu=self._device.startswith("cuda"))
+            self.video = self._opened.enter_context(open_local(self._path, self._rate, decoding))
+            ends_early = self.video.how_it_ends_early
+            if ends_early and not self._partial:
+                advice = "Fetch it again, or give `partial` to take it as far as it goes"
+                raise VideoError(f"{str(self._path)!r} ends early: {ends_early}. {advice}")
+            self._opened = self._opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Probabilities of the pairs, in order; fails when too much cannot be decoded."""
+        loose = LOOSE_END_SECONDS * self._rate if self.video.how_it_ends_early else 0
+        samples = Extraction(
+            self.video.samples(self._crop),
+            self.video.sample_count,
+            self._share,
+            Watchdog(),
+            StageClock(EXTRACTION),
+            math.ceil(loose),
+        )
+        with closing(samples):
+            yield np.empty((0, 2, len(Label)), np.float32)
+            yield from label_parts(self.model, samples)

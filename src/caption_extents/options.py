@@ -64,15 +64,27 @@ def _between(least: float, most: float, unit: str) -> Check:
     return check
 
 
-def _count(least: int) -> Check:
-    def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WORKERS:
-            raise InputError(f"{name} is {value!r}; give a whole number between {least} and {MAX_WORKERS}")
+def check_count(name: str, value: Any, least: int, most: int = MAX_WORKERS) -> None:
+    """Raise an InputError if a value is not a whole number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}; give a whole number between {least} and {most}")
 
-    return check
+
+def _count(least: int, most: int = MAX_WORKERS) -> Check:
+    return lambda name, value: check_count(name, value, least, most)
 
 
 check_rate = _between(0.001, MAX_FRAME_RATE, "samples a second")
+
+
+def exact_rate(name: str, rate: float | Fraction) -> Fraction:
+    """A rate as a fraction; a float is taken as the decimal number that it prints as.
+
+    Raises:
+        InputError: samples cannot be taken at this rate.
+    """
+    check_rate(name, rate)
+    return rate if isinstance(rate, Fraction) else Fraction(str(rate))
 
 
 def _or_none(check: Check) -> Check:
@@ -186,7 +198,7 @@ class Job:
     refine: bool = False
     stall_seconds: float = _option(DEFAULT_STALL_SECONDS, _between(0.1, 86_400, "seconds"))
     isolate: bool = False
-    isolate_memory_mib: int = _option(8192, _between(256, 1 << 24, "MiB"))
+    isolate_memory_mib: int = _option(8192, _count(256, 1 << 24))
     price_per_hour: float | None = _option(None, _or_none(_price), variable="CAPTION_EXTENTS_PRICE_PER_HOUR")
     prices: str | os.PathLike[str] | None = _option(None, variable="CAPTION_EXTENTS_PRICES")
     new_version: bool = False
@@ -207,7 +219,7 @@ class Job:
             raise InputError(
                 f"the sequential implementation encodes in this process; leave out encoder {self.encoder!r}"
             )
-        if self.encoder in REMOTE_ENCODER_NAMES and self.store_address.startswith("memory:"):
+        if self.encoder in REMOTE_ENCODER_NAMES and self.store_address.startswith("memory://"):
             raise InputError(
                 f"encoder {self.encoder!r} cannot read a store in this process's memory; give another store"
             )
@@ -230,7 +242,7 @@ class Job:
     @property
     def rate(self) -> Fraction:
         """The frame rate, exactly."""
-        return self.frame_rate if isinstance(self.frame_rate, Fraction) else Fraction(str(self.frame_rate))
+        return exact_rate("frame_rate", self.frame_rate)
 
 
 def _by_default(option: Field[Any]) -> Any:

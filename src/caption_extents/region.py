@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from caption_extents.errors import CropError
@@ -28,6 +29,19 @@ class CropRegion:
         for low, high in (("crop_left", "crop_right"), ("crop_top", "crop_bottom")):
             if getattr(self, low) >= getattr(self, high):
                 raise CropError(f"{low} ({getattr(self, low)}) must be smaller than {high} ({getattr(self, high)})")
+
+    @classmethod
+    def of(cls, crop: CropRegion | Sequence[float]) -> CropRegion:
+        """A region that is one already, or four numbers.
+
+        Raises:
+            CropError: they are not four, or they are no region.
+        """
+        if isinstance(crop, CropRegion):
+            return crop
+        if len(crop) != 4:
+            raise CropError(f"crop is {crop!r}; give left, top, right and bottom")
+        return cls(*crop)
 
     @classmethod
     def parse(cls, text: str) -> CropRegion:

@@ -20,9 +20,9 @@ import numpy as np
 
 from caption_extents.captions.caption import Caption
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
-from caption_extents.deprecation import moved
-from caption_extents.errors import ModelError
+from caption_extents.errors import InputError, ModelError
 from caption_extents.labels import REVERSED_ORDER, Label
+from caption_extents.options import exact_rate
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ def decode_captions(
 
     Returns:
         Captions in order, not overlapping, within samples 0..P; they have no text.
+
+    Raises:
+        InputError: the probabilities have another shape or are not finite, or the rate cannot be used.
     """
+    check_probabilities(probabilities)
     if len(probabilities) == 0:
         return []
     costs = costs or DecodingCosts()
@@ -91,6 +95,14 @@ def decode_captions(
     certainty = label_posteriors(scores, costs.hasty)[np.arange(len(labels)), labels]
     cutter = CaptionCutter(sample_rate)
     return [*cutter.add(labels, certainty), *cutter.end()]
+
+
+def check_probabilities(probabilities: np.ndarray) -> None:
+    """Raise an InputError if these cannot be probabilities of pairs."""
+    if probabilities.ndim != 3 or probabilities.shape[1:] != (2, len(Label)) or not np.isfinite(probabilities).all():
+        raise InputError(
+            f"probabilities {probabilities.shape} must be finite numbers of shape (pairs, 2, {len(Label)})"
+        )
 
 
 def pair_scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
@@ -113,7 +125,7 @@ class CaptionCutter:
     """
 
     def __init__(self, sample_rate: float | Fraction) -> None:
-        self._rate = sample_rate if isinstance(sample_rate, Fraction) else Fraction(str(sample_rate))
+        self._rate = exact_rate("sample_rate", sample_rate)
         self._pair = 0
         self._start: int | None = None
         self._certainty = 1.0
@@ -149,6 +161,3 @@ class CaptionCutter:
 _UNCHANGED = frozenset({Label.SAME.value, Label.EMPTY_EMPTY.value})
 _BEGIN_SHOWN = frozenset({Label.SAME.value, Label.DIFFERENT.value, Label.VALID_EMPTY.value})
 """Labels that a video begins with if its first sample shows a caption."""
-
-
-__getattr__ = moved(__name__, {"find_captions": "captions.extents.decode_captions"})

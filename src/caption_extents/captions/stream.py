@@ -18,12 +18,18 @@ from caption_extents.captions.extents import CaptionCutter, DecodingCosts, pair_
 _CONTEXT_PAIRS = 200
 """Pairs before those whose labels are sure that their probabilities still depend on; those before count for nothing."""
 
+_LATER_PAIRS = 20
+"""Pairs that must have come after one whose label is given: its certainty depends on them most."""
+_MAX_UNSURE_PAIRS = 6000
+"""Ten minutes at ten samples a second."""
+
 
 class CaptionStream:
     """Finds captions in probabilities that come in parts.
 
-    They are those that :func:`~caption_extents.captions.extents.decode_captions` finds when all are there; only how
-    sure they are may differ a little, since what comes later has a part in that.
+    They are those that :func:`~caption_extents.captions.extents.decode_captions` finds when all are there, but where
+    two ways to cut the video are equally likely. The confidence of a caption is computed from what is known when it is
+    given.
 
     Args:
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
@@ -81,11 +87,17 @@ class _LabelStream:
             self._choices.append(values.argmax(axis=0))
             self._reached = values.max(axis=0)
         states = np.flatnonzero(np.isfinite(self._reached))
-        for at in range(len(self._choices) - 1, -1, -1):
+        for at in range(len(self._choices) - 1, 0, -1):
             states = np.unique(self._choices[at][states])
-            if len(states) == 1:
+            if len(states) == 1 and len(self._choices) - at > _LATER_PAIRS:
                 return self._give(at, int(states[0]))
-        return np.empty(0, np.int64)
+        if len(self._choices) <= _MAX_UNSURE_PAIRS:
+            return np.empty(0, np.int64)
+        # Decide for what is likeliest now, so that neither memory nor time grows.
+        state = int(self._reached.argmax())
+        for choices in self._choices[: _MAX_UNSURE_PAIRS // 2 : -1]:
+            state = int(choices[state])
+        return self._give(_MAX_UNSURE_PAIRS // 2 + 1, state)
 
     def end(self) -> np.ndarray:
         """The labels that are left."""

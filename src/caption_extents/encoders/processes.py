@@ -36,6 +36,7 @@ An encoder that is done begins the next at once, while this process takes its re
 another chunk.
 """
 
+_TURN_SECONDS = 0.5
 _NICENESS = 5
 """Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
 
@@ -91,7 +92,7 @@ class ProcessEncoder:
                     load = _Load(size)
                     self._idle += [_Line(child, channel, load) for channel in child.channels]
                     self._changed.notify_all()
-        except OSError as error:
+        except Exception as error:
             with self._changed:
                 self._start_error = error
                 self._changed.notify_all()
@@ -191,7 +192,10 @@ def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) ->
     level, samples = task["plan"]
     plan, shapes = ChunkPlan(level, tuple(samples)), [tuple(shape) for shape in task["shapes"]]
     form = ChunkFormat(**{**task["form"], "frame_rate": Fraction(task["form"]["frame_rate"])})
-    with turn:
+    # A chunk that waits is not stalled: the encoders at work tell of their own progress.
+    while not turn.acquire(timeout=_TURN_SECONDS):
+        parent.show_life()
+    try:
         started, started_thread = time.perf_counter(), time.thread_time()
         try:
             y, u, v = arrays_in(parent.memory(sum(int(np.prod(shape)) for shape in shapes)), shapes)
@@ -204,6 +208,8 @@ def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) ->
             parent.send_error(EncodeError(f"{_name(plan)} could not be encoded: {error!r}"))
             return
         seconds, thread_seconds = time.perf_counter() - started, time.thread_time() - started_thread
+    finally:
+        turn.release()
     parent.send({"seconds": seconds, "thread_seconds": thread_seconds}, data)
 
 

@@ -57,7 +57,7 @@ class RayCluster:
             raise InputError("Ray is not installed; install it with: pip install 'caption-extents[ray]'")
         self.address = os.environ.get("RAY_ADDRESS") or "a local cluster"
         # What Ray prints is dropped; errors come as messages.
-        self._child = Child(_TARGET, arguments=[str(cpus)], quiet=True)
+        self._child = Child(_TARGET, arguments=[str(cpus)], quiet=True, environment=os.environ)
         self._channel = self._child.channels[0]
         self._lock = threading.Lock()
         self._pending: dict[int, Future[Any]] = {}
@@ -117,14 +117,15 @@ class RayCluster:
             self._resources.set_result(Resources(greeting["cpus"], greeting["gpus"]))
             while True:
                 _, (outcome,) = self._child.receive()
-                number, result, error = pickle.loads(outcome)  # noqa: S301 from this package's own child
+                number, result, error = pickle.loads(bytes(outcome))  # noqa: S301 from this package's own child
                 with self._lock:
                     future = self._pending.pop(number)
                 if error is None:
                     future.set_result(result)
                 else:
                     future.set_exception(error)
-        except ChannelError:
+        except Exception:
+            # Whatever it was, nothing more comes; what is pending must not wait for ever.
             with self._lock:
                 self._end = end
                 pending, self._pending = list(self._pending.values()), {}
@@ -190,7 +191,7 @@ def _hand_over(api: Any, parent: Channel) -> None:
             message, payloads = parent.receive()
             if "end" in message:
                 return
-            number, function, args, needs = pickle.loads(payloads[0])  # noqa: S301 from this package's own parent
+            number, function, args, needs = pickle.loads(bytes(payloads[0]))  # noqa: S301 from this package's own parent
             remote = api.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=MAX_RETRIES)(function)
             running[remote.remote(*args)] = number
             continue

@@ -46,14 +46,22 @@ class EarlyStart:
 @contextmanager
 def early_start(job: Job, children: Children) -> Iterator[EarlyStart | None]:
     """Start what decodes the video of a job, where a GPU is likely to do that; None elsewhere."""
-    path = Path(job.video_key).expanduser()
-    # A driver without a device is no reason to begin, unless a GPU was asked for.
-    likely = job.device.startswith("cuda") or any(map(os.path.exists, _GPU_DEVICES))
-    if job.device == "cpu" or not likely or job.isolate or not path.is_file() or not driver.is_there():
+    gpu = _likely_gpu(job)
+    path = Path(job.video_key)
+    if gpu is None or not path.is_file() or not driver.is_there():
         yield None
         return
-    started = EarlyStart.begin(job, path, int(job.device.partition(":")[2] or 0), children)
+    started = EarlyStart.begin(job, path, gpu, children)
     try:
         yield started
     finally:
         started.close()
+
+
+def _likely_gpu(job: Job) -> int | None:
+    """The GPU that will probably decode a job's video, before PyTorch can tell."""
+    device = str(getattr(job.model, "device", job.device))
+    # A driver without a device is no reason to begin, unless a GPU was asked for.
+    if job.isolate or device == "cpu" or not (device.startswith("cuda") or any(map(os.path.exists, _GPU_DEVICES))):
+        return None
+    return int(device.partition(":")[2] or 0)

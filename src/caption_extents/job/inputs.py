@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,7 +87,7 @@ def _local_path(key: str, store: Store) -> Path | None:
             f"{key!r} is an address, and videos are read from this machine or from the store; "
             "download it first, or give its key in the store"
         )
-    local = Path(url2pathname(urlsplit(key).path) if scheme else key).expanduser()
+    local = Path(os.path.expanduser(url2pathname(urlsplit(key).path) if scheme else key))  # noqa: PTH111 never raises
     if _is_there(local):
         check_file(local)
         return local

@@ -51,7 +51,7 @@ from caption_extents.pipeline.offload import Offload, remove_old_blocks
 from caption_extents.pipeline.pipelined import run_pipelined
 from caption_extents.pipeline.refine import refine_captions
 from caption_extents.pipeline.sequential import run_sequential
-from caption_extents.pipeline.stages import Encoding, Extraction, Inference, Stages, Upload, Workers
+from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Encoding, Extraction, Inference, Stages, Upload, Workers
 from caption_extents.results.database import DatabaseWriter
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import VersionLease, acquire_version
@@ -68,9 +68,6 @@ from caption_extents.video.video import Decoding, Video
 from caption_extents.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-_LOOSE_END_SECONDS = 10
-"""At the end of a file that was cut off, where frames lack what they refer to or a part of themselves."""
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
     "pipelined": run_pipelined,
@@ -169,7 +166,9 @@ def _device(job: Job) -> torch.device:
     """Where the whole run computes; a model of the caller's has chosen already."""
     if job.model is None or isinstance(job.model, (str, os.PathLike)):
         return choose_device(job.device)
-    if job.device.startswith("cuda") and job.model.device.type != "cuda":
+    asked, _, number = job.device.partition(":")
+    other = number and job.model.device.index is not None and int(number) != job.model.device.index
+    if asked == "cuda" and (job.model.device.type != "cuda" or other):
         raise InputError(
             f"device is {job.device!r}, and the model computes on {str(job.model.device)!r}; give device 'auto' or "
             "'cpu', or a model on the GPU"
@@ -210,8 +209,8 @@ def _loading_model(job: Job, device: torch.device) -> Iterator[Future[PairModel]
 def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> _Plan:
     if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
-    if video.facts.missing_bytes:
-        ends_early = _how_it_ends_early(job.video_key, video)
+    if video.how_it_ends_early:
+        ends_early = f"{job.video_key!r} ends early: {video.how_it_ends_early}"
         if not job.partial:
             raise VideoError(f"{ends_early}. Fetch it again, or give `partial` to take it as far as it goes")
         log.warning("%s. It is taken as far as it goes", ends_early)
@@ -230,16 +229,6 @@ def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> 
 def _prices(job: Job) -> Prices:
     prices = Prices.read(Path(job.prices)) if job.prices else Prices()
     return prices if job.price_per_hour is None else replace(prices, machine_per_hour=job.price_per_hour)
-
-
-def _how_it_ends_early(key: str, video: Video) -> str:
-    there = video.facts.size_bytes
-    share = there / (there + video.facts.missing_bytes)
-    seconds = float(len(video.timeline) / video.timeline.frame_rate)
-    return (
-        f"{key!r} ends early: it holds {there:,} of {there + video.facts.missing_bytes:,} bytes ({share:.0%}), "
-        f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off"
-    )
 
 
 def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLease:
@@ -329,7 +318,7 @@ class _Opened:
             colour_primaries=facts.colour.primaries,
             colour_transfer=facts.colour.transfer,
         )
-        loose = math.ceil(_LOOSE_END_SECONDS * job.rate) if job.partial and facts.missing_bytes else 0
+        loose = math.ceil(LOOSE_END_SECONDS * job.rate) if job.partial and facts.missing_bytes else 0
         offload = None
         if self.workers is not None:
             offload = Offload(

@@ -18,7 +18,6 @@ from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import change_database, read_manifest
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.video import open_video
 from caption_extents.watchdog import Watchdog, alive
 
@@ -71,27 +70,33 @@ def read_text(
         InputError: nothing that reads text is installed, or the file or the region cannot be used.
     """
     reader, captions = reader or RapidReader(), list(captions)
+    found: list[Caption] = []
     with open_video(path, _RATE, device="cpu") as video:
-        last = video.sample_count - 1
-        starts = [min(last, round(caption.start * _RATE)) for caption in captions]
-        ends = [max(start + 1, round(c.end * _RATE)) for start, c in zip(starts, captions, strict=True)]
-        wanted = [[n for n in median_samples(*extent) if n <= last] for extent in zip(starts, ends, strict=True)]
-        kept = _samples(video.samples(crop), {number for numbers in wanted for number in numbers})
-    texts = [reader.read(median_picture([kept[number] for number in numbers])) for numbers in wanted]
-    return [
-        replace(caption, text=text.text, text_confidence=text.confidence) if text else caption
-        for caption, text in zip(captions, texts, strict=True)
-    ]
+        wanted = [_samples_of(caption, video.sample_count) for caption in captions]
+        kept: dict[int, Planes] = {}
+        for batch in video.samples(crop) if captions else ():
+            end = batch.first_sample + len(batch)
+            for number in {n for numbers in wanted[len(found) :] for n in numbers if batch.first_sample <= n < end}:
+                y, u, v = (plane[number - batch.first_sample].copy() for plane in batch.planes)
+                kept[number] = y, u, v
+            while len(found) < len(captions) and all(number < end for number in wanted[len(found)]):
+                numbers = wanted[len(found)]
+                text = reader.read(median_picture([kept[n] for n in numbers])) if numbers else None
+                found.append(_with_text(captions[len(found)], text))
+            needed = {number for numbers in wanted[len(found) :] for number in numbers}
+            kept = {number: planes for number, planes in kept.items() if number in needed}
+    return found
 
 
-def _samples(batches: Iterable[SampleBatch], wanted: set[int]) -> dict[int, Planes]:
-    """Some samples by their numbers."""
-    kept: dict[int, Planes] = {}
-    for batch in batches:
-        for number in wanted.intersection(range(batch.first_sample, batch.first_sample + len(batch))):
-            y, u, v = (plane[number - batch.first_sample].copy() for plane in batch.planes)
-            kept[number] = y, u, v
-    return kept
+def _samples_of(caption: Caption, count: int) -> list[int]:
+    """The samples of a video that a caption's picture is made of; none if it lies outside of the video."""
+    start = round(caption.start * _RATE)
+    start, end = max(0, start), min(count, max(start + 1, round(caption.end * _RATE)))
+    return median_samples(start, end) if start < end else []
+
+
+def _with_text(caption: Caption, text: ReadText | None) -> Caption:
+    return replace(caption, text=text.text, text_confidence=text.confidence) if text else caption
 
 
 def store_texts(

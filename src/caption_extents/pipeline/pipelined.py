@@ -39,8 +39,10 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
             inference.put(batch)
             gather.put(batch)
         run.end()
-    except KeyboardInterrupt:
-        stages.watchdog.give_up()
+    except BaseException as error:
+        run.fail(error)
+        if isinstance(error, KeyboardInterrupt):
+            stages.watchdog.give_up()
         raise
     finally:
         run.stop()

@@ -24,6 +24,9 @@ from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.samples import SampleBatch
 from caption_extents.watchdog import Watchdog
 
+LOOSE_END_SECONDS = 10
+"""At the end of a file that was cut off, where frames lack what they refer to or a part of themselves."""
+
 
 class PairLabeller(Protocol):
     """Labels pairs of samples; see :class:`~caption_extents.model.labeller.Labeller`."""

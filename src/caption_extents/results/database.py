@@ -12,7 +12,6 @@ from contextlib import closing
 import numpy as np
 
 from caption_extents.captions.caption import Caption
-from caption_extents.deprecation import moved
 from caption_extents.errors import StoreError
 from caption_extents.results.compression import gzipped
 
@@ -236,6 +235,3 @@ def open_database(data: bytes) -> sqlite3.Connection:
         ) from error
     connection.row_factory = sqlite3.Row
     return connection
-
-
-__getattr__ = moved(__name__, {"CaptionRow": "captions.caption.Caption"})

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol
 
 from caption_extents.children import Children
 from caption_extents.errors import InputError, VideoError
-from caption_extents.options import check_device, check_rate
+from caption_extents.options import check_count, check_device, exact_rate
 from caption_extents.region import CropRegion
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoders.base import SampleDecoder
@@ -53,6 +53,7 @@ class Decoding:
             InputError: there is no such device.
         """
         check_device("device", device)
+        check_count("threads", threads, 0)
         kind, _, number = device.partition(":")
         count = driver.device_count()
         if kind == "cuda" and int(number or 0) >= count:
@@ -98,6 +99,18 @@ class Video:
         return len(self.timeline)
 
     @property
+    def how_it_ends_early(self) -> str | None:
+        """In words, how much of a file that was cut off is there; None if the file is whole."""
+        there, missing = self.facts.size_bytes, self.facts.missing_bytes
+        if not missing:
+            return None
+        seconds = float(len(self.timeline) / self.timeline.frame_rate)
+        return (
+            f"it holds {there:,} of {there + missing:,} bytes ({there / (there + missing):.0%}), "
+            f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off"
+        )
+
+    @property
     def width(self) -> int:
         """Width of the displayed picture in pixels."""
         return self.facts.display_width
@@ -118,7 +131,7 @@ class Video:
             InputError: only a GPU was to decode the video, and it cannot.
         """
         if not isinstance(crop, CropPixels):
-            crop = resolve_crop(crop if isinstance(crop, CropRegion) else CropRegion(*crop), self.facts)
+            crop = resolve_crop(CropRegion.of(crop), self.facts)
         decoder = self._open_decoder(crop)
         self._opened.callback(decoder.close)
         return decoder
@@ -159,17 +172,7 @@ def open_video(
         VideoError: the file cannot be used.
         InputError: there is no such device.
     """
-    return open_local(Path(path), exact_rate(sample_rate), Decoding.on(device, threads))
-
-
-def exact_rate(rate: float | Fraction) -> Fraction:
-    """A rate as a fraction; a float is taken as the decimal number that it prints as.
-
-    Raises:
-        InputError: it is no rate that samples can be taken at.
-    """
-    check_rate("sample_rate", rate)
-    return rate if isinstance(rate, Fraction) else Fraction(str(rate))
+    return open_local(Path(path), exact_rate("sample_rate", sample_rate), Decoding.on(device, threads))
 
 
 def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Children | None = None) -> Video:
@@ -216,14 +219,16 @@ class StartedVideo(Video):
     def __init__(self, reader: IsolatedVideo, sessions: GpuSessions, decoding: Decoding) -> None:
         reader.wait_until_indexed()
         super().__init__(reader.facts, reader.timeline, decoding)
-        self._reader, self._sessions = reader, sessions
+        self._reader, self._sessions = reader, [sessions]
 
     def _open_nvdec(self, crop: CropPixels, gpu: int) -> SampleDecoder:
+        if not self._sessions:  # they ended with the first decoder
+            return super()._open_nvdec(crop, gpu)
         return NvdecDecoder(
             self.facts,
             self.timeline,
             crop,
-            self._sessions,
+            self._sessions.pop(),
             session_count=self._decoding.threads,
             read_there=self._reader.segments,
         )

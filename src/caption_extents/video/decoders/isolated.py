@@ -8,26 +8,28 @@ does not need: it cannot write files, nor grow past a limit of memory.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from caption_extents.children import Channel, ChannelError, Children
-from caption_extents.errors import DecodeError, StallError, VideoError
+from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.options import Job
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Span, pack, read_segments
 from caption_extents.video.samples import SampleBatch
-from caption_extents.video.timeline import MAX_SAMPLES, Timeline, build_timeline
+from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline, build_timeline
 from caption_extents.watchdog import tell_progress_to
+
+_MAX_SEGMENT_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class IsolatedVideo:
             self._indexed = True
 
     def _read_index(self) -> None:
-        reply, payloads = self._receive(3)
+        reply, payloads = self._receive(3, 8 * (MAX_SAMPLES + 2 * MAX_PACKETS))
         arrays = [self._numbers(payload) for payload in payloads]
         if not 1 <= len(arrays[0]) <= MAX_SAMPLES:
             raise self._broken(f"it speaks of {len(arrays[0])} samples")
@@ -110,7 +112,14 @@ class IsolatedVideo:
         self.timeline = Timeline(arrays[0], arrays[1], arrays[2], self._rate, self.facts.time_base)
 
     def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
-        """A decoder in the child."""
+        """A decoder in the child.
+
+        Raises:
+            InputError: there was one already.
+        """
+        if self._asked:
+            raise InputError("an isolated video is decoded once; open it again for another region")
+        self._asked = True
         self._send({"crop": asdict(crop), "threads": threads})
         return IsolatedDecoder(self, crop)
 
@@ -118,17 +127,24 @@ class IsolatedVideo:
         """Batches as the child decodes them; samples that could not be decoded are added to ``lost``."""
         count = len(self.timeline)
         for first in range(0, count, BATCH_SAMPLES):
-            reply, payloads = self._receive(3)
             size = min(BATCH_SAMPLES, count - first)
             half = (size, crop.height // 2, crop.width // 2)
             shapes = (size, crop.height, crop.width), half, half
+            reply, payloads = self._receive(3, size * crop.height * crop.width * 3 // 2)
             with self._checking():
-                y, u, v = (np.frombuffer(p, np.uint8).reshape(s) for p, s in zip(payloads, shapes, strict=True))
-                lost.extend(int(number) for number in reply["undecodable"])
+                y, u, v = (payload.reshape(shape) for payload, shape in zip(payloads, shapes, strict=True))
+                lost.extend(self._samples(reply["undecodable"]))
             yield SampleBatch(first, y, u, v)
-        reply, _ = self._receive(0)
+        reply, _ = self._receive(0, 0)
         with self._checking():
-            lost.extend(int(number) for number in reply["undecodable"])
+            lost.extend(self._samples(reply["undecodable"]))
+
+    def _samples(self, numbers: Iterable[object]) -> list[int]:
+        """Numbers of samples, if they are that."""
+        found = list(numbers)
+        if not all(type(number) is int and 0 <= number < len(self.timeline) for number in found):
+            raise ValueError(f"it speaks of samples {found[:3]}")
+        return cast(list[int], found)
 
     def segments(self, spans: list[Span]) -> Iterator[PackedSegment]:
         """The segments of :func:`~caption_extents.video.nvdec.segments.read_segments`, as plain bytes.
@@ -140,7 +156,7 @@ class IsolatedVideo:
         self._asked = True
         self._send({"spans": [astuple(span) for span in spans]})
         for number, span in enumerate(spans):
-            reply, payloads = self._receive(None)
+            reply, payloads = self._receive(None, _MAX_SEGMENT_BYTES)
             if not payloads:
                 return
             with self._checking():
@@ -149,9 +165,9 @@ class IsolatedVideo:
                     raise ValueError(f"segment {reply['number']!r} of {len(payloads[1])} bytes")
             yield PackedSegment(number, span, table, payloads[1])
 
-    def _numbers(self, payload: bytearray) -> np.ndarray:
+    def _numbers(self, payload: np.ndarray) -> np.ndarray:
         with self._checking():
-            return np.frombuffer(payload, np.int64)
+            return payload.view(np.int64)
 
     @contextmanager
     def _checking(self) -> Iterator[None]:
@@ -159,7 +175,7 @@ class IsolatedVideo:
         try:
             yield
         except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise self._broken(repr(error)) from error
+            raise self._untrusted(repr(error)) from error
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
@@ -167,10 +183,10 @@ class IsolatedVideo:
         except ChannelError as error:
             raise self._broken(str(error)) from error
 
-    def _receive(self, payloads: int | None) -> tuple[dict[str, Any], list[bytearray]]:
-        """The next reply, and its payloads, if they are so many."""
+    def _receive(self, payloads: int | None, limit_bytes: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The next reply, and its payloads, if they are so many and not larger."""
         try:
-            reply, found = self._child.receive()
+            reply, found = self._child.receive(limit_bytes=limit_bytes)
         except ChannelError as error:
             raise self._broken(str(error)) from error
         except StallError:
@@ -182,10 +198,13 @@ class IsolatedVideo:
             raise self._broken(f"a message with {len(found)} payloads")
         return reply, found
 
+    def _untrusted(self, what: str) -> DecodeError:
+        return DecodeError(f"the decoding process of {str(self._path)!r} cannot be trusted: {what}")
+
     def _broken(self, what: str) -> DecodeError:
         how = self._child.how_it_ended()
         if not self._child.has_ended:
-            return DecodeError(f"the decoding process of {str(self._path)!r} cannot be trusted: {what}")
+            return self._untrusted(what)
         return DecodeError(
             f"the decoding process of {str(self._path)!r} {how}; the file makes the decoder crash, or it needs more "
             f"than the {self._limits.memory_bytes >> 20} MiB of memory that it may take"

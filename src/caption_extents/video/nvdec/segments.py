@@ -168,7 +168,7 @@ class PackedSegment:
     number: int
     span: Span
     table: np.ndarray
-    data: bytes | bytearray
+    data: bytes | np.ndarray
 
     def unpack(self) -> Segment[Packet]:
         """The segment with its packets.
@@ -176,7 +176,7 @@ class PackedSegment:
         Their decoder must be single-threaded: PyAV takes the GIL to free such packets, and holds the GIL while it waits
         for a decoder's threads to end.
         """
-        view, at = memoryview(self.data), 0
+        view, at = memoryview(cast(Any, self.data)), 0
         packets = []
         for size, pts, dts, is_key in self.table.tolist():
             packet: Packet = av.Packet(cast(Any, view[at : at + size]))

@@ -150,17 +150,28 @@ class RemoteSession:
         self._channel.shut_down()
 
     def _part(self) -> Part:
-        reply, _ = self._child.receive(self._channel)
+        reply, _ = self._child.receive(self._channel, 0)
+        try:
+            return self._part_of(reply)
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            raise DecodeError(
+                f"a decoding process of {str(self._facts.path)!r} cannot be trusted: {error!r}"
+            ) from error
+
+    def _part_of(self, reply: dict[str, Any]) -> Part:
         crops = last = None
         count, slot = int(reply["count"]), reply["slot"]
         if slot is not None:
-            # Copied, so that the child can go on; the GPU has written them by now.
             arrays = self._slots[slot]
+            if not 0 < count < len(arrays[0]):
+                raise ValueError(f"a part of {count} samples")
+            # Copied, so that the child can go on; the GPU has written them by now.
             crops = tuple(array[:count].copy() for array in arrays)
             if reply["is_last"]:
                 last = tuple(array[count : count + 1].copy() for array in arrays)
             self._channel.send({"taken": slot})
-        return Part(int(reply["first_sample"]), count, crops, reply["undecodable"], reply["is_last"], last)
+        undecodable = [int(number) for number in reply["undecodable"]]
+        return Part(int(reply["first_sample"]), count, crops, undecodable, bool(reply["is_last"]), last)
 
     def _decode_here(self, segment: Segment[Any], sample_pts: np.ndarray) -> Iterator[Part]:
         if self._here is None:
@@ -213,10 +224,10 @@ def _serve(parent: Channel, kind: EngineKind) -> None:
     session = Session(engine, facts, part_samples(crop), slots.room, lambda: False)
     while True:
         request, (sample_pts, table, data) = parent.receive()
-        packets = np.frombuffer(table, np.int64).reshape(-1, PACKET_NUMBERS)
+        packets = table.view(np.int64).reshape(-1, PACKET_NUMBERS)
         segment = PackedSegment(request["number"], Span(*request["span"]), packets, data).unpack()
         try:
-            for part in session.decode(segment, np.frombuffer(sample_pts, np.int64)):
+            for part in session.decode(segment, sample_pts.view(np.int64)):
                 parent.send(
                     {
                         "first_sample": part.first_sample,

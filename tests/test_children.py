@@ -1,0 +1,138 @@
+"""The one way in which child processes are run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in
+from caption_extents.errors import DecodeError
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+
+
+def echo(channels: list[Channel]) -> None:
+    """In a child: send back what comes."""
+    while True:
+        message, payloads = channels[0].receive()
+        if "raise" in message:
+            channels[0].send_error({"DecodeError": DecodeError, "KeyError": KeyError}[message["raise"]]("planted"))
+        elif "write" in message:
+            channels[0].memory(message["write"])[:] = 7
+            channels[0].send({})
+        elif "shrink" in message:
+            try:
+                os.ftruncate(channels[0]._memory.fileno(), 0)
+                channels[0].send({"shrunk": True})
+            except OSError:
+                channels[0].send({"shrunk": False})
+        else:
+            channels[0].send(message, *payloads)
+
+
+def spin(channels: list[Channel]) -> None:
+    """In a child: never look at the channels again, as a codec that hangs."""
+    channels[0].send({"ready": True})
+    while True:
+        pass
+
+
+def lie(channels: list[Channel]) -> None:
+    """In a child: send the bytes that it was asked for, whatever they mean."""
+    (_, (data,)) = channels[0].receive()
+    channels[0]._end.sendall(bytes(data))
+    time.sleep(60)
+
+
+def test_messages_and_payloads_come_back() -> None:
+    with closing(Child("tests.test_children:echo")) as child:
+        payloads = [np.arange(12, dtype=np.int64).reshape(3, 4).T, b"", b"abc"]
+        child.channels[0].send({"one": [1, None, "\u00fc"]}, *payloads)
+        message, found = child.receive()
+        assert message == {"one": [1, None, "\u00fc"]}
+        assert [bytes(data) for data in found] == [np.ascontiguousarray(payloads[0]).tobytes(), b"", b"abc"]
+
+
+def test_errors_keep_their_class_if_it_is_known() -> None:
+    with closing(Child("tests.test_children:echo")) as child:
+        for name, kind in (("DecodeError", DecodeError), ("KeyError", RuntimeError)):
+            child.channels[0].send({"raise": name})
+            with pytest.raises(kind, match="planted"):
+                child.receive()
+
+
+def test_memory_is_shared_and_cannot_shrink() -> None:
+    with closing(Child("tests.test_children:echo")) as child:
+        (array,) = arrays_in(child.channels[0].memory(5000), [(50, 100)])
+        child.channels[0].send({"write": 5000})
+        child.receive()
+        assert (array == 7).all()
+        child.channels[0].send({"shrink": True})
+        assert child.receive()[0] == {"shrunk": not hasattr(os, "memfd_create")}
+        if hasattr(os, "memfd_create"):
+            assert (array == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff" * 64, "a message of"),
+        (b"\x02\0\0\0\x01\0\0\0" + b"\0\0\0\xff\0\0\0\0{}", "payloads of"),
+        (b"\x02\0\0\0\0\0\0\0[]", "no object"),
+        (b"\x04\0\0\0\0\0\0\0nope", "no JSON"),
+        (b"\x40\x0d\x03\0\0\0\0\0" + b"[" * 200_000, "no JSON"),
+    ],
+    ids=["noise", "size", "list", "text", "depth"],
+)
+def test_a_child_that_lies_is_found_out(data: bytes, message: str) -> None:
+    with closing(Child("tests.test_children:lie")) as child:
+        child.channels[0].send({}, data)
+        with pytest.raises(ChannelError, match=message):
+            child.receive(limit_bytes=1 << 20)
+
+
+@linux
+def test_a_child_that_hangs_ends_with_its_parent() -> None:
+    code = (
+        "import time\nfrom caption_extents.children import Child\n"
+        "child = Child('tests.test_children:spin')\nchild.receive()\n"
+        "print(child.process_id, flush=True)\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    number = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 10
+    while _runs(number) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(number)
+
+
+@linux
+def test_children_of_a_run_are_counted_and_closed_together() -> None:
+    children = Children()
+    started = [children.start("tests.test_children:echo", 2) for _ in range(2)]
+    for child in started:
+        child.channels[1].shut_down()
+        child.channels[0].send({})
+        child.receive()
+    assert children.peak_memory_bytes > 2 << 20
+    assert children.cpu_seconds > 0
+    for _ in range(2):
+        children.close()
+    assert all(child.has_ended for child in started)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
