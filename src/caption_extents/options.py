@@ -34,9 +34,9 @@ LONGEST_ID = 128
 """Characters of a tenant's or a video's id."""
 
 _MAX_ENCODERS_OF_MACHINE = 64
-"""Of those that are chosen without being asked for: each takes memory, and no decoder feeds more."""
+"""Upper bound of the default: each encoder takes memory, and no decoder feeds more."""
 MAX_INFERENCE_THREADS = 16
-"""Of those that are chosen without being asked for."""
+"""Upper bound of the default."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
 _ID_DIGITS = 8
