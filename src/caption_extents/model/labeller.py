@@ -226,7 +226,7 @@ class _Held:
         self.end += len(following)
 
     def part(self, start: int, end: int) -> torch.Tensor:
-        """Those from one number up to another (half-open). Beyond the ends of the video the first and the last are repeated."""
+        """Those from one number up to another (half-open); beyond the ends of the video, the first and last again."""
         start, end = start - self.first, end - self.first
         before, after = max(0, -start), max(0, end - len(self))
         inside = self.held[start + before : end - after]
