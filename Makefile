@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two at once take two thirds of the time on two cores.
 TESTS_AT_ONCE ?= 2
-QUICK_TESTS := $(addprefix tests/test_,$(addsuffix .py,api batch chunks cli database extents messages pipeline report storage timeline))
+QUICK_TESTS := $(addprefix tests/test_,$(addsuffix .py,api chunks cli database timeline))
 
 .PHONY: demo test browser lint docs coverage clean
 
