@@ -20,6 +20,12 @@ Made from the docstrings by `make docs`. [library.md](library.md) explains them 
 
 _FIRST = ("find_captions", "iter_captions", "open_video", "Video", "SampleBatch", "CaptionModel", "decode_captions")
 
+_VALUES = {
+    "DEFAULT_ENCODER_WORKERS": caption_extents.Job.encoder_workers,
+    "DEFAULT_STALL_SECONDS": caption_extents.Job.stall_seconds,
+    "Job.max_undecodable_share": caption_extents.Job.max_undecodable_share,
+}
+
 _CONFIG: Any = {
     "show_root_full_path": False,
     "show_root_members_full_path": False,
@@ -38,6 +44,11 @@ def make() -> str:
     things = [getattr(caption_extents, name) for name in names]
     parts = [render_package_docs(f"{thing.__module__}.{thing.__qualname__}", _CONFIG) for thing in things]
     text = "\n".join([_HEAD, *parts])
+    # Defaults as values, and not as they are written in the code.
+    text = re.sub(r"_option\(((?:[^(),]|\([^()]*\))+)(?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)", r"\1", text)
+    text = re.sub(r"=(field\((?:[^()]|\([^()]*\))*\))", "", text)
+    for name, value in _VALUES.items():
+        text = text.replace(f"={name}", f"={value!r}")
     # Links lead to pages that other tools would make; here a type is only named.
     while (shorter := re.sub(r"\[([^][]*)\]\(#[^)]*\)", r"\1", text)) != text:
         text = shorter

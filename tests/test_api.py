@@ -198,6 +198,8 @@ def test_the_text_of_captions(film: str, model: ce.CaptionModel) -> None:
         (lambda film: ce.find_captions(film, (0.5, 0, 0.4, 1)), r"crop_left \(0.5\) must be smaller than crop_right"),
         (lambda film: ce.find_captions(film, CROP, device="tpu"), "device 'tpu' is unknown; choose auto, cpu, cuda"),
         (lambda film: ce.find_captions(film, CROP[:3]), "give left, top, right and bottom"),
+        (lambda film: ce.find_captions(film, None), "give left, top, right and bottom"),
+        (lambda film: ce.decode_captions([[1, 2]]), "must be finite numbers of shape"),
         (lambda film: ce.open_video(film, threads=-1), "threads is -1; give a whole number between 0"),
         (lambda film: ce.decode_captions(np.full((3, 2, 5), np.nan)), "must be finite numbers of shape"),
         (lambda film: ce.decode_captions(np.full((3, 2, 5), 0.2), sample_rate=-10), "sample_rate is -10; give samples"),
@@ -212,6 +214,20 @@ def test_the_text_of_captions(film: str, model: ce.CaptionModel) -> None:
 def test_errors_name_the_value_and_what_is_allowed(call, message: str, film: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ce.InputError, match=message):
         call(film)
+
+
+def test_what_is_closed_or_used_up_says_so(film: str) -> None:
+    with ce.CaptionModel(device="cpu") as model, ce.open_video(film, device="cpu") as video:
+        samples = video.samples(CROP)
+        assert len(model.label(samples)) == 119
+        with pytest.raises(ce.InputError, match="can be taken once"):
+            model.label(samples)
+        assert len(model.label(video.samples(CROP))) == 119
+    with pytest.raises(ce.InputError, match="is closed; open it again"):
+        video.samples(CROP)
+    with pytest.raises(ce.InputError, match="the model is closed"):
+        ce.find_captions(film, CROP, model=model)
+    assert ce.Job(film, "t", "v", CROP).crop_region == ce.CropRegion(*CROP)  # type: ignore[arg-type]
 
 
 def test_every_public_name_says_what_it_takes_and_gives() -> None:

@@ -74,7 +74,7 @@ def iter_captions(
 ) -> Iterator[Caption]:
     """Find the captions of a video file, and give each as soon as it is sure, while the video is still decoded.
 
-    The captions are those of :func:`find_captions`, but where two ways to cut the video are equally likely. The
+    The captions are those of :func:`find_captions`, except where two ways to cut the video are equally likely. The
     confidence of a caption is computed from what is known when it is given. Arguments and errors are the same. Work
     begins with the first caption that is asked for, and ends when the iterator is closed.
 

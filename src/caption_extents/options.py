@@ -141,9 +141,11 @@ class Job:
         video_key: A video file of this machine, or the key of one in the store.
         tenant_id: Tenant id, part of every key that is written.
         video_id: Video id, part of every key that is written.
-        crop_region: Where captions stand.
-        frame_rate: Samples a second, as 10 or 30000/1001; a float is taken as the decimal number that it prints as.
-        encoder_workers: Chunks encoded at once; with the encoder ``ray``, the size of a cluster that is started.
+        crop_region: Where captions stand; a region, or left, top, right and bottom.
+        frame_rate: Samples a second, as 10 or 30000/1001; from 0.001 to 240; a float is taken as the decimal number
+            that it prints as.
+        encoder_workers: Chunks encoded at once; from 1 to 256; with the encoder ``ray``, the size of a cluster that is
+            started.
         implementation: ``pipelined`` or ``sequential``; both give identical results.
         store: Folder or URL of the store, by default the folder ``caption-extents-store``.
         device: Where to decode and compute: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. With ``auto`` a GPU is used if
@@ -156,18 +158,21 @@ class Job:
         decode_threads: Threads of the CPU decoder, or sessions on the GPU; 0 for as many as there are.
         inference_workers: Threads for the model on a CPU, by default one for each core, and one in the sequential
             implementation.
-        upload_workers: Objects uploaded at once. Many of them hide a store that answers in a fifth of a second.
+        upload_workers: Objects uploaded at once; from 1 to 256. Many of them hide a store that answers in a fifth of a
+            second.
         queue_size: Items that wait between two stages.
         max_undecodable_share: The run fails when more than this share of its samples cannot be decoded.
         partial: Take a file that ends early, as a cut-off download, as far as it goes.
         refine: Times exact to a frame of the source, not only to a sample.
-        stall_seconds: The run fails when reading, decoding or encoding gives no sign of life for this long.
+        stall_seconds: The run fails when reading, decoding or encoding makes no progress for this long; from 0.1 to
+            86400.
         isolate: Decode in a child process, within limits: for videos of strangers.
         isolate_memory_mib: Address space of that process in MiB, libraries included.
         price_per_hour: Price of this machine, for the costs in the metrics.
         prices: Prices of machine types, for the costs (``.toml``, see docs/deployment.md).
         new_version: Start anew even if an unfinished version could be finished.
-        lease_seconds: A run that gives no sign of life for this long counts as dead, and may be taken over.
+        lease_seconds: A run that gives no sign of life for this long counts as dead, and may be taken over; from 0.2
+            to 3600.
         progress: Called from worker threads with the progress of each stage.
 
     Raises:
@@ -206,6 +211,8 @@ class Job:
     progress: ProgressCallback | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.crop_region, (tuple, list)):
+            object.__setattr__(self, "crop_region", CropRegion.of(self.crop_region))
         for one in fields(self):
             if getattr(self, one.name) is None:
                 object.__setattr__(self, one.name, _by_default(one))

@@ -39,7 +39,7 @@ class CropRegion:
         """
         if isinstance(crop, CropRegion):
             return crop
-        if len(crop) != 4:
+        if not isinstance(crop, Sequence) or len(crop) != 4:
             raise CropError(f"crop is {crop!r}; give left, top, right and bottom")
         return cls(*crop)
 

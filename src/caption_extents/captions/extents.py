@@ -86,6 +86,7 @@ def decode_captions(
     Raises:
         InputError: the probabilities have another shape or are not finite, or the rate cannot be used.
     """
+    probabilities = np.asarray(probabilities)
     check_probabilities(probabilities)
     if len(probabilities) == 0:
         return []

@@ -27,7 +27,7 @@ _MAX_UNSURE_PAIRS = 6000
 class CaptionStream:
     """Finds captions in probabilities that come in parts.
 
-    They are those that :func:`~caption_extents.captions.extents.decode_captions` finds when all are there, but where
+    They are those that :func:`~caption_extents.captions.extents.decode_captions` finds when all are there, except where
     two ways to cut the video are equally likely. The confidence of a caption is computed from what is known when it is
     given.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from caption_extents.cores import usable_cores
+from caption_extents.errors import InputError
 from caption_extents.labels import Label
 from caption_extents.model.devices import choose_device
 from caption_extents.model.gpu import Replayed, to_cpu
@@ -85,6 +86,7 @@ class CaptionModel:
         self._embed_slice, self._describe_slice, self._label, self._embed_closely, self._describe_closely = computed
         self._compare_slice: Compute = partial(_compare, self._network)
         self.reach = self._network.config.reach
+        self._closed = False
         self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
         self._warming: threading.Thread | None = None
         if not on_cpu:
@@ -101,6 +103,7 @@ class CaptionModel:
 
     def close(self) -> None:
         """Free the threads; the model cannot be used any more."""
+        self._closed = True
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
         if self._warming is not None:
@@ -113,9 +116,9 @@ class CaptionModel:
             samples: cropped samples of the whole video, in order, as :meth:`Video.samples` gives them.
 
         Returns:
-            float32 (pairs, 2, 5): for pairs (0, 1), (1, 2), ... the probabilities of the labels ``same``,
-            ``different``, ``empty_empty``, ``empty_valid`` and ``valid_empty``, forward (from the earlier to the later
-            sample) and backward.
+            Probabilities of the pairs (0, 1), (1, 2) and so on, float32 of shape (pairs, 2, 5), forward (from the
+            earlier to the later sample) and backward, of the labels ``same``, ``different``, ``empty_empty``,
+            ``empty_valid`` and ``valid_empty``.
         """
         return label_samples(self, samples)
 
@@ -142,6 +145,8 @@ class CaptionModel:
         Returns:
             (N, C, h, w) on the model's device; float32 on a CPU, float16 on a GPU.
         """
+        if self._closed:
+            raise InputError("the model is closed; open it again")
         planes = [plane.to(self.device) for plane in (y, u, v)]
         return self._for_each_slice(self._embed_slice, planes)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from caption_extents.errors import InputError
 from caption_extents.labels import Label
 from caption_extents.model.interface import ContextModel, LookingModel, PairModel
 from caption_extents.video.samples import SampleBatch
@@ -63,8 +64,9 @@ def label_parts(model: PairModel, samples: Iterable[SampleBatch]) -> Iterator[np
         if held is not None:
             yield from (found for _, found in labeller.add(held, is_last=False))
         held = batch
-    if held is not None:
-        yield from (found for _, found in labeller.add(held, is_last=True))
+    if held is None:
+        raise InputError("no samples came; the samples of a video can be taken once, call video.samples again")
+    yield from (found for _, found in labeller.add(held, is_last=True))
 
 
 def label_samples(model: PairModel, samples: Iterable[SampleBatch]) -> np.ndarray:

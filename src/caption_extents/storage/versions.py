@@ -78,6 +78,7 @@ class VersionState:
         chunk_count: chunks that are stored.
         run_id: who wrote it last; empty if unknown.
         source: what it was made of, as its run was given it; empty if it is not complete.
+        source_fingerprint: tells the contents of sources apart; empty if it is not complete.
     """
 
     version: int
@@ -85,6 +86,7 @@ class VersionState:
     chunk_count: int
     run_id: str
     source: str = ""
+    source_fingerprint: str = ""
 
 
 def change_database(store: Store, keys: VideoKeys, version: int, change: Callable[[bytes], bytes]) -> None:
@@ -139,7 +141,8 @@ def _versions_with_leftovers(store: Store, keys: VideoKeys) -> set[int]:
 def _state(store: Store, keys: VideoKeys, version: int, held: Held | None, chunk_count: int) -> VersionState:
     manifest = _manifest(store, keys, version)
     if manifest is not None:
-        return VersionState(version, COMPLETE, chunk_count, manifest.run_id, manifest.source.key)
+        source = manifest.source
+        return VersionState(version, COMPLETE, chunk_count, manifest.run_id, source.key, source.fingerprint)
     if held is None:
         return VersionState(version, ABANDONED, chunk_count, "")
     return VersionState(version, _unfinished_state(store, keys, held), chunk_count, held.claim.run_id)
@@ -157,7 +160,7 @@ def _unfinished_state(store: Store, keys: VideoKeys, held: Held) -> str:
 
 
 def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) -> list[VersionState]:
-    """Abandoned versions, what is left of removed ones, and complete ones but for the newest ``keep``.
+    """Abandoned versions, what is left of removed ones, and complete ones but for the newest ``keep`` of each source.
 
     None of them is being written.
 
@@ -173,8 +176,11 @@ def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) ->
             if held.claim.state == COMMITTING and (dead := ended(store, keys, held)) is not None:
                 finish_commit(store, keys, dead)
     states = list_versions(store, keys)
-    complete = [state for state in states if state.state == COMPLETE]
-    old = complete[:-keep] if keep is not None else []
+    old: list[VersionState] = []
+    # Files of one name may share an id: the newest versions of each stay.
+    for fingerprint in {state.source_fingerprint for state in states}:
+        of_file = [s for s in states if s.state == COMPLETE and s.source_fingerprint == fingerprint]
+        old += of_file[:-keep] if keep is not None else []
     return [state for state in states if state.state in {ABANDONED, REMOVED} or state in old]
 
 

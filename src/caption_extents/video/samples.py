@@ -16,7 +16,8 @@ class SampleBatch:
     Attributes:
         first_sample: number of the first sample.
         y: luma, uint8 (N, H, W) with even H and W.
-        u, v: chroma, uint8 (N, H/2, W/2).
+        u: blue-difference chroma, uint8 (N, H/2, W/2).
+        v: red-difference chroma, uint8 (N, H/2, W/2).
 
     Raises:
         ValueError: the arrays do not have these shapes and the type uint8.

@@ -74,7 +74,7 @@ class Video:
 
     def __init__(self, facts: VideoFacts, timeline: Timeline, decoding: Decoding) -> None:
         self.facts, self.timeline, self._decoding = facts, timeline, decoding
-        self._opened = ExitStack()
+        self._opened, self._closed = ExitStack(), False
 
     def __enter__(self) -> Video:
         return self
@@ -85,7 +85,8 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Stop decoding and free everything."""
+        """Stop decoding and free everything; the video cannot be used any more."""
+        self._closed = True
         self._opened.close()
 
     @property
@@ -128,8 +129,10 @@ class Video:
 
         Raises:
             CropError: the region cannot be used.
-            InputError: only a GPU was to decode the video, and it cannot.
+            InputError: the video is closed, or only a GPU was to decode it and cannot.
         """
+        if self._closed:
+            raise InputError(f"{str(self.facts.path)!r} is closed; open it again")
         if not isinstance(crop, CropPixels):
             crop = resolve_crop(CropRegion.of(crop), self.facts)
         decoder = self._open_decoder(crop)
