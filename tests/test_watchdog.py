@@ -322,11 +322,17 @@ def test_a_thread_that_nobody_waits_for_ends_with_its_next_progress() -> None:
     assert ended.wait(2.0)
 
 
+def _heed_interrupts() -> None:
+    """A shell's background jobs ignore Ctrl-C, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_ends_an_index_that_takes_long(tmp_path: Path) -> None:
     film = slow_avi(tmp_path / "long.avi", frames=500)
     command = [sys.executable, "-m", "caption_extents", "run", str(film), "--crop", "0,0.8,1,1", "--quiet"]
-    with subprocess.Popen([*command, "--store", str(tmp_path / "s")], stderr=subprocess.PIPE, text=True) as job:
+    command += ["--store", str(tmp_path / "s")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_heed_interrupts) as job:
         deadline = time.monotonic() + 60
         # Its file is open when it is being indexed.
         while not _has_open(job.pid, film) and time.monotonic() < deadline:
