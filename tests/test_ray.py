@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -34,6 +35,13 @@ import sys
 from tests.test_ray import REGION, OPTIONS, run_with
 run_with(sys.argv[1], sys.argv[2], REGION, **OPTIONS, encoder="ray")
 """
+
+
+@pytest.fixture(autouse=True)
+def a_home_that_can_be_written(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray keeps a folder there."""
+    if not os.access(Path.home(), os.W_OK):
+        monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
 
 
 @pytest.fixture(scope="module")
