@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import caption_extents
-from caption_extents.cores import usable_cores
+from caption_extents.machine import usable_cores
 from caption_extents.training import sample_video
 from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
 from caption_extents.video.nvdec.sessions import GpuSessions

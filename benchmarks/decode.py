@@ -20,7 +20,7 @@ import torch
 from benchmarks.common import CROP, captioned_video, opened_video, transcoded_video, write_result
 from caption_extents import CropRegion
 from caption_extents.model.devices import choose_device
-from caption_extents.planes import Planes
+from caption_extents.samples import Planes
 from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.info import probe
 from caption_extents.video.nvdec.capabilities import decode_engines, why_not_nvdec

@@ -22,12 +22,11 @@ from torch.nn import functional
 
 from benchmarks.common import CROP, captioned_video, write_result
 from caption_extents import CropRegion
-from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
-from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.encode import ChunkFormat, decode_chunk, encode_chunk
+from caption_extents.chunks.plan import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.presets import PRESETS, EncoderPreset
-from caption_extents.chunks.read import decode_chunk
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.video.samples import SampleBatch
+from caption_extents.samples import SampleBatch
 from caption_extents.video.video import open_video
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]

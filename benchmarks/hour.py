@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.common import add_video_arguments, chosen_video, opened_video, run_cli, write_result
 from caption_extents import CropRegion
-from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat
+from caption_extents.chunks.plan import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.encoders.base import ThreadEncoder
 from caption_extents.encoders.processes import ProcessEncoder
@@ -29,9 +29,9 @@ from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import choose_device
 from caption_extents.model.labeller import Labeller
 from caption_extents.options import encoders_of_machine
-from caption_extents.pipeline.metrics import INFERENCE, StageClock
+from caption_extents.pipeline.clocks import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
-from caption_extents.video.samples import SampleBatch
+from caption_extents.samples import SampleBatch
 
 _WARM_UP_SECONDS = 1.0
 """After the first samples, in which a GPU loads its libraries."""

@@ -18,10 +18,10 @@ from caption_extents import CropRegion
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import choose_device
 from caption_extents.model.labeller import Labeller
-from caption_extents.pipeline.metrics import INFERENCE, StageClock
+from caption_extents.pipeline.clocks import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
+from caption_extents.samples import SampleBatch
 from caption_extents.video.decoders.base import BATCH_SAMPLES
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.video import open_video
 
 

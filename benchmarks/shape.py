@@ -78,7 +78,7 @@ def passed(source: Path) -> list[str]:
     """Modules that a sample passes on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         film = Path(folder) / "film.mp4"
-        sample_video.render(film, seconds=40, seed=5, width=640, height=360)
+        sample_video.render(film, seconds=160, seed=5, width=640, height=360)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])}
         code = _PASSED.format(crop=CROP)
         command = [sys.executable, "-c", code, str(film), str(Path(folder) / "store")]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from caption_extents.chunks.encode import decode_chunk
 from caption_extents.chunks.plan import chunk_of
-from caption_extents.chunks.read import decode_chunk
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store

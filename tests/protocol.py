@@ -29,7 +29,7 @@ from unittest.mock import patch
 import numpy as np
 from obstore.exceptions import GenericError
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
 from caption_extents.errors import CaptionExtentsError, LeaseLostError, ProcessingError, StoreError
 from caption_extents.ocr import captions as ocr_captions
 from caption_extents.ocr.reader import ReadText

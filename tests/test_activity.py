@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from caption_extents.cli import app
-from caption_extents.pipeline.activity import MAX_BUCKETS, Activity, RunTimeline
-from caption_extents.pipeline.trace import chrome_trace
+from caption_extents.pipeline.clocks import MAX_BUCKETS, Activity
+from caption_extents.pipeline.metrics import RunTimeline, chrome_trace
 from tests.media import Recipe, make_video
 
 SECONDS = st.floats(0, 10_000, allow_nan=False)

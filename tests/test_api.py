@@ -15,11 +15,9 @@ import pysubs2
 import pytest
 
 import caption_extents as ce
-from caption_extents.chunks.assemble import ChunkAssembler
-from caption_extents.chunks.encode import ChunkFormat
-from caption_extents.chunks.plan import plan_chunks
+from caption_extents.chunks.encode import ChunkFormat, decode_chunk
+from caption_extents.chunks.plan import ChunkAssembler, plan_chunks
 from caption_extents.chunks.presets import PRESETS
-from caption_extents.chunks.read import decode_chunk
 from caption_extents.encoders.base import ThreadEncoder
 from caption_extents.ocr.reader import ReadText
 from caption_extents.results.database import build_database, read_captions

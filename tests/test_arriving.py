@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from caption_extents.errors import CaptionExtentsError, StoreAccessError, VideoError
+from caption_extents.samples import SampleBatch
 from caption_extents.storage import download
 from caption_extents.storage.download import Download
 from caption_extents.storage.objects import ObjectFacts
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video import video as videos
 from caption_extents.video.info import VideoFacts, probe
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.video import Decoding, Video, open_arriving, open_local
 from tests.media import Recipe, make_video, reference_samples
 from tests.mutations import mutate

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
-from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.encode import ChunkFormat, decode_chunk, encode_chunk
 from caption_extents.chunks.plan import (
     CHUNK_SAMPLES,
     LEVELS,
+    ChunkAssembler,
+    ChunkFrames,
     ChunkPlan,
     chunk_of,
     level_of,
@@ -20,7 +21,6 @@ from caption_extents.chunks.plan import (
     sample_at,
 )
 from caption_extents.chunks.presets import PRESETS, find_preset
-from caption_extents.chunks.read import decode_chunk
 from caption_extents.errors import EncodeError, InputError
 
 FORM = ChunkFormat(Fraction(10))

@@ -90,7 +90,7 @@ def test_videos_of_a_list_are_encoded_with_their_share(
     listed, given = tmp_path / "films.csv", list[Any]()
     listed.write_text(f'video,crop\nfilm.mp4,"{CROP}"\n')
     monkeypatch.setattr("caption_extents.options.usable_cores", lambda: 12)
-    monkeypatch.setattr("caption_extents.cli._executor", lambda *_: None)
+    monkeypatch.setattr("caption_extents.cli.jobs._executor", lambda *_: None)
     monkeypatch.setattr("caption_extents.batch.run_batch", lambda *arguments: given.extend(arguments) or Summary())
     code, _, err = call("batch", str(listed), "--store", str(tmp_path), *options)
     assert code == 0, err

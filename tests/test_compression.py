@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caption_extents.results import compression
-from caption_extents.results.compression import gzipped
+from caption_extents.results import database
+from caption_extents.results.database import gzipped
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 5 << 20])
@@ -29,8 +29,8 @@ def test_every_reader_gets_the_data_back(size: int) -> None:
 @given(st.binary(max_size=200), st.integers(1, 9))
 def test_parts_of_any_size_fit_together(data: bytes, level: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compression, "_PART_BYTES", 16)
+        patch.setattr(database, "_PART_BYTES", 16)
         packed = gzipped(data, level)
         assert gzip.decompress(packed) == data
-        patch.setattr(compression, "_MOST_THREADS", 1)
+        patch.setattr(database, "_MOST_THREADS", 1)
         assert gzipped(data, level) == packed

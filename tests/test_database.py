@@ -5,7 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
 from caption_extents.labels import LABEL_TEXTS
 from caption_extents.results.database import _PROBABILITIES, build_database, open_database
 

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 from caption_extents.children import Children
-from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
-from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.plan import ChunkFrames, ChunkPlan
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.encoders.processes import ENCODERS, ProcessEncoder
 from caption_extents.errors import EncodeError

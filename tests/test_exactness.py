@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from caption_extents.region import CropRegion
+from caption_extents.samples import SampleBatch
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.info import probe
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.decoder import NvdecDecoder
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.timeline import build_timeline
 from tests.engines import FailingEngine, SessionsHere, SoftwareEngine, open_decoder
 from tests.media import Recipe, ReferenceFrame, cut_off_beginning, make_video, reference_samples

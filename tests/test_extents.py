@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from caption_extents.captions.caption import Caption
 from caption_extents.captions.chain import label_posteriors, likeliest_labels
-from caption_extents.captions.extents import DecodingCosts, decode_captions, pair_evidence
+from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions, pair_evidence
 from caption_extents.captions.stream import CaptionStream
 from caption_extents.captions.subtitles import render_subtitles
 from caption_extents.errors import ModelError

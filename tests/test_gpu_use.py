@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from caption_extents.nvml import memory_in_use, open_nvml
+from caption_extents.model.devices import gpu_uuid
 from caption_extents.pipeline import gpu_use
-from caption_extents.pipeline.gpu_use import GpuWatch
+from caption_extents.pipeline.gpu_use import GpuWatch, memory_in_use, open_nvml
 
 
 class UnansweredError(Exception):
@@ -35,7 +35,7 @@ def driver(**answers: Any) -> ModuleType:
 
 def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType, before: dict[str, int] | None = None) -> GpuWatch:
     monkeypatch.setattr(gpu_use, "_INTERVAL_SECONDS", 0.005)
-    monkeypatch.setattr(gpu_use._Gpu, "open", classmethod(lambda cls, device: cls(library, None, "GPU-1")))
+    monkeypatch.setattr(gpu_use._Gpu, "open", classmethod(lambda cls, uuid: cls(library, None, uuid)))
     read, readings = gpu_use._Gpu.read, []
 
     def counted(self: gpu_use._Gpu) -> dict[str, float]:
@@ -44,7 +44,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType, before: dict[str
 
     monkeypatch.setattr(gpu_use._Gpu, "read", counted)
     deadline = time.monotonic() + 30
-    with GpuWatch(torch.device("cuda", 0), time.perf_counter(), before) as watched:
+    with GpuWatch("GPU-1", time.perf_counter(), before) as watched:
         while len(readings) < 20 and time.monotonic() < deadline:
             time.sleep(0.005)
     return watched
@@ -104,7 +104,7 @@ def test_what_the_driver_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_is_watched_without_a_gpu() -> None:
-    with GpuWatch(torch.device("cpu"), 0.0) as watched:
+    with GpuWatch(None, 0.0) as watched:
         pass
     assert watched.use is None
     assert watched.activities == {}
@@ -113,7 +113,7 @@ def test_nothing_is_watched_without_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_real_gpu_tells() -> None:
     pytest.importorskip("pynvml")
-    with GpuWatch(torch.device("cuda", 0), time.perf_counter()) as watched:
+    with GpuWatch(gpu_uuid(torch.device("cuda", 0)), time.perf_counter()) as watched:
         time.sleep(0.5)
     assert watched._gpu is not None
     assert watched._gpu.uuid in memory_in_use(open_nvml())

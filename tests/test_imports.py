@@ -17,16 +17,16 @@ PACKAGE = "caption_extents"
 SOURCE = Path(caption_extents.__file__).parent
 
 LAYERS = (
-    ("version", "errors", "deprecation", "labels", "region", "cores", "memory", "nvml"),
-    ("files", "watchdog", "interrupts", "planes"),
+    ("version", "errors", "labels", "region", "machine"),
+    ("files", "watchdog", "interrupts", "samples"),
     ("options", "children"),
     ("captions", "chunks", "video"),
     ("results", "storage", "model"),
-    ("encoders", "pictures"),
+    ("encoders",),
     ("pipeline",),
     ("ocr", "report", "library"),
     ("job",),
-    ("batch", "compare", "doctor", "progress"),
+    ("batch", "compare", "doctor"),
     ("training",),
     ("deploy",),
     ("cli",),
@@ -126,7 +126,7 @@ def test_samples_need_no_pytorch() -> None:
         ("video/crop.py", "def f() -> None:\n    from caption_extents.video.decoders import cpu", "circle"),
         ("chunks/plan.py", "from caption_extents.pipeline import stages", "upward"),
         ("storage/keys.py", "import torch", "torch"),
-        ("video/samples.py", "from caption_extents.model.captioner import CaptionModel", "torch"),
+        ("samples.py", "from caption_extents.model.captioner import CaptionModel", "torch"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, line: str, found: str, tmp_path: Path) -> None:

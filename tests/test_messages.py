@@ -18,7 +18,7 @@ import pytest
 
 import caption_extents
 from caption_extents.batch import read_list
-from caption_extents.cli import _with_options
+from caption_extents.cli.errors import with_options
 from caption_extents.errors import InputError, OutputError, ProcessingError
 from caption_extents.files import write_whole
 from caption_extents.job import run as runs
@@ -268,12 +268,12 @@ def test_a_table_of_another_encoding(tmp_path: Path) -> None:
 
 
 def test_options_are_named_as_they_are_given() -> None:
-    assert _with_options("raise max_undecodable_share") == "raise --max-undecodable-share"
-    assert _with_options("decode with `isolate`") == "decode with --isolate"
-    assert _with_options("the device") == "the device"
-    assert _with_options("frame_rate is 0; give samples") == "--rate is 0; give samples"
-    assert _with_options("crop_left is 2; give a fraction") == "left of --crop is 2; give a fraction"
-    assert _with_options("tenant_id '/' cannot be used") == "--tenant '/' cannot be used"
+    assert with_options("raise max_undecodable_share") == "raise --max-undecodable-share"
+    assert with_options("decode with `isolate`") == "decode with --isolate"
+    assert with_options("the device") == "the device"
+    assert with_options("frame_rate is 0; give samples") == "--rate is 0; give samples"
+    assert with_options("crop_left is 2; give a fraction") == "left of --crop is 2; give a fraction"
+    assert with_options("tenant_id '/' cannot be used") == "--tenant '/' cannot be used"
 
 
 def test_two_files_of_one_name(video: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from caption_extents.captions.extents import DecodingCosts
 from caption_extents.errors import ModelError
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.devices import single_threaded_pool
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
 from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, to_input
-from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs, save_weights, write_costs
 
 SMALL = NetworkConfig(8, 8, 16, 1, 8, 16)

@@ -15,16 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
 from caption_extents.captions.subtitles import render_subtitles
 from caption_extents.cli import app
 from caption_extents.ocr.captions import caption_picture, median_samples, store_texts
 from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
 from caption_extents.results.database import open_database, read_captions, with_captions
 from caption_extents.storage.keys import VideoKeys
-from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store, open_store
-from caption_extents.storage.versions import change_database
+from caption_extents.storage.versions import SampleReader, change_database
 from caption_extents.training import sample_video
 from tests.films import WORDS, make_film
 

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caption_extents import CropInferResult, CropRegion
-from caption_extents.chunks.assemble import ChunkAssembler
-from caption_extents.chunks.plan import plan_chunks
+from caption_extents.chunks.plan import ChunkAssembler, plan_chunks
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.encoders.blocks import BLOCK_SAMPLES, BlockAssembler, SampleBlock, pack, unpack
 from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
@@ -27,7 +26,7 @@ from caption_extents.pipeline.analysis import Prices, cost_of_run
 from caption_extents.pipeline.forecast import Work
 from caption_extents.pipeline.offload import Offload, remove_old_blocks
 from caption_extents.pipeline.report import format_metrics
-from caption_extents.planes import Planes
+from caption_extents.samples import Planes
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.store import Store, open_store

@@ -23,8 +23,8 @@ import torch
 import caption_extents
 from caption_extents import CropInferResult, CropRegion, InputError, ProcessingError
 from caption_extents.chunks import encode as chunk_encoder
+from caption_extents.chunks.encode import decode_chunk
 from caption_extents.chunks.plan import chunk_of, plan_chunks
-from caption_extents.chunks.read import decode_chunk
 from caption_extents.encoders import base as encoders
 from caption_extents.errors import DecodeError, EncodeError, UploadError
 from caption_extents.model.weights import DEFAULT_WEIGHTS, write_costs

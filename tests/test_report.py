@@ -19,13 +19,12 @@ import caption_extents
 from caption_extents import CropRegion
 from caption_extents.chunks.plan import chunk_of
 from caption_extents.cli import app
-from caption_extents.pictures import to_picture
+from caption_extents.model.preprocess import to_picture
 from caption_extents.report.html import json_in_html
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys
-from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import open_store
-from caption_extents.storage.versions import change_database
+from caption_extents.storage.versions import SampleReader, change_database
 from caption_extents.training.evaluate import find_labelled
 from caption_extents.training.sample_video import CROP
 from tests.browser import open_browser

@@ -14,9 +14,9 @@ from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.interface import LookingModel
 from caption_extents.model.labeller import Labeller
-from caption_extents.pipeline.metrics import INFERENCE, StageClock
+from caption_extents.pipeline.clocks import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
-from caption_extents.video.samples import SampleBatch
+from caption_extents.samples import SampleBatch
 
 
 class _Counting:

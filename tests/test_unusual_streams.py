@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from caption_extents.errors import VideoError
-from caption_extents.planes import plane_view
 from caption_extents.region import CropRegion
+from caption_extents.samples import plane_view
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.info import probe
 from caption_extents.video.nvdec import segments

@@ -21,8 +21,7 @@ from caption_extents.region import CropRegion
 from caption_extents.version import __version__
 
 if TYPE_CHECKING:
-    from caption_extents.captions.caption import Caption
-    from caption_extents.captions.extents import decode_captions
+    from caption_extents.captions.extents import Caption, decode_captions
     from caption_extents.captions.subtitles import write_subtitles
     from caption_extents.job.api import (
         crop_and_infer_caption_frame_extents,
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from caption_extents.model.captioner import CaptionModel
     from caption_extents.ocr.captions import read_text
     from caption_extents.options import Job
-    from caption_extents.video.samples import SampleBatch
+    from caption_extents.samples import SampleBatch
     from caption_extents.video.video import Video, open_video
 
 __all__ = [
@@ -63,11 +62,11 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Caption": "captions.caption",
+    "Caption": "captions.extents",
     "CaptionModel": "model.captioner",
     "CropInferResult": "job.result",
     "Job": "options",
-    "SampleBatch": "video.samples",
+    "SampleBatch": "samples",
     "Video": "video.video",
     "crop_and_infer_caption_frame_extents": "job.api",
     "crop_and_infer_caption_frame_extents_pipelined": "job.api",

@@ -31,7 +31,7 @@ import numpy as np
 
 from caption_extents import errors
 from caption_extents.errors import StallError
-from caption_extents.memory import cpu_seconds_of, own_peak_memory_of
+from caption_extents.machine import cpu_seconds_of, own_peak_memory_of
 from caption_extents.watchdog import alive, install_waker, wake_threads
 
 _HEADER = struct.Struct("<II")

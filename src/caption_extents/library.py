@@ -12,15 +12,14 @@ from typing import Self
 
 import numpy as np
 
-from caption_extents.captions.caption import Caption
-from caption_extents.captions.extents import DecodingCosts, decode_captions
+from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions
 from caption_extents.captions.stream import CaptionStream
 from caption_extents.errors import InputError, VideoError, as_own_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.labeller import label_parts
 from caption_extents.options import Job, check_device, exact_rate
-from caption_extents.pipeline.metrics import EXTRACTION, StageClock
+from caption_extents.pipeline.clocks import EXTRACTION, StageClock
 from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Extraction
 from caption_extents.region import CropRegion
 from caption_extents.video.video import Decoding, open_local

@@ -14,14 +14,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
+from caption_extents.machine import usable_cores
 from caption_extents.region import CropRegion
 from caption_extents.watchdog import DEFAULT_STALL_SECONDS
 
 if TYPE_CHECKING:
     from caption_extents.model.interface import PairModel
-    from caption_extents.pipeline.metrics import ProgressCallback
+    from caption_extents.pipeline.clocks import ProgressCallback
 
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
 REMOTE_ENCODER_NAMES = ("ray", "modal")

@@ -11,9 +11,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from caption_extents.captions.caption import Caption
 from caption_extents.captions.chain import label_of_step, label_posteriors, start_scores, step_scores
-from caption_extents.captions.extents import CaptionCutter, DecodingCosts, pair_scores
+from caption_extents.captions.extents import Caption, CaptionCutter, DecodingCosts, pair_scores
 
 _CONTEXT_PAIRS = 200
 """Pairs before those whose labels are sure that their probabilities still depend on; those before count for nothing."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pysubs2
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
 from caption_extents.errors import InputError
 from caption_extents.files import write_whole
 

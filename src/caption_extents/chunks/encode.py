@@ -1,4 +1,4 @@
-"""Encoding a chunk's frames as VP9 in WebM, in memory."""
+"""A chunk's frames as VP9 in WebM, in memory: encoding, and decoding for readers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from fractions import Fraction
 
 import av
 import av.error
+import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from caption_extents.chunks.assemble import ChunkFrames
-from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.plan import ChunkFrames, ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
-from caption_extents.planes import Planes, plane_view
+from caption_extents.samples import Planes, plane_view
 from caption_extents.watchdog import alive
 
 CONTENT_TYPE = "video/webm"
@@ -106,3 +106,10 @@ def to_frame(planes: Planes, index: int) -> VideoFrame:
         plane_view(target)[:] = source[index]
     frame.pts = index
     return frame
+
+
+def decode_chunk(data: bytes) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """All frames of a chunk: Y (H, W), U and V (H/2, W/2), uint8."""
+    with av.open(io.BytesIO(data), "r", format="webm") as container:
+        frames = [tuple(plane_view(plane).copy() for plane in frame.planes) for frame in container.decode(video=0)]
+    return [(y, u, v) for y, u, v in frames]

@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
+from caption_extents.samples import Planes, slice_planes
+
 LEVELS = (16, 4, 1)
 CHUNK_SAMPLES = 32
 
@@ -65,3 +69,82 @@ def plan_chunks(sample_count: int) -> Iterator[ChunkPlan]:
 def _count_in_level(level: int, sample_count: int) -> int:
     multiples = -(-sample_count // level)
     return multiples if level == 16 else multiples - -(-sample_count // (4 * level))
+
+
+@dataclass(frozen=True, repr=False)
+class ChunkFrames:
+    """The frames of one chunk, not yet encoded.
+
+    Attributes:
+        plan: level and samples.
+        planes: Y, U and V in host memory, uint8 (N, H, W) and twice (N, H/2, W/2).
+    """
+
+    plan: ChunkPlan
+    planes: Planes
+
+    def __repr__(self) -> str:
+        return f"ChunkFrames(level {self.plan.level}, first {self.plan.first_sample}, {len(self.plan.samples)} samples)"
+
+
+class ChunkAssembler:
+    """Sorts samples into the open chunk of their level; a full chunk leaves, and :meth:`flush` gives the rest.
+
+    Memory is bounded by one open chunk for each level.
+
+    Args:
+        first_sample: the first sample to come; one at which a chunk of every level begins.
+    """
+
+    def __init__(self, first_sample: int = 0) -> None:
+        self._open: dict[int, tuple[list[int], Planes]] = {}
+        self.sample_count = first_sample
+        """The sample that comes next."""
+
+    def add(self, first_sample: int, planes: Planes) -> list[ChunkFrames]:
+        """Take consecutive samples (copied) and give the chunks that they complete.
+
+        Raises:
+            ValueError: a sample was left out or came twice.
+        """
+        if first_sample != self.sample_count:
+            raise ValueError(f"sample {self.sample_count} was expected, but {first_sample} came")
+        count = len(planes[0])
+        self.sample_count += count
+        by_level: dict[int, list[int]] = {}
+        for offset in range(count):
+            by_level.setdefault(level_of(first_sample + offset), []).append(offset)
+        finished = [
+            chunk for level, offsets in by_level.items() for chunk in self._add(level, first_sample, offsets, planes)
+        ]
+        return sorted(finished, key=lambda chunk: chunk.plan.samples[-1])
+
+    def _add(self, level: int, first_sample: int, offsets: list[int], planes: Planes) -> Iterator[ChunkFrames]:
+        """Take samples of one level; a copy for each chunk that they go to, not for each sample."""
+        while offsets:
+            if level not in self._open:
+                self._open[level] = [], _chunk_buffers(planes)
+            samples, buffers = self._open[level]
+            taken, offsets = offsets[: CHUNK_SAMPLES - len(samples)], offsets[CHUNK_SAMPLES - len(samples) :]
+            for buffer, plane in zip(buffers, planes, strict=True):
+                # In its default mode it would copy twice, to leave the target alone if an index is wrong.
+                np.take(plane, taken, axis=0, out=buffer[len(samples) : len(samples) + len(taken)], mode="clip")
+            samples.extend(first_sample + offset for offset in taken)
+            if len(samples) == CHUNK_SAMPLES:
+                del self._open[level]
+                yield ChunkFrames(ChunkPlan(level, tuple(samples)), buffers)
+
+    def flush(self) -> list[ChunkFrames]:
+        """The last, partial chunk of each level."""
+        return list(self._flush())
+
+    def _flush(self) -> Iterator[ChunkFrames]:
+        for level in LEVELS:
+            if level in self._open:
+                samples, buffers = self._open.pop(level)
+                yield ChunkFrames(ChunkPlan(level, tuple(samples)), slice_planes(buffers, 0, len(samples)))
+
+
+def _chunk_buffers(planes: Planes) -> Planes:
+    y, u, v = (np.empty((CHUNK_SAMPLES, *plane.shape[1:]), np.uint8) for plane in planes)
+    return y, u, v

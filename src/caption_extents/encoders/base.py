@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import NamedTuple, Protocol
 
-from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
+from caption_extents.chunks.plan import ChunkFrames
 from caption_extents.chunks.presets import EncoderPreset
 
 

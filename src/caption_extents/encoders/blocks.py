@@ -15,11 +15,10 @@ import av
 import av.error
 import numpy as np
 
-from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import to_frame
-from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS, ChunkPlan, level_of
+from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS, ChunkAssembler, ChunkFrames, ChunkPlan, level_of
 from caption_extents.errors import EncodeError
-from caption_extents.planes import Planes, plane_view
+from caption_extents.samples import Planes, plane_view
 
 BLOCK_SAMPLES = LEVELS[0] * CHUNK_SAMPLES
 

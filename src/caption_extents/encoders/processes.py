@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in, serve_each
-from caption_extents.chunks.assemble import ChunkFrames
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
-from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.plan import ChunkFrames, ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.encoders.base import Effort
 from caption_extents.errors import EncodeError

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caption_extents.children import Children
-from caption_extents.nvml import memory_in_use, open_nvml
 from caption_extents.options import Job
+from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
 from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.sessions import GpuSessions

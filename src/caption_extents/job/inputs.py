@@ -14,7 +14,7 @@ from caption_extents.children import Children
 from caption_extents.errors import VideoError
 from caption_extents.job.early_start import EarlyStart
 from caption_extents.options import Job
-from caption_extents.pipeline.metrics import Progress, ProgressCallback
+from caption_extents.pipeline.clocks import Progress, ProgressCallback
 from caption_extents.storage.keys import is_key
 from caption_extents.storage.store import Store
 from caption_extents.video.demux import check_file

@@ -1,12 +1,22 @@
-"""What a finished job has made."""
+"""What a finished job has made, and where its time went."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from caption_extents.captions.caption import Caption
-from caption_extents.pipeline.metrics import RunMetrics
+from caption_extents.captions.extents import Caption
+from caption_extents.children import Children
+from caption_extents.chunks.presets import EncoderPreset
+from caption_extents.machine import peak_memory_bytes, usable_cores
+from caption_extents.options import Job
+from caption_extents.pipeline.analysis import Prices, analyse_overlap, cost_of_run, measured_work, offload_metrics
+from caption_extents.pipeline.clocks import ENCODING, EXTRACTION
+from caption_extents.pipeline.gpu_use import GpuWatch
+from caption_extents.pipeline.metrics import RunMetrics, RunTimeline, StageMetrics
+from caption_extents.pipeline.stages import Stages
+from caption_extents.video.crop import CropPixels
 
 
 @dataclass(frozen=True)
@@ -45,3 +55,102 @@ class CropInferResult:
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in {"captions", "metrics"}
         }
         return {**fields, "undecodable_samples": list(self.undecodable_samples), "metrics": asdict(self.metrics)}
+
+
+@dataclass
+class Stopwatch:
+    """A run's wall and CPU time, and how much of both went by before the first stage started."""
+
+    started: float = field(default_factory=time.perf_counter)
+    started_cpu: float = field(default_factory=time.process_time)
+    setup_seconds: float = 0.0
+    setup_cpu_seconds: float = 0.0
+
+    def set_up(self) -> None:
+        """The first stage starts now."""
+        self.setup_seconds, self.setup_cpu_seconds = self.seconds, self.cpu_seconds
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far."""
+        return time.perf_counter() - self.started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of this process so far."""
+        return time.process_time() - self.started_cpu
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of a run, and what its figures depend on.
+
+    Attributes:
+        job: that is run.
+        crop: what is kept of each sample.
+        preset: of the encoder.
+        prices: of machines.
+        on_gpu: whether the model computes on a GPU.
+        stages: of the run, with their clocks.
+        watch: since its beginning.
+        gpu: how busy the GPU is.
+        children: child processes.
+    """
+
+    job: Job
+    crop: CropPixels
+    preset: EncoderPreset
+    prices: Prices
+    on_gpu: bool
+    stages: Stages
+    watch: Stopwatch
+    gpu: GpuWatch
+    children: Children
+
+    def metrics(self) -> RunMetrics:
+        """The metrics until now."""
+        return _metrics(self)
+
+
+def _metrics(run: Measured) -> RunMetrics:
+    job, stages, watch, gpu = run.job, run.stages, run.watch, run.gpu
+    measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
+    total_seconds = watch.seconds
+    cpu_seconds = watch.cpu_seconds + run.children.cpu_seconds
+    cores = usable_cores()
+    offload, on_gpu = stages.offload, run.on_gpu
+    work = measured_work(
+        measured,
+        total_seconds=total_seconds,
+        cpu_seconds=cpu_seconds,
+        setup_cpu_seconds=watch.setup_cpu_seconds,
+        cores=cores,
+        on_gpu=on_gpu,
+        sample_bytes=run.crop.width * run.crop.height * 3 // 2,
+        preset=run.preset,
+        encoder_workers=job.encoder_workers,
+        worker_cpu_seconds=None if offload is None else offload.worker_cpu_seconds,
+    )
+    return RunMetrics(
+        implementation=job.implementation,
+        total_seconds=total_seconds,
+        setup_seconds=watch.setup_seconds,
+        startup_seconds=watch.setup_seconds + measured[EXTRACTION].first_item_seconds,
+        first_frame_at=stages.extraction.first_frame_at,
+        cpu_seconds=cpu_seconds,
+        cpu_count=cores,
+        stages=measured,
+        overlap=analyse_overlap(measured, job.implementation, work),
+        peak_memory_bytes=peak_memory_bytes() + run.children.peak_memory_bytes,
+        cost=cost_of_run(
+            run.prices, work, run.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
+        ),
+        work=work,
+        timeline=RunTimeline.of(
+            {name: clock.activity for name, clock in stages.clocks.items()}, stages.queued, gpu.activities
+        ),
+        gpu=gpu.use,
+        offload=None
+        if offload is None
+        else offload_metrics(job.encoder, stages.clocks[ENCODING].workers, offload.block_bytes, work, total_seconds),
+    )

@@ -21,8 +21,7 @@ import av
 import numpy as np
 import torch
 
-from caption_extents.captions.caption import Caption
-from caption_extents.captions.extents import DecodingCosts, decode_captions
+from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions
 from caption_extents.children import Children
 from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
@@ -34,19 +33,18 @@ from caption_extents.errors import InputError, ProcessingError, VideoError
 from caption_extents.files import shown_name
 from caption_extents.job.early_start import EarlyStart
 from caption_extents.job.inputs import open_input
-from caption_extents.job.measure import Measured, Stopwatch
-from caption_extents.job.result import CropInferResult
+from caption_extents.job.result import CropInferResult, Measured, Stopwatch
 from caption_extents.labels import Label
-from caption_extents.model.devices import choose_device
+from caption_extents.model.devices import choose_device, gpu_uuid, single_threaded_pool
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labeller import Labeller
 from caption_extents.model.opening import open_model
-from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.weights import DEFAULT_WEIGHTS
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.pipeline.analysis import Prices
+from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, make_clocks
 from caption_extents.pipeline.gpu_use import GpuWatch
-from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, RunMetrics, make_clocks
+from caption_extents.pipeline.metrics import RunMetrics
 from caption_extents.pipeline.offload import Offload, remove_old_blocks
 from caption_extents.pipeline.pipelined import run_pipelined
 from caption_extents.pipeline.refine import refine_captions
@@ -125,7 +123,7 @@ def run(job: Job, children: Children, started: EarlyStart | None = None) -> Crop
             _encoder_workers(job, lease) as workers,
         ):
             done = _planned_and_done(lease, len(plan.timeline))
-            gpu = GpuWatch(plan.model.device, watch.started, started.gpu_memory_before if started else None)
+            gpu = GpuWatch(gpu_uuid(plan.model.device), watch.started, started.gpu_memory_before if started else None)
             stages = _Opened(job, plan, lease, done, encoder, workers, watch, watchdog).stages(rows, found)
             measured = Measured(
                 job, plan.crop, plan.preset, plan.prices, device.type == "cuda", stages, watch, gpu, children

@@ -13,18 +13,17 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from caption_extents.cores import usable_cores
 from caption_extents.errors import InputError
 from caption_extents.labels import Label
-from caption_extents.model.devices import choose_device
-from caption_extents.model.gpu import Replayed, to_cpu
+from caption_extents.machine import usable_cores
+from caption_extents.model.devices import choose_device, single_threaded_pool
+from caption_extents.model.gpu import Replayed
 from caption_extents.model.labeller import label_parts, label_samples
 from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size, to_input
-from caption_extents.model.threads import single_threaded_pool
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs
 from caption_extents.options import MAX_INFERENCE_THREADS
-from caption_extents.video.samples import SampleBatch
+from caption_extents.samples import SampleBatch
 
 Compute = Callable[..., torch.Tensor]
 
@@ -156,7 +155,7 @@ class CaptionModel:
         Returns:
             float32 (N, 2, 5) on the CPU: forward (earlier, later) and backward (later, earlier).
         """
-        return to_cpu(self._for_each_slice(self._compare_slice, [earlier, later]))
+        return _to_cpu(self._for_each_slice(self._compare_slice, [earlier, later]))
 
     def describe(
         self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
@@ -203,7 +202,7 @@ class CaptionModel:
         """
         compute = torch.inference_mode()(self._label)
         found = self._threads.submit(compute, descriptions).result() if self._threads else compute(descriptions)
-        return to_cpu(found)
+        return _to_cpu(found)
 
     def _in_whole_slices(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
         """For a few at once; on a GPU filled up with the last of them, so that all slices have the shape recorded."""
@@ -247,3 +246,14 @@ def _label(network: CaptionNetwork, descriptions: torch.Tensor) -> torch.Tensor:
 
 def _probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().softmax(dim=-1)
+
+
+def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor in the host's memory, when it has been computed."""
+    if tensor.is_cuda:
+        # By default a thread that waits for a GPU spins, and keeps a core busy that encoders could use.
+        # A blocking event lets it sleep.
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(tensor.device))
+        done.synchronize()
+    return tensor.cpu()

@@ -1,6 +1,9 @@
-"""Which device computes: chosen once for a run, and handed down."""
+"""The device that computes, chosen once for a run and handed down, and threads that compute alone."""
 
 from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -37,3 +40,39 @@ def parse_device(name: str) -> torch.device:
     if index >= count:
         raise InputError(f"device {name!r} is not there; this machine has cuda:0 to cuda:{count - 1}")
     return torch.device("cuda", index)
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """The UUID of a CUDA device as NVIDIA's tools write it; None of others.
+
+    PyTorch's device numbers are not the driver's where CUDA_VISIBLE_DEVICES leaves some out.
+    """
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
+
+
+_SETTING = threading.Lock()
+"""Held while the process-wide setting is not what it was."""
+
+
+def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Threads in which PyTorch computes with that thread alone; all others keep their setting.
+
+    Beside other work that keeps the cores busy, an operation that is spread over all of them takes until the last one
+    gets its turn, and the threads that have finished spin meanwhile.
+    """
+    ready = threading.Barrier(count)
+
+    def prepare() -> int:
+        # The first call in a thread takes over the process-wide setting, and would undo an earlier set_num_threads.
+        process_wide = torch.get_num_threads()
+        ready.wait()
+        torch.set_num_threads(1)
+        return process_wide
+
+    pool = ThreadPoolExecutor(count, name)
+    with _SETTING:
+        process_wide, *_ = [started.result() for started in [pool.submit(prepare) for _ in range(count)]]
+        # Setting it for a thread sets it for the process. Reset it in another thread: this one may be single-threaded.
+        with ThreadPoolExecutor(1) as other:
+            other.submit(torch.set_num_threads, process_wide).result()
+    return pool

@@ -1,9 +1,8 @@
-"""Computing on a GPU beside threads that decode: recorded computations (CUDA graphs), and waiting asleep.
+"""Computing on a GPU beside threads that decode: computations recorded as CUDA graphs.
 
 The network is some sixty operations, and each of them releases the GIL and takes it back. While the threads of all
 decoder sessions compete for the GIL, a batch takes twenty times as long as its kernels. So computations are recorded
-once and then replayed by a single call. By default a thread that waits for a GPU asks it again and again, and keeps a
-core busy that encoders could use.
+once and then replayed by a single call.
 """
 
 from __future__ import annotations
@@ -68,17 +67,3 @@ class _Recording:
             target.copy_(source)
         self._graph.replay()
         return self._result.clone()
-
-
-def _finish(device: torch.device) -> None:
-    """Return when everything is done that was queued on a GPU's current stream."""
-    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-    done.record(torch.cuda.current_stream(device))
-    done.synchronize()
-
-
-def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in the host's memory, when it has been computed."""
-    if tensor.is_cuda:
-        _finish(tensor.device)
-    return tensor.cpu()

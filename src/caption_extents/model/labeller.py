@@ -17,7 +17,7 @@ import torch
 from caption_extents.errors import InputError
 from caption_extents.labels import Label
 from caption_extents.model.interface import ContextModel, LookingModel, PairModel
-from caption_extents.video.samples import SampleBatch
+from caption_extents.samples import SampleBatch
 
 
 class Labeller:

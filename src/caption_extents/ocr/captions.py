@@ -8,16 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
+from caption_extents.model.preprocess import to_picture
 from caption_extents.ocr.reader import RapidReader, ReadText, TextReader
-from caption_extents.pictures import to_picture
-from caption_extents.planes import Planes
 from caption_extents.region import CropRegion
 from caption_extents.results.database import open_database, with_texts
+from caption_extents.samples import Planes
 from caption_extents.storage.keys import VideoKeys
-from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
-from caption_extents.storage.versions import change_database, read_manifest
+from caption_extents.storage.versions import SampleReader, change_database, read_manifest
 from caption_extents.video.video import open_video
 from caption_extents.watchdog import Watchdog, alive
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from caption_extents.errors import VideoError
-from caption_extents.ocr.engine import rapid_engine
-from caption_extents.ocr.glimpses import pick_times, pictures_at
+from caption_extents.model.preprocess import to_picture
+from caption_extents.ocr.reader import rapid_engine
 from caption_extents.region import CropRegion
-from caption_extents.video.info import probe
-from caption_extents.video.timeline import build_timeline
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.info import VideoFacts, probe
+from caption_extents.video.random_access import frames_between
+from caption_extents.video.timeline import Timeline, build_timeline
 from caption_extents.watchdog import Watchdog, alive
 
 FRAMES = 40
@@ -183,3 +185,25 @@ def draw_regions(picture: np.ndarray, bands: list[Band]) -> np.ndarray:
         drawn[top : bottom + 1, [left, max(0, left - 1), right, max(0, right - 1)]] = colour
         drawn[[top, max(0, top - 1), bottom, max(0, bottom - 1)], left : right + 1] = colour
     return drawn
+
+
+_WIDTH_PX = 960
+
+
+def pick_times(timeline: Timeline, count: int) -> list[int]:
+    """Pts of the frames to look at: key frames where there are enough, which cost nothing but themselves to decode."""
+    pool = timeline.key_pts if len(timeline.key_pts) >= count else timeline.sample_pts
+    unique = np.unique(pool)
+    picks = np.linspace(0, len(unique) - 1, min(count, len(unique))).round().astype(int)
+    return [int(unique[pick]) for pick in np.unique(picks)]
+
+
+def pictures_at(facts: VideoFacts, times: list[int]) -> Iterator[np.ndarray]:
+    """The displayed pictures of these pts, RGB, uint8 (H, W, 3), at most 960 pixels wide; undecodable ones left out."""
+    crop = resolve_crop(CropRegion(0, 0, 1, 1), facts)
+    width = min(_WIDTH_PX, crop.width)
+    size = (max(1, round(crop.height * width / crop.width)), width)
+    for frames in frames_between(facts, crop, [(pts, pts) for pts in times]):
+        if frames.pts:
+            y, u, v = frames.planes
+            yield to_picture((y[0], u[0], v[0]), size)

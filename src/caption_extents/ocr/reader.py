@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from caption_extents.ocr.engine import check_engine, rapid_engine
+from caption_extents.errors import InputError
 
 _BORDER_PX = 24
 """Added around a picture: detectors miss text that touches the edge."""
@@ -41,7 +43,7 @@ def check_reader() -> None:
 
 
 class RapidReader:
-    """PP-OCR; see :func:`~caption_extents.ocr.engine.rapid_engine`.
+    """PP-OCR; see :func:`~caption_extents.ocr.reader.rapid_engine`.
 
     Raises:
         InputError: rapidocr is not installed.
@@ -99,3 +101,37 @@ def into_lines(pieces: list[_Piece]) -> list[list[_Piece]]:
         else:
             lines.append([piece])
     return [sorted(line, key=lambda p: p.left) for line in lines]
+
+
+def check_engine(without_it: str) -> None:
+    """Raise an InputError that says so where rapidocr is not installed."""
+    if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
+        raise InputError(without_it)
+
+
+def rapid_engine(longest_side_px: int, without_it: str) -> Any:
+    """An engine that finds text, and reads it; captions stand upright, so it does not look for turned text.
+
+    Args:
+        longest_side_px: larger pictures are scaled down to this before text is looked for. By default rapidocr scales
+            the shorter side *up* to 736 pixels: a caption's strip, a tenth as high as wide, becomes so large that this
+            takes ten times as long and finds less.
+        without_it: what to say where rapidocr is not installed.
+
+    Raises:
+        InputError: rapidocr is not installed.
+    """
+    check_engine(without_it)
+    from rapidocr import RapidOCR
+
+    engine = RapidOCR(
+        params={
+            "Global.use_cls": False,
+            "Global.log_level": "error",
+            "Det.limit_type": "max",
+            "Det.limit_side_len": longest_side_px,
+        }
+    )
+    # It warns of every picture without text.
+    logging.getLogger("RapidOCR").setLevel(logging.ERROR)
+    return engine

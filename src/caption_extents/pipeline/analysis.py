@@ -11,18 +11,9 @@ from pathlib import Path
 from caption_extents.chunks.presets import PRESETS, EncoderPreset
 from caption_extents.encoders.blocks import BLOCK_SAMPLES
 from caption_extents.errors import InputError
+from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD
 from caption_extents.pipeline.forecast import Work
-from caption_extents.pipeline.metrics import (
-    ENCODING,
-    EXTRACTION,
-    INFERENCE,
-    UPLOAD,
-    Alternative,
-    Cost,
-    OffloadMetrics,
-    OverlapAnalysis,
-    StageMetrics,
-)
+from caption_extents.pipeline.metrics import Alternative, Cost, OffloadMetrics, OverlapAnalysis, StageMetrics
 
 _BALANCED = 1.1
 """Stages whose occupancy differs by less than this factor count as equally busy."""

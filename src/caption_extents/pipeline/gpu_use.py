@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import ModuleType, TracebackType
 from typing import Any
 
-import torch
+from caption_extents.pipeline.clocks import Activity
 
-from caption_extents.nvml import memory_in_use, open_nvml
-from caption_extents.pipeline.activity import Activity
+
+def open_nvml() -> ModuleType | None:
+    """NVIDIA's own bindings, ready to be asked; None where they or a driver are missing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:
+        # A run does not fail because figures about the GPU are missing.
+        return None
+    return pynvml  # type: ignore[no-any-return]
+
+
+def memory_in_use(nvml: ModuleType | None) -> dict[str, int]:
+    """Bytes in use of each GPU's memory, by the GPU's UUID, of those that answer."""
+    found: dict[str, int] = {}
+    if nvml is None:
+        return found
+    with suppress(nvml.NVMLError):
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with suppress(nvml.NVMLError):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                found[str(nvml.nvmlDeviceGetUUID(handle))] = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+    return found
+
 
 _INTERVAL_SECONDS = 0.1
 
@@ -44,19 +67,19 @@ class GpuWatch:
     """A context manager that asks a GPU's driver ten times a second, as far as it answers.
 
     Args:
-        device: a CUDA device; nothing is watched on others.
+        uuid: of the GPU; nothing is watched where it is None.
         origin: when the run started, on the clock of ``time.perf_counter``.
         memory_before: bytes in use of each GPU before anything of the run was there, by the GPU's UUID; what is in use
             now for those that it lacks.
     """
 
-    def __init__(self, device: torch.device, origin: float, memory_before: Mapping[str, int] | None = None) -> None:
+    def __init__(self, uuid: str | None, origin: float, memory_before: Mapping[str, int] | None = None) -> None:
         self.activities: dict[str, Activity] = {}
         """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
         self.use: GpuUse | None = None
         """What was seen; None where there is no GPU or no answer."""
         self._origin = origin
-        self._gpu = _Gpu.open(device) if device.type == "cuda" else None
+        self._gpu = None if uuid is None else _Gpu.open(uuid)
         self._memory_before = 0
         if self._gpu is not None:
             before = {**memory_in_use(self._gpu.nvml), **(memory_before or {})}
@@ -105,14 +128,12 @@ class _Gpu:
         self.nvml, self._handle, self.uuid = nvml, handle, uuid
 
     @classmethod
-    def open(cls, device: torch.device) -> _Gpu | None:
-        """None where NVML is not installed or does not know the device."""
+    def open(cls, uuid: str) -> _Gpu | None:
+        """None where NVML is not installed or does not know the GPU."""
         nvml = open_nvml()
         if nvml is None:
             return None
         try:
-            # PyTorch's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
-            uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             return cls(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid.encode()), uuid)
         except Exception:
             # A run does not fail because figures about the GPU are missing.
@@ -121,13 +142,13 @@ class _Gpu:
     def read(self) -> dict[str, float]:
         """What is in use now."""
         nvml, handle, found = self.nvml, self._handle, dict[str, float]()
-        with contextlib.suppress(nvml.NVMLError):
+        with suppress(nvml.NVMLError):
             found[MEMORY] = nvml.nvmlDeviceGetMemoryInfo(handle).used
-        with contextlib.suppress(nvml.NVMLError):
+        with suppress(nvml.NVMLError):
             found[DECODER] = nvml.nvmlDeviceGetDecoderUtilization(handle)[0] / 100
-        with contextlib.suppress(nvml.NVMLError):
+        with suppress(nvml.NVMLError):
             found[COMPUTE] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100
         for name, counter in ((PCIE_IN, nvml.NVML_PCIE_UTIL_RX_BYTES), (PCIE_OUT, nvml.NVML_PCIE_UTIL_TX_BYTES)):
-            with contextlib.suppress(nvml.NVMLError):
+            with suppress(nvml.NVMLError):
                 found[name] = nvml.nvmlDeviceGetPcieThroughput(handle, counter) * 1024.0
         return found

@@ -1,150 +1,17 @@
-"""Where the time went: busy and waiting time of every stage, measured while the run goes on."""
+"""The metrics of a finished run: where the time went, what decided it, and what it cost."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
-from caption_extents.pipeline.activity import Activity, RunTimeline
+from caption_extents.pipeline.clocks import Activity, StageClock
 from caption_extents.pipeline.forecast import Work
 from caption_extents.pipeline.gpu_use import GpuUse
 
-T = TypeVar("T")
-
-EXTRACTION, INFERENCE, ENCODING, UPLOAD = "extraction", "inference", "encoding", "upload"
-STAGE_NAMES = (EXTRACTION, INFERENCE, ENCODING, UPLOAD)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a stage is: ``done`` of ``total`` samples, or MiB in the stage ``download`` of a video in a store."""
-
-    stage: str
-    done: int
-    total: int
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-class StageClock:
-    """Adds up what one stage does. May be used from several threads at once."""
-
-    def __init__(
-        self,
-        name: str,
-        workers: int = 1,
-        on_samples: Callable[[str, int], None] | None = None,
-        origin: float | None = None,
-    ) -> None:
-        self.name = name
-        self.workers = workers
-        self.activity = Activity(time.perf_counter() if origin is None else origin)
-        self.busy_seconds = 0.0
-        self.thread_seconds = 0.0
-        self.wait_input_seconds = 0.0
-        self.wait_room_seconds = 0.0
-        self.cpu_seconds: float | None = None
-        self.samples = 0
-        self.items = 0
-        self.nbytes = 0
-        self.first_start: float | None = None
-        self.first_item: float | None = None
-        self.last_end = 0.0
-        self._lock = threading.Lock()
-        self._on_samples = on_samples
-
-    @contextmanager
-    def busy(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> Iterator[None]:
-        """Count the time inside as work, and its yield when it succeeds."""
-        start, start_thread = time.perf_counter(), time.thread_time()
-        try:
-            yield
-        finally:
-            end = time.perf_counter()
-            with self._lock:
-                self.busy_seconds += end - start
-                self.thread_seconds += time.thread_time() - start_thread
-                self.activity.add(start, end)
-                self.first_start = start if self.first_start is None else min(self.first_start, start)
-                self.last_end = max(self.last_end, end)
-        self.count(samples, items, nbytes)
-
-    def worked(self, seconds: float, thread_seconds: float = 0.0) -> None:
-        """Count work that was done elsewhere and has just ended, and the CPU time of the threads that did it."""
-        end = time.perf_counter()
-        with self._lock:
-            self.busy_seconds += seconds
-            self.thread_seconds += thread_seconds
-            self.activity.add(end - seconds, end)
-            self.first_start = min(end - seconds, self.first_start or end)
-            self.last_end = end
-
-    def count(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> None:
-        """Add to what the stage has yielded."""
-        with self._lock:
-            self.samples += samples
-            if items and not self.items:
-                self.first_item = time.perf_counter()
-            self.items += items
-            self.nbytes += nbytes
-            total = self.samples
-        if samples and self._on_samples:
-            self._on_samples(self.name, total)
-
-    def waited(self, *, for_input: float = 0.0, for_room: float = 0.0) -> None:
-        """Add time spent idle."""
-        with self._lock:
-            self.wait_input_seconds += for_input
-            self.wait_room_seconds += for_room
-
-    def timed(self, items: Iterable[T], samples: Callable[[T], int]) -> Iterator[T]:
-        """Iterate, counting as work the time that each item takes to come."""
-        iterator = iter(items)
-        try:
-            while True:
-                with self.busy():
-                    item = next(iterator, None)
-                if item is None:
-                    return
-                self.count(samples=samples(item), items=1)
-                yield item
-        finally:
-            close = getattr(iterator, "close", None)
-            if close:
-                close()
-
-    @contextmanager
-    def whole_process(self) -> Iterator[None]:
-        """Count the CPU time of the whole process as this stage's, for stages that run alone."""
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.cpu_seconds = (self.cpu_seconds or 0.0) + time.process_time() - start
-
-
-def make_clocks(
-    sample_count: int, progress: ProgressCallback | None, origin: float | None = None, stored: int = 0
-) -> dict[str, StageClock]:
-    """A clock for each stage; each tells the callback how far its stage is.
-
-    Args:
-        sample_count: of the video.
-        progress: told how far a stage is.
-        origin: when the run started.
-        stored: samples that an earlier run has uploaded.
-    """
-
-    def on_samples(stage: str, done: int) -> None:
-        if progress is not None:
-            progress(Progress(stage, done + (stored if stage == UPLOAD else 0), sample_count))
-
-    return {name: StageClock(name, on_samples=on_samples, origin=origin) for name in STAGE_NAMES}
+_MICROSECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -274,6 +141,32 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class RunTimeline:
+    """What was busy when.
+
+    Attributes:
+        bucket_seconds: length of a bucket; the first begins with the run.
+        busy: for each stage, how many of its workers were at work, on average, in each bucket.
+        queued: how many items the queue before a stage held.
+        gpu: what its driver says of the GPU, by name: shares in 0..1, bytes, bytes a second; empty without one.
+    """
+
+    bucket_seconds: float
+    busy: dict[str, list[float]]
+    queued: dict[str, list[float]]
+    gpu: dict[str, list[float]]
+
+    @classmethod
+    def of(
+        cls, busy: Mapping[str, Activity], queued: Mapping[str, Activity], gpu: Mapping[str, Activity]
+    ) -> RunTimeline:
+        """All activities in buckets of one length."""
+        groups = busy, queued, gpu
+        length = max((activity.bucket_seconds for group in groups for activity in group.values()), default=1.0)
+        return cls(length, *({name: activity.means(length) for name, activity in group.items()} for group in groups))
+
+
+@dataclass(frozen=True)
 class RunMetrics:
     """Figures of a finished run; seconds are wall time unless a name says otherwise.
 
@@ -315,3 +208,28 @@ class RunMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
+
+
+def chrome_trace(timeline: RunTimeline) -> dict[str, object]:
+    """Counters over time: workers at work in each stage, items in each queue, and what is busy of the GPU.
+
+    The format is the "Trace Event Format" (JSON object, events of phase ``C``); times are in microseconds from the
+    run's start.
+    """
+    counters = chain(
+        ((name, "busy workers", values) for name, values in timeline.busy.items()),
+        ((f"queue before {name}", "items", values) for name, values in timeline.queued.items()),
+        ((f"GPU {name}", "value", values) for name, values in timeline.gpu.items()),
+    )
+    events = [
+        {
+            "name": name,
+            "ph": "C",
+            "pid": 1,
+            "ts": round(bucket * timeline.bucket_seconds * _MICROSECONDS),
+            "args": {unit: value},
+        }
+        for name, unit, values in counters
+        for bucket, value in enumerate([*values, 0.0])
+    ]
+    return {"displayTimeUnit": "ms", "traceEvents": sorted(events, key=lambda event: (event["ts"], event["name"]))}

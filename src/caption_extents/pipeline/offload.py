@@ -17,12 +17,12 @@ from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.encoders.blocks import BLOCK_SAMPLES, BlockAssembler, SampleBlock, pack
 from caption_extents.encoders.tasks import EncodeReport, EncoderWorkers, EncodeTask
-from caption_extents.pipeline.metrics import StageClock
+from caption_extents.pipeline.clocks import StageClock
+from caption_extents.samples import SampleBatch
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import Store
-from caption_extents.video.samples import SampleBatch
 
 SENDERS = 2
 """Segments packed at once; one thread packs some 300 MB of samples a second."""

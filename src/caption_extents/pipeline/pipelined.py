@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from caption_extents.encoders.tasks import MAX_IN_FLIGHT
-from caption_extents.pipeline.activity import Activity
-from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD, StageClock
+from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, Activity, StageClock
 from caption_extents.pipeline.offload import SENDERS, Offload
 from caption_extents.pipeline.stages import Stages
+from caption_extents.samples import SampleBatch
 from caption_extents.storage.manifest import ChunkRecord
-from caption_extents.video.samples import SampleBatch
 
 _LOOK_SECONDS = 0.25
 

@@ -13,10 +13,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
 from caption_extents.labels import Label
 from caption_extents.model.interface import PairModel
-from caption_extents.planes import Planes, slice_planes
+from caption_extents.samples import Planes, slice_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.random_access import CroppedFrames, frames_between

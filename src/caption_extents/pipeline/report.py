@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD
 from caption_extents.pipeline.gpu_use import GpuUse
-from caption_extents.pipeline.metrics import (
-    ENCODING,
-    EXTRACTION,
-    INFERENCE,
-    UPLOAD,
-    Cost,
-    OffloadMetrics,
-    RunMetrics,
-    StageMetrics,
-)
+from caption_extents.pipeline.metrics import Cost, OffloadMetrics, RunMetrics, StageMetrics
 
 
 def format_metrics(metrics: RunMetrics) -> str:

@@ -18,11 +18,10 @@ import numpy as np
 
 from caption_extents.chunks.encode import EncodedChunk
 from caption_extents.chunks.plan import ChunkPlan
-from caption_extents.pipeline.metrics import ENCODING, EXTRACTION, INFERENCE, UPLOAD
+from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD
 from caption_extents.pipeline.stages import Stages
-from caption_extents.planes import empty_planes
+from caption_extents.samples import SampleBatch, empty_planes
 from caption_extents.storage.manifest import ChunkRecord
-from caption_extents.video.samples import SampleBatch
 
 
 def run_sequential(stages: Stages) -> list[ChunkRecord]:

@@ -9,19 +9,17 @@ from typing import Protocol
 
 import numpy as np
 
-from caption_extents.chunks.assemble import ChunkAssembler, ChunkFrames
 from caption_extents.chunks.encode import CONTENT_TYPE, ChunkFormat, EncodedChunk
-from caption_extents.chunks.plan import ChunkPlan
+from caption_extents.chunks.plan import ChunkAssembler, ChunkFrames, ChunkPlan
 from caption_extents.encoders.base import ChunkEncoder
 from caption_extents.errors import DecodeError
 from caption_extents.labels import Label
-from caption_extents.pipeline.activity import Activity
-from caption_extents.pipeline.metrics import StageClock
+from caption_extents.pipeline.clocks import Activity, StageClock
 from caption_extents.pipeline.offload import Offload
+from caption_extents.samples import SampleBatch
 from caption_extents.storage.leases import VersionLease
 from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.video.decoders.base import SampleDecoder
-from caption_extents.video.samples import SampleBatch
 from caption_extents.watchdog import Watchdog
 
 LOOSE_END_SECONDS = 10

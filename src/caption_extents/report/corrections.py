@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from caption_extents.captions.caption import Caption
+from caption_extents.captions.extents import Caption
 from caption_extents.errors import InputError
 from caption_extents.results.database import read_captions, with_captions
 from caption_extents.storage.keys import VideoKeys

@@ -10,15 +10,14 @@ from fractions import Fraction
 from sqlite3 import Connection, Row
 
 from caption_extents.chunks.encode import to_frame
-from caption_extents.pictures import to_jpeg
-from caption_extents.planes import Planes
+from caption_extents.model.preprocess import to_jpeg
 from caption_extents.report.html import fill_page
 from caption_extents.results.database import open_database
+from caption_extents.samples import Planes
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import Manifest
-from caption_extents.storage.samples import SampleReader
 from caption_extents.storage.store import Store
-from caption_extents.storage.versions import read_manifest
+from caption_extents.storage.versions import SampleReader, read_manifest
 
 THUMBNAIL_WIDTH = 240
 

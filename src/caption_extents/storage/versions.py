@@ -6,8 +6,12 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
+from caption_extents.chunks.encode import decode_chunk
+from caption_extents.chunks.plan import chunk_of
 from caption_extents.errors import StoreError, UploadError
+from caption_extents.samples import Planes
 from caption_extents.storage.claims import (
     COMMITTING,
     COMPLETE,
@@ -234,3 +238,22 @@ def _claim_for_removal(store: Store, keys: VideoKeys, version: int, expected: st
             mine = change_claim(store, keys, held, run_id=mover, state=REMOVING)
         if mine is not None:
             return mine
+
+
+_CHUNKS_KEPT = 12
+
+
+class SampleReader:
+    """Samples of a version, out of its chunks; the latest chunks are kept."""
+
+    def __init__(self, store: Store, keys: VideoKeys, version: int) -> None:
+        @lru_cache(_CHUNKS_KEPT)
+        def chunk(level: int, first: int) -> list[Planes]:
+            return decode_chunk(store.get(keys.chunk(version, level, first)))
+
+        self._chunk = chunk
+
+    def __call__(self, sample: int) -> Planes:
+        """Y (H, W), U and V (H/2, W/2) of a sample."""
+        level, first, position = chunk_of(sample)
+        return self._chunk(level, first)[position]

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from caption_extents.planes import plane_view
+from caption_extents.samples import plane_view
 from caption_extents.training import captions, text
 from caption_extents.training.backgrounds import BackgroundSource, exposed
 from caption_extents.training.distractors import add_distractors

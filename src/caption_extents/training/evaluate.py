@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from caption_extents.captions.caption import Caption
-from caption_extents.captions.extents import DecodingCosts, decode_captions, pair_evidence
-from caption_extents.cores import usable_cores
+from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions, pair_evidence
 from caption_extents.errors import InputError
 from caption_extents.labels import LABEL_TEXTS, REVERSED_ORDER
+from caption_extents.machine import usable_cores
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import choose_device
 from caption_extents.model.labeller import label_samples

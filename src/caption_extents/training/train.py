@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from caption_extents.cores import usable_cores
+from caption_extents.machine import usable_cores
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
 from caption_extents.model.weights import save_weights
 from caption_extents.training import fonts, text

@@ -10,7 +10,7 @@ import av.error
 import numpy as np
 from av.video.frame import VideoFrame
 
-from caption_extents.planes import Planes
+from caption_extents.samples import Planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import is_good
 from caption_extents.video.decoders.cpu import crop_planes

@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 from av.video.frame import VideoFrame
 
+from caption_extents.samples import SampleBatch
 from caption_extents.video.info import VideoFacts
-from caption_extents.video.samples import SampleBatch
 
 BATCH_SAMPLES = 32
 """Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""

@@ -11,12 +11,11 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from caption_extents.errors import DecodeError
-from caption_extents.planes import Planes, empty_planes, plane_view
+from caption_extents.samples import Planes, SampleBatch, empty_planes, plane_view
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES, is_good, settle
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import PresentationClock, VideoFacts
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})

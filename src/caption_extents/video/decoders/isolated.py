@@ -21,11 +21,11 @@ import numpy as np
 from caption_extents.children import Channel, ChannelError, Children
 from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.options import Job
+from caption_extents.samples import SampleBatch
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Span, pack, read_segments
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline, build_timeline
 from caption_extents.watchdog import tell_progress_to
 

@@ -8,17 +8,15 @@ from typing import Protocol
 import numpy as np
 
 from caption_extents.errors import DecodeError
-from caption_extents.planes import Planes, slice_planes
+from caption_extents.samples import Planes, SampleBatch, slice_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES
-from caption_extents.video.info import VideoFacts
+from caption_extents.video.info import Orientation, VideoFacts
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.scheduler import SegmentReader, SideBySide
 from caption_extents.video.nvdec.segments import Span, merged, plan_spans
 from caption_extents.video.nvdec.session import Crops, DependentError, Part
 from caption_extents.video.nvdec.sessions import Work
-from caption_extents.video.orientation import Orientation
-from caption_extents.video.samples import SampleBatch
 from caption_extents.video.timeline import Timeline
 
 _DAMAGED_KEY_FRAMES = 3

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from caption_extents.pipeline.metrics import Progress
+    from caption_extents.pipeline.clocks import Progress
 
 _LINE_SECONDS = 5.0
 
@@ -66,3 +66,15 @@ class _Lines:
             if time.monotonic() >= self._next:
                 self._next = time.monotonic() + _LINE_SECONDS
                 self._console.print(", ".join(self._done.values()), highlight=False)
+
+
+@contextmanager
+def progress_of(stage: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how much of something that is no part of a run is done: a callback for what is done, and all there is."""
+    from caption_extents.pipeline.clocks import Progress
+
+    if quiet:
+        yield lambda done, total: None
+        return
+    with progress_display() as show:
+        yield lambda done, total: show(Progress(stage, done, max(1, total)))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from caption_extents import cores
-from caption_extents.cores import core_limit, usable_cores
+from caption_extents import machine
+from caption_extents.machine import core_limit, usable_cores
 
 
 def write(path: Path, text: str) -> Path:
@@ -45,6 +45,6 @@ def test_the_first_version_of_control_groups(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "expected"), [(0.2, 1), (1.0, 1), (1.5, 2), (1000.0, 1000), (math.inf, 1000)])
 def test_usable_are_the_fewest(limit: float, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "core_limit", lambda: limit)
+    monkeypatch.setattr(machine, "core_limit", lambda: limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(1000)), raising=False)
     assert usable_cores() == expected

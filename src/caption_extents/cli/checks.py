@@ -1,0 +1,65 @@
+"""Commands that examine this machine, and how right a model is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caption_extents.cli.errors import EXIT_FAILED, errors_as_exit_codes
+from caption_extents.cli.options import StoreOption
+from caption_extents.options import DEFAULT_STORE, Job
+
+
+def evaluate(
+    labelled: Annotated[
+        list[Path], typer.Argument(help="Folders of labelled videos, or JSON files beside labelled videos.")
+    ],
+    model: Annotated[Path | None, typer.Option(help="Other weights of the caption network (.safetensors).")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda or cuda:N.")] = Job.device,
+    tolerance: Annotated[int, typer.Option(min=0, help="Samples by which a caption's ends may be off.")] = 1,
+    worst: Annotated[Path | None, typer.Option(help="Folder for pictures of what went wrong.")] = None,
+    worst_count: Annotated[int, typer.Option(help="How many pictures at most.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Say how right the model is on videos with known captions."""
+    with errors_as_exit_codes():
+        from caption_extents.captions.extents import DecodingCosts
+        from caption_extents.training import evaluate as evaluation
+
+        videos = evaluation.find_labelled(labelled)
+        examined = []
+        with evaluation.open_model(model, device) as opened:
+            costs = DecodingCosts.of(opened)
+            for number, video in enumerate(videos, start=1):
+                if not (as_json or quiet):
+                    typer.echo(f"{number} of {len(videos)}: {video.name}", err=True)
+                probabilities = evaluation.pair_probabilities(video, opened)
+                examined.append(evaluation.examine(video, probabilities, tolerance, costs))
+        report = evaluation.summarise(examined, tolerance)
+        if worst is not None:
+            from caption_extents.training.worst_cases import write_worst_cases
+
+            write_worst_cases(examined, worst, worst_count)
+    typer.echo(json.dumps(report.to_dict()) if as_json else evaluation.format_report(report, tolerance))
+
+
+def doctor(
+    store: StoreOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """Say what this machine has, and what to do about what is missing. Exits with 1 if no run can work."""
+    from caption_extents.doctor import examine
+
+    found = []
+    for finding in examine(store or DEFAULT_STORE):
+        found.append(finding)
+        if not as_json:
+            typer.echo(str(finding))
+    if as_json:
+        typer.echo(json.dumps([finding.to_dict() for finding in found]))
+    if any(finding.state == "broken" for finding in found):
+        raise typer.Exit(EXIT_FAILED)

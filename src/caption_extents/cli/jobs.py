@@ -1,0 +1,253 @@
+"""Commands that find captions: in one video, in many, and twice to compare."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from caption_extents.cli.errors import EXIT_FAILED, INTERRUPTED, check_output, errors_as_exit_codes
+from caption_extents.cli.options import HELP, StoreOption, TenantOption, choices, given_options, with_job_options
+from caption_extents.cli.progress import progress_display
+from caption_extents.cli.region import auto_crop
+from caption_extents.cli.results import (
+    check_ocr,
+    check_subtitles,
+    open_versions,
+    read_texts,
+    save_report,
+    save_subtitles,
+)
+from caption_extents.errors import InputError
+from caption_extents.files import write_whole
+from caption_extents.job.api import run_job
+from caption_extents.options import (
+    DEFAULT_ENCODER_WORKERS,
+    DEFAULT_STORE,
+    IMPLEMENTATION_NAMES,
+    REMOTE_ENCODER_NAMES,
+    Job,
+    check_id,
+    encoders_of_cores,
+    encoders_of_machine,
+    id_from_name,
+    parse_rate,
+    variable_of,
+)
+from caption_extents.region import CropRegion
+
+if TYPE_CHECKING:
+    from caption_extents.batch import Executor
+    from caption_extents.job.result import CropInferResult
+
+EXECUTOR_NAMES = ("local", "ray", "modal")
+_ENCODER_WORKERS = "Chunks encoded at once; by default one for each core, at least 4."
+
+
+@with_job_options()
+def run(
+    video: Annotated[str, typer.Argument(help=HELP["video_key"])],
+    crop: Annotated[
+        str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture; or auto.")
+    ],
+    rate: Annotated[str, typer.Option(help=HELP["frame_rate"])] = f"{Job.frame_rate:g}",
+    store: StoreOption = None,
+    tenant: TenantOption = "local",
+    video_id: Annotated[
+        str | None, typer.Option(help="Video id, part of every key; by default from the file's name.")
+    ] = None,
+    encoder_workers: Annotated[int | None, typer.Option(help=_ENCODER_WORKERS)] = None,
+    subtitles: Annotated[Path | None, typer.Option(help="Also write this subtitle file (.srt, .vtt or .ass).")] = None,
+    ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text, once (needs the extra 'ocr').")] = False,
+    page: Annotated[
+        bool, typer.Option("--report", help="Also write report.html, a page to look at and correct, beside the chunks.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write what was busy when, for Perfetto or chrome://tracing (.json).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    **options: Any,
+) -> None:
+    """Find all captions of a video and store its cropped frames."""
+    with errors_as_exit_codes(f"{INTERRUPTED}; the same command goes on with the chunks that are stored"):
+        video_id = id_from_name(video) if video_id is None else check_id(video_id, "--video-id")
+        if subtitles is not None:
+            check_subtitles(subtitles)
+        check_output(trace)
+        if ocr:
+            check_ocr()
+        if crop == "auto":
+            crop = auto_crop(video, as_json or quiet)
+        encoders = _encoders_of_run(encoder_workers, options["encoder"])
+        with nullcontext() if as_json or quiet else progress_display() as progress:
+            result = run_job(
+                Job(
+                    video,
+                    tenant,
+                    video_id,
+                    CropRegion.parse(crop),
+                    parse_rate(rate),
+                    encoders,
+                    store=store,
+                    progress=progress,
+                    **given_options(options),
+                )
+            )
+        opened, keys = open_versions(store, tenant, video_id)
+        if ocr:
+            read_texts(opened, keys, result.version, as_json or quiet)
+        if subtitles is not None:
+            save_subtitles(opened, keys, result.version, subtitles)
+        if page:
+            save_report(opened, keys, result.version, as_json or quiet)
+        if trace is not None:
+            from caption_extents.pipeline.metrics import chrome_trace
+
+            write_whole(trace, json.dumps(chrome_trace(result.metrics.timeline)))
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+    else:
+        _print_result(result, video_id, opened.address)
+
+
+def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
+    from caption_extents.pipeline.report import format_metrics
+
+    labels = ", ".join(f"{name} {count}" for name, count in result.label_counts.items())
+    typer.echo(f"{result.caption_count} captions in {result.frame_count} samples ({labels})")
+    if result.undecodable_samples:
+        typer.echo(f"{len(result.undecodable_samples)} samples could not be decoded and show the frame before them")
+    if not result.caption_count:
+        typer.echo("no captions: is this where they stand? `caption-extents crop VIDEO --picture crop.png` shows it")
+    typer.echo(f"video id  {video_id}, version {result.version} in {store}")
+    typer.echo(f"chunks    {result.cropped_frames_prefix}")
+    typer.echo(f"database  {result.caption_frame_extents_db_key}")
+    typer.echo(format_metrics(result.metrics))
+
+
+@with_job_options("encoder", "new_version")
+def batch(
+    videos: Annotated[
+        Path, typer.Argument(help="CSV or JSON lines with video, crop, and if wanted video_id, tenant, rate.")
+    ],
+    jobs_at_once: Annotated[
+        int, typer.Option("--jobs", min=1, help="Videos at once, each in its own process; Ray decides by itself.")
+    ] = 1,
+    where: Annotated[str, typer.Option("--on", help=f"Where: {choices(EXECUTOR_NAMES)}.")] = "local",
+    cpus: Annotated[
+        float, typer.Option(min=0.1, help="On Ray: cores for each video, to encode a chunk on each.")
+    ] = 1.0,
+    store: StoreOption = None,
+    tenant: TenantOption = "local",
+    encoder_workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Chunks of each video encoded at once; by default their share of the cores."),
+    ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
+    **options: Any,
+) -> None:
+    """Do a list of videos, and go on where an earlier run stopped. Exits with 1 if any failed."""
+    with errors_as_exit_codes(f"{INTERRUPTED}; the same command goes on from here"):
+        from caption_extents import batch as batches
+
+        entries = batches.read_list(videos, tenant)
+        journal = journal or videos.with_name(f"{videos.name}.journal")
+        check_output(journal)
+        noted = batches.Journal(journal)
+        # Not left to the environment: other machines have others.
+        store = store or DEFAULT_STORE
+        shared = {
+            **{
+                name: str(value.absolute()) if isinstance(value, Path) else value
+                for name, value in given_options(options).items()
+            },
+            "store": store if "://" in store else str(Path(store).expanduser().absolute()),
+        }
+        if (encoders := _encoders_of_batch(encoder_workers, where, jobs_at_once, cpus)) is not None:
+            shared["encoder_workers"] = encoders
+
+        def tell(outcome: batches.Outcome) -> None:
+            state = "failed" if outcome.error else "done  "
+            what = outcome.error or f"{outcome.seconds:.1f} s, {outcome.captions} captions, v{outcome.version}"
+            typer.echo(f"{state}  {outcome.video_id}  {what}", err=as_json)
+
+        summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), shared, tell)
+    typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
+    if summary.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _encoders_of_run(given: int | None, encoder: str) -> int:
+    """As many as were asked for; otherwise what suits this machine, where it is this machine that encodes."""
+    if given is not None:
+        return given
+    return DEFAULT_ENCODER_WORKERS if encoder in REMOTE_ENCODER_NAMES else encoders_of_machine()
+
+
+def _encoders_of_batch(given: int | None, where: str, jobs_at_once: int, cpus: float) -> int | None:
+    """Likewise for each video of a batch; None where that is known only there."""
+    if given is not None or where == "modal":
+        return given
+    return encoders_of_machine(jobs_at_once) if where == "local" else encoders_of_cores(int(cpus))
+
+
+def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:
+    if where == "local":
+        from caption_extents.batch import LocalExecutor
+
+        return LocalExecutor(jobs_at_once)
+    if where == "ray":
+        from caption_extents.deploy.executors import RayExecutor
+
+        return RayExecutor(cpus)
+    if where == "modal":
+        from caption_extents.deploy.executors import ModalExecutor
+
+        return ModalExecutor(jobs_at_once)
+    raise InputError(f"cannot run on {where!r}; choose {choices(EXECUTOR_NAMES)}")
+
+
+def compare(
+    video: Annotated[str, typer.Argument(help="A video id; or, to compare implementations, a video to run.")],
+    a: Annotated[str, typer.Argument(help="A version, or an implementation to run.")],
+    b: Annotated[str, typer.Argument(help="Another.")],
+    crop: Annotated[str | None, typer.Option(help="Of a video to run: LEFT,TOP,RIGHT,BOTTOM.")] = None,
+    store: StoreOption = None,
+    tenant: TenantOption = "local",
+    price_per_hour: Annotated[
+        float | None, typer.Option(envvar=variable_of("price_per_hour"), help="Of the machine, for the costs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how two versions of a video, or two implementations, differ. Exits with 1 if labels or captions do."""
+    with errors_as_exit_codes():
+        from caption_extents.compare import compare_versions, read_version
+
+        run_them = {a, b} <= set(IMPLEMENTATION_NAMES)
+        if not run_them and not (a.isdigit() and b.isdigit()):
+            raise InputError(f"{a!r} and {b!r} are neither versions nor {choices(IMPLEMENTATION_NAMES)}")
+        if run_them and crop is None:
+            raise InputError("to run implementations, give the crop")
+        video_id = id_from_name(video) if run_them else video
+        numbers = []
+        for wanted in (a, b):
+            if not run_them:
+                numbers.append(int(wanted))
+                continue
+            region = CropRegion.parse(crop or "")
+            result = run_job(Job(video, tenant, video_id, region, implementation=wanted, store=store, new_version=True))
+            numbers.append(result.version)
+        opened, keys = open_versions(store, tenant, video_id)
+        reports = [read_version(opened, keys, number) for number in numbers]
+        comparison = compare_versions(reports[0], reports[1], price_per_hour)
+    typer.echo(json.dumps(comparison.to_dict()) if as_json else str(comparison))
+    if not comparison.same_results:
+        raise typer.Exit(EXIT_FAILED)
