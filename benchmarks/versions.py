@@ -1,4 +1,4 @@
-"""This version against another one: ``python -m benchmarks.versions OTHER/src [--device cuda] [--minutes 60]``.
+"""This version against another one: ``python -m benchmarks.versions OTHER/src [--minutes 60]``.
 
 Ten videos of different codecs are run by both: chunks must be equal byte for byte, and manifests and databases but for
 what names a run, its time and the package. Then both alternate on one video, and the ratio of their times is printed.

@@ -103,7 +103,7 @@ def test_nothing_is_copied_to_the_device_on_the_way() -> None:
 
 def test_embeddings_do_not_depend_on_the_batch() -> None:
     y, u, v = planes(20)
-    with CaptionModel(threads=2) as model:
+    with CaptionModel(device="cpu", threads=2) as model:
         whole = model.embed(y, u, v)
         single = torch.cat([model.embed(y[k : k + 1], u[k : k + 1], v[k : k + 1]) for k in range(20)])
         torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-4)
@@ -114,7 +114,7 @@ def test_results_do_not_depend_on_threads() -> None:
     results = []
     for threads in (1, 2, 5):
         before = torch.get_num_threads()
-        with CaptionModel(threads=threads) as model:
+        with CaptionModel(device="cpu", threads=threads) as model:
             embeddings = model.embed(y, u, v)
             results.append((embeddings, model.compare(embeddings[:-1], embeddings[1:])))
         assert torch.get_num_threads() == before

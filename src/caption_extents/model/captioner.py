@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -127,11 +128,14 @@ class CaptionModel:
 
     def _warm_up(self) -> None:
         """Have a GPU's libraries loaded, which takes half a second, while the first samples are decoded."""
-        luma, chroma = (
-            torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in ((2, 64, 512), (2, 32, 256))
-        )
-        embeddings = self.embed(luma, chroma, chroma)
-        self.classify(self.describe(*[embeddings[:1], embeddings[1:]] * 2))
+        # What fails here, as for lack of memory, fails again where it is told: in the first batch.
+        with suppress(RuntimeError):
+            luma, chroma = (
+                torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in ((2, 64, 512), (2, 32, 256))
+            )
+            # Not by `embed`, which a model that is closed meanwhile refuses.
+            embeddings = self._for_each_slice(self._embed_slice, [luma, chroma, chroma])
+            self.classify(self.describe(*[embeddings[:1], embeddings[1:]] * 2))
 
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Embeddings of consecutive samples. May be called from several threads.
