@@ -34,3 +34,9 @@ def test_planted_faults_are_found(fault: str) -> None:
     with plant():
         search(scenario, kind, pairs=0, seed=1, found=found, stop_at_first=True)
     assert found.violations
+
+
+def test_a_run_does_not_wait_for_its_own_ticket() -> None:
+    """One that it could not remove, since the store did not answer when its turn was over."""
+    plan = {("run C", 2): "lost", ("run C", 33): "outage"}
+    assert protocol.play(SCENARIOS["pruning"], plan, WEAK)[1] is None

@@ -38,31 +38,45 @@ class _Ticket:
     key: str
 
 
-@contextmanager
-def alone(store: Store, key: str) -> Iterator[Callable[[], None]]:
-    """Only one process at a time is inside for a key. What is given raises once others take this one for dead.
+class Bakery:
+    """The turns of one process in a store."""
 
-    Raises:
-        StoreAccessError: the store does not answer, or others do not come out.
-    """
-    tenant, token = key.partition("/")[0], uuid.uuid4().hex
-    room = f"{tenant}/temporary/conditions/{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    choosing, ticket = f"{room}/choosing-{token}", ""
-    try:
-        store.put(choosing, b"", "text/plain")
-        number = max((ticket.number for ticket in _tickets(room, store.keys(f"{room}/"))), default=0) + 1
-        ticket = f"{room}/ticket-{number:06d}-{token}"
-        store.put(ticket, b"", "text/plain")
-        store.delete([choosing])
-        _wait_for_turn(store, room, token, key)
+    def __init__(self) -> None:
+        self._left_behind = set[str]()
+        """Tickets that could not be removed when the turn was over: this process would stand behind them itself."""
 
-        def check() -> None:
-            if not store.exists(ticket):
-                raise _stood_still(key)
+    @contextmanager
+    def alone(self, store: Store, key: str) -> Iterator[Callable[[], None]]:
+        """Only one process at a time is inside for a key. What is given raises once others take this one for dead.
 
-        yield check
-    finally:
-        store.delete([choosing, *([ticket] if ticket else [])])
+        Raises:
+            StoreAccessError: the store does not answer, or others do not come out.
+        """
+        tenant, token = key.partition("/")[0], uuid.uuid4().hex
+        room = f"{tenant}/temporary/conditions/{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+        choosing, ticket = f"{room}/choosing-{token}", ""
+        self._remove(store, list(self._left_behind))
+        try:
+            store.put(choosing, b"", "text/plain")
+            number = max((ticket.number for ticket in _tickets(room, store.keys(f"{room}/"))), default=0) + 1
+            ticket = f"{room}/ticket-{number:06d}-{token}"
+            store.put(ticket, b"", "text/plain")
+            store.delete([choosing])
+            _wait_for_turn(store, room, token, key)
+
+            def check() -> None:
+                if not store.exists(ticket):
+                    raise _stood_still(key)
+
+            yield check
+        finally:
+            self._remove(store, [choosing, *([ticket] if ticket else [])])
+
+    def _remove(self, store: Store, keys: list[str]) -> None:
+        if keys:
+            self._left_behind.update(keys)
+            store.delete(keys)
+            self._left_behind.difference_update(keys)
 
 
 def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:

@@ -25,8 +25,8 @@ from obstore.exceptions import (
 )
 
 from caption_extents.errors import StoreAccessError, StoreError, UploadError
-from caption_extents.storage import bakery
 from caption_extents.storage.backends import mask_secrets, open_backend
+from caption_extents.storage.bakery import Bakery
 from caption_extents.storage.download import Download
 from caption_extents.storage.folder import FolderObjects
 from caption_extents.storage.keys import check_key
@@ -89,6 +89,7 @@ class Store:
         self._objects = objects
         self._conditional = objects.conditional
         self._retry = retry or RetryPolicy()
+        self._bakery = Bakery()
         self._e_tag_is_md5: bool | None = False if self.folder is not None or objects.conditional else None
 
     def __repr__(self) -> str:
@@ -152,7 +153,7 @@ class Store:
             return None
 
         turn: AbstractContextManager[Callable[[], None]] = (
-            nullcontext(lambda: None) if conditional else bakery.alone(self, key)
+            nullcontext(lambda: None) if conditional else self._bakery.alone(self, key)
         )
         with turn as check:
             return self._present(f"write {key!r} to", write, UploadError)
