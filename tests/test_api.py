@@ -44,6 +44,15 @@ def model() -> Iterator[ce.CaptionModel]:
         yield opened
 
 
+def test_numbers_may_be_those_of_numpy() -> None:
+    job = ce.Job(
+        "film.mp4", "t", "v", np.array([0.25, 0.75, 1, 1]), np.int64(10), np.int16(4), stall_seconds=np.int8(9)
+    )
+    assert job == ce.Job("film.mp4", "t", "v", (0.25, 0.75, 1, 1), 10, 4, stall_seconds=9)
+    assert {type(value) for value in (job.frame_rate, job.encoder_workers, job.stall_seconds)} == {int}
+    json.dumps([job.encoder_workers, job.stall_seconds, job.crop_region.crop_left])
+
+
 def test_the_captions_of_a_file(film: str, truth: list[tuple[int, int]]) -> None:
     captions = ce.find_captions(film, crop=CROP)
     assert [(caption.first_sample, caption.end_sample) for caption in captions] == truth

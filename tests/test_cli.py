@@ -247,9 +247,13 @@ def test_version() -> None:
 
 def test_versions_and_prune(tmp_path: Path) -> None:
     video, store = make_video(Recipe("video"), tmp_path), str(tmp_path / "s")
-    assert call("versions", "video", "--store", store) == (0, f"no versions of video of tenant local in {store}\n", "")
+    for command in ("versions", "prune"):
+        code, out, errors = call(command, "video", "--store", store)
+        assert (code, out) == (2, "")
+        assert f"{store} has no versions of video 'video' of tenant 'local'\n" in errors
     for _ in range(2):
         assert call("run", str(video), "--crop", CROP, "--store", store, "--quiet")[0] == 0
+    assert "did you mean 'video'?" in call("versions", "vidoe", "--store", store)[2]
     keys, opened = VideoKeys("local", "video"), open_store(store)
     with acquire_version(opened, keys, "other") as failed:
         record = ChunkRecord(keys.chunk(3, 16, 0), 16, (0,), 1, "")

@@ -24,6 +24,7 @@ from caption_extents.files import write_whole
 from caption_extents.job import run as runs
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.store import open_store
 from caption_extents.video.wholeness import lacks_index, missing_bytes
 from tests.media import Recipe, make_video
@@ -295,6 +296,8 @@ def test_a_result_that_cannot_be_printed(video: Path, tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs a device that is full")
     command = [sys.executable, "-m", "caption_extents", "versions", "film", "--store", str(tmp_path)]
+    with acquire_version(open_store(tmp_path), VideoKeys("local", "film"), "inputs"):
+        pass
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1

@@ -385,11 +385,12 @@ class Summary:
             self.cost = (self.cost or 0.0) + outcome.cost
 
     def __str__(self) -> str:
-        speed = f", {self.video_seconds / self.seconds:.1f} times as fast as they play" if self.seconds else ""
-        lines = [
-            f"{self.done} done, {self.failed} failed, {self.skipped} done before; "
-            f"{self.video_seconds / 60:.1f} minutes of video in {self.seconds:.1f} s{speed}"
-        ]
+        lines = [f"{self.done} done, {self.failed} failed, {self.skipped} done before"]
+        if self.done and self.seconds:
+            lines[0] += (
+                f"; {self.video_seconds / 60:.1f} minutes of video in {self.seconds:.1f} s, "
+                f"{self.video_seconds / self.seconds:.1f} times as fast as they play"
+            )
         if self.cost is not None:
             lines.append(f"cost {self.cost:.4f}")
         lines += [f"failed: {video_id}: {reason}" for video_id, reason in sorted(self.reasons.items())]

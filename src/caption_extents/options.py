@@ -11,12 +11,13 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import KW_ONLY, Field, dataclass, field, fields
 from fractions import Fraction
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from caption_extents.errors import InputError
 from caption_extents.machine import usable_cores
-from caption_extents.region import CropRegion
+from caption_extents.region import CropRegion, plain_number
 from caption_extents.watchdog import DEFAULT_STALL_SECONDS
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
 _ID_DIGITS = 8
 """Of a name's digest, where letters of the name were lost."""
 
-Check = Callable[[str, Any], None]
-"""Raises an InputError if an option, by its name, has a value that cannot be used."""
+Check = Callable[[str, Any], Any]
+"""From an option's name and value: the value, one of Python's own numbers if it is a number; or an InputError."""
 
 
 def _option(default: Any, check: Check | None = None, *, variable: str | None = None, otherwise: Any = None) -> Any:
@@ -55,19 +56,25 @@ def _option(default: Any, check: Check | None = None, *, variable: str | None = 
 
 
 def _between(least: float, most: float, unit: str) -> Check:
-    def check(name: str, value: Any) -> None:
-        usable = isinstance(value, (int, float, Fraction)) and not isinstance(value, bool) and math.isfinite(value)
+    def check(name: str, value: Any) -> Any:
+        usable = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
         if not usable or not least <= value <= most:
             shown = str(value) if isinstance(value, Fraction) else repr(value)
             raise InputError(f"{name} is {shown}; give {unit} between {least:.7g} and {most:.7g}")
+        return plain_number(value)
 
     return check
 
 
-def check_count(name: str, value: Any, least: int, most: int = MAX_WORKERS) -> None:
-    """Raise an InputError if a value is not a whole number in a range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+def check_count(name: str, value: Any, least: int, most: int = MAX_WORKERS) -> int:
+    """A whole number of any type as an int.
+
+    Raises:
+        InputError: it is no whole number, or outside the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise InputError(f"{name} is {value!r}; give a whole number between {least} and {most}")
+    return int(value)
 
 
 def _count(least: int, most: int = MAX_WORKERS) -> Check:
@@ -88,31 +95,33 @@ def exact_rate(name: str, rate: float | Fraction) -> Fraction:
 
 
 def _or_none(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
+    return lambda name, value: value if value is None else check(name, value)
 
 
 def _one_of(names: tuple[str, ...]) -> Check:
-    def check(name: str, value: Any) -> None:
+    def check(name: str, value: Any) -> Any:
         if value not in names:
             raise InputError(f"{name} {value!r} is unknown; choose {', '.join(names[:-1])} or {names[-1]}")
+        return value
 
     return check
 
 
-def check_device(name: str, value: Any) -> None:
-    """Raise an InputError if a device has no name that is known."""
+def check_device(name: str, value: Any) -> Any:
+    """A device's name.
+
+    Raises:
+        InputError: it is no name that is known.
+    """
     if not isinstance(value, str) or not _DEVICE.fullmatch(value):
         raise InputError(f"{name} {value!r} is unknown; choose auto, cpu, cuda or cuda:N")
+    return value
 
 
-def _region(name: str, value: Any) -> None:
-    if not isinstance(value, CropRegion):
-        raise InputError(f"{name} is {value!r}; give a CropRegion")
-
-
-def _price(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+def _price(name: str, value: Any) -> Any:
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise InputError(f"{name} is {value!r}; give a price, 0 or more")
+    return plain_number(value)
 
 
 def check_id(value: str, name: str) -> str:
@@ -129,8 +138,8 @@ def check_id(value: str, name: str) -> str:
     return value
 
 
-def _id(name: str, value: Any) -> None:
-    check_id(value, name)
+def _id(name: str, value: Any) -> str:
+    return check_id(value, name)
 
 
 @dataclass(frozen=True)
@@ -182,7 +191,7 @@ class Job:
     video_key: str
     tenant_id: str = field(metadata={"check": _id})
     video_id: str = field(metadata={"check": _id})
-    crop_region: CropRegion = field(metadata={"check": _region})
+    crop_region: CropRegion = field(metadata={"check": lambda _, value: CropRegion.of(value)})
     frame_rate: float | Fraction = _option(10.0, check_rate)
     encoder_workers: int = _option(DEFAULT_ENCODER_WORKERS, _count(1))
     _: KW_ONLY
@@ -211,13 +220,11 @@ class Job:
     progress: ProgressCallback | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.crop_region, (tuple, list)):
-            object.__setattr__(self, "crop_region", CropRegion.of(self.crop_region))
         for one in fields(self):
             if getattr(self, one.name) is None:
                 object.__setattr__(self, one.name, _by_default(one))
             if (check := one.metadata.get("check")) is not None:
-                check(one.name, getattr(self, one.name))
+                object.__setattr__(self, one.name, check(one.name, getattr(self, one.name)))
         object.__setattr__(self, "video_key", os.fspath(self.video_key))
         self._check_together()
 

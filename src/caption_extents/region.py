@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any
 
 from caption_extents.errors import CropError
 
@@ -24,14 +27,15 @@ class CropRegion:
     def __post_init__(self) -> None:
         for name in ("crop_left", "crop_top", "crop_right", "crop_bottom"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise CropError(f"{name} is {value!r}; give a fraction of the picture between 0 and 1")
+            object.__setattr__(self, name, plain_number(value))
         for low, high in (("crop_left", "crop_right"), ("crop_top", "crop_bottom")):
             if getattr(self, low) >= getattr(self, high):
                 raise CropError(f"{low} ({getattr(self, low)}) must be smaller than {high} ({getattr(self, high)})")
 
     @classmethod
-    def of(cls, crop: CropRegion | Sequence[float]) -> CropRegion:
+    def of(cls, crop: CropRegion | Iterable[float]) -> CropRegion:
         """A region that is one already, or four numbers.
 
         Raises:
@@ -39,9 +43,9 @@ class CropRegion:
         """
         if isinstance(crop, CropRegion):
             return crop
-        if not isinstance(crop, Sequence) or len(crop) != 4:
+        if not isinstance(crop, Iterable) or len(sides := tuple(crop)) != 4:
             raise CropError(f"crop is {crop!r}; give left, top, right and bottom")
-        return cls(*crop)
+        return cls(*sides)
 
     @classmethod
     def parse(cls, text: str) -> CropRegion:
@@ -61,3 +65,10 @@ class CropRegion:
     def as_tuple(self) -> tuple[float, float, float, float]:
         """Left, top, right, bottom."""
         return self.crop_left, self.crop_top, self.crop_right, self.crop_bottom
+
+
+def plain_number(value: Any) -> Any:
+    """A number of another library's type, as NumPy's, as one of Python's, which can be written as JSON."""
+    if isinstance(value, (int, float, Fraction)):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)

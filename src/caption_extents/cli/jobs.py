@@ -113,6 +113,9 @@ def run(
         typer.echo(json.dumps(result.to_dict()))
     else:
         _print_result(result, video_id, opened.address)
+        for name, path in (("subtitles", subtitles), ("trace", trace)):
+            if path is not None:
+                typer.echo(f"{name:<9} {path}")
 
 
 def _print_result(result: CropInferResult, video_id: str, store: str) -> None:

@@ -38,7 +38,8 @@ def subtitles(
         opened, keys = open_versions(store, tenant, video_id)
         if ocr:
             read_texts(opened, keys, version, quiet)
-        save_subtitles(opened, keys, version, output)
+        count = save_subtitles(opened, keys, version, output)
+    typer.echo(f"{count} captions written to {output}")
 
 
 def report(
@@ -84,11 +85,13 @@ def versions(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
 ) -> None:
     """List a video's versions: complete, running or abandoned."""
-    from caption_extents.storage.versions import list_versions
+    from caption_extents.storage.versions import check_video, list_versions
 
     with errors_as_exit_codes():
         opened, keys = open_versions(store, tenant, video_id)
         states = list_versions(opened, keys)
+        if not states:
+            check_video(opened, keys)
     if as_json:
         typer.echo(json.dumps([asdict(state) for state in states]))
         return
@@ -98,7 +101,7 @@ def versions(
             f"v{state.version}  {state.state:<10}  {state.chunk_count} chunks  run {state.run_id or 'unknown'}{source}"
         )
     if not states:
-        typer.echo(f"no versions of {video_id} of tenant {tenant} in {opened.address}")
+        typer.echo(f"all versions of {video_id} of tenant {tenant} in {opened.address} have been removed")
 
 
 def prune(
@@ -112,12 +115,13 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Remove versions whose runs have died or failed, and old ones if asked to."""
-    from caption_extents.storage.versions import prunable_versions, remove_version
+    from caption_extents.storage.versions import check_video, prunable_versions, remove_version
 
     with errors_as_exit_codes():
         opened, keys = open_versions(store, tenant, video_id)
         states = prunable_versions(opened, keys, keep)
         if not states:
+            check_video(opened, keys)
             typer.echo(f"nothing of {video_id} of tenant {tenant} to remove in {opened.address}")
         for state in states:
             source = f" of {state.source}" if state.source else ""
@@ -149,14 +153,16 @@ def save_report(store: Store, keys: VideoKeys, version: int | None, quiet: bool)
         return write_report(store, keys, version, tell)
 
 
-def save_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> None:
-    """Write a version's captions as subtitles."""
+def save_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> int:
+    """Write a version's captions as subtitles; how many there are."""
     from caption_extents.captions.subtitles import write_subtitles
     from caption_extents.results.database import read_captions
     from caption_extents.storage.versions import read_manifest
 
     number = read_manifest(opened, keys, version).version
-    write_subtitles(read_captions(opened.get(keys.database(number))), path)
+    captions = read_captions(opened.get(keys.database(number)))
+    write_subtitles(captions, path)
+    return len(captions)
 
 
 def check_subtitles(path: Path) -> None:

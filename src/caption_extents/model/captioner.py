@@ -167,7 +167,10 @@ class CaptionModel:
         """What there is to say of pairs of embeddings (N, C, h, w); float32 (N, 3, D) on the model's device.
 
         Args:
-            before, earlier, later, after: of samples k-1, k, k+1 and k+2, for pairs (k, k+1).
+            before: of the sample before each pair (k, k+1), k-1.
+            earlier: of the pair's first sample, k.
+            later: of its second, k+1.
+            after: of the sample after it, k+2.
         """
         return self._for_each_slice(self._describe_slice, [before, earlier, later, after])
 
@@ -186,7 +189,9 @@ class CaptionModel:
         that were missed is in docs/model-card.md.
 
         Args:
-            y, u, v: samples, as :meth:`embed` takes them.
+            y: luma of samples, as :meth:`embed` takes it.
+            u: chroma.
+            v: chroma.
             around: numbers among them of samples k-1, k, k+1 and k+2, for pairs (k, k+1); four times int64 (P,).
         """
         planes = [plane.to(self.device) for plane in (y, u, v)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +22,7 @@ from caption_extents.storage.claims import (
     Claim,
     Held,
     change_claim,
+    claimed_numbers,
     create_claim,
     ended,
     new_run_id,
@@ -52,11 +54,23 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
     if found is not None:
         return found
     if version is None:
+        check_video(store, keys)
         raise StoreError(
             f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
         )
     there = ", ".join(map(str, complete_versions(store, keys))) or "none"
     raise StoreError(f"video {keys.video_id!r} has no complete version {version}; complete are {there}")
+
+
+def check_video(store: Store, keys: VideoKeys) -> None:
+    """Raise a StoreError that names similar videos, if no version of this one was ever begun."""
+    if claimed_numbers(store, keys) or complete_versions(store, keys):
+        return
+    folder = keys.client_prefix.removesuffix(keys.video_id)
+    there = [prefix.rstrip("/").rpartition("/")[2] for prefix in store.prefixes(folder.rstrip("/"))]
+    similar = ", ".join(map(repr, difflib.get_close_matches(keys.video_id, there, cutoff=0.5)))
+    advice = f"; did you mean {similar}?" if similar else ""
+    raise StoreError(f"{store.address} has no versions of video {keys.video_id!r} of tenant {keys.tenant_id!r}{advice}")
 
 
 def newest_manifest(store: Store, keys: VideoKeys) -> Manifest | None:
