@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Self
@@ -87,37 +88,36 @@ def iter_captions(
         yield from stream.end()
 
 
+@dataclass
 class _Finding:
     """A video and a model, opened to find captions; a context manager that closes what it has opened."""
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        crop: Crop,
-        sample_rate: float | Fraction,
-        device: str,
-        model: CaptionModel | None,
-        partial: bool,
-        max_undecodable_share: float,
-    ) -> None:
-        self._path, self._crop, self._rate = Path(path), CropRegion.of(crop), exact_rate("sample_rate", sample_rate)
-        self._device, self._given, self._partial, self._share = device, model, partial, max_undecodable_share
+    path: str | os.PathLike[str]
+    crop: Crop
+    sample_rate: float | Fraction
+    device: str
+    given_model: CaptionModel | None
+    partial: bool
+    max_undecodable_share: float
+
+    def __post_init__(self) -> None:
+        check_device("device", self.device)
+        self.region, self.rate = CropRegion.of(self.crop), exact_rate("sample_rate", self.sample_rate)
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
-        check_device("device", self._device)
         with self._opened:
-            self.model = self._given or self._opened.enter_context(CaptionModel(device=self._device))
-            if self._device != "auto" and not str(self.model.device).startswith(self._device):
-                raise InputError(f"device is {self._device!r}, and the model computes on {str(self.model.device)!r}")
+            self.model = self.given_model or self._opened.enter_context(CaptionModel(device=self.device))
+            if self.device != "auto" and not str(self.model.device).startswith(self.device):
+                raise InputError(f"device is {self.device!r}, and the model computes on {str(self.model.device)!r}")
             self.costs = DecodingCosts.of(self.model)
             gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
-            decoding = Decoding(gpu, only_gpu=self._device.startswith("cuda"))
-            self.video = self._opened.enter_context(open_local(self._path, self._rate, decoding))
+            decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"))
+            self.video = self._opened.enter_context(open_local(Path(self.path), self.rate, decoding))
             ends_early = self.video.how_it_ends_early
-            if ends_early and not self._partial:
+            if ends_early and not self.partial:
                 advice = "Fetch it again, or give `partial` to take it as far as it goes"
-                raise VideoError(f"{str(self._path)!r} ends early: {ends_early}. {advice}")
+                raise VideoError(f"{str(self.path)!r} ends early: {ends_early}. {advice}")
             self._opened = self._opened.pop_all()
         return self
 
@@ -126,11 +126,11 @@ class _Finding:
 
     def parts(self) -> Iterator[np.ndarray]:
         """Probabilities of the pairs, in order; fails when too much cannot be decoded."""
-        loose = LOOSE_END_SECONDS * self._rate if self.video.how_it_ends_early else 0
+        loose = LOOSE_END_SECONDS * self.rate if self.video.how_it_ends_early else 0
         samples = Extraction(
-            self.video.samples(self._crop),
+            self.video.samples(self.region),
             self.video.sample_count,
-            self._share,
+            self.max_undecodable_share,
             Watchdog(),
             StageClock(EXTRACTION),
             math.ceil(loose),
