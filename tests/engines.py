@@ -31,7 +31,7 @@ class SoftwareEngine:
         self.shapes: tuple[tuple[int, ...], ...] = ((height, width), (height // 2, width // 2, 2))
 
     def open(self) -> av.VideoCodecContext:
-        with open_container(self._facts.path) as (_, stream):
+        with open_container(self._facts.path, self._facts.stream_index) as (_, stream):
             context = av.CodecContext.create(stream.codec_context.name, "r")
             assert isinstance(context, av.VideoCodecContext)
             context.extradata = stream.codec_context.extradata

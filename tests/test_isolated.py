@@ -103,7 +103,7 @@ def test_a_child_reads_the_same_segments(recipe: Recipe, tmp_path: Path) -> None
     rate = Fraction(10)
     with IsolatedVideo(path, rate, LIMITS) as child:
         spans = plan_spans(child.timeline, 3)
-        here = list(read_segments(path, child.timeline, spans))
+        here = list(read_segments(child.facts, child.timeline, spans))
         for one, other in zip(child.segments(spans), here, strict=True):
             assert (one.number, one.span) == (other.number, other.span)
             for sent, packet in zip(one.unpack().packets, [*other.packets, *other.later], strict=True):

@@ -39,6 +39,7 @@ def find_captions(
     model: CaptionModel | None = None,
     partial: bool = False,
     max_undecodable_share: float = Job.max_undecodable_share,
+    stream: int | None = None,
 ) -> list[Caption]:
     """Find the captions of a video file.
 
@@ -50,6 +51,7 @@ def find_captions(
         model: an opened model, which stays open; by default the package's own is opened on ``device``, and closed.
         partial: take a file that ends early, as a cut-off download, as far as it goes.
         max_undecodable_share: fail when more than this share of the samples cannot be decoded.
+        stream: index of the video stream, as FFmpeg counts them; by default the film, as players choose it.
 
     Returns:
         The captions, in order.
@@ -58,8 +60,14 @@ def find_captions(
         InputError: (a ValueError) the file, the region or the device cannot be used.
         ProcessingError: (a RuntimeError) the video cannot be decoded, or decoding hangs.
     """
-    with as_own_errors(), _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share) as finding:
-        return decode_captions(np.concatenate(list(finding.parts())), finding.video.sample_rate, finding.costs)
+    with (
+        as_own_errors(),
+        _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
+    ):
+        probabilities, video = np.concatenate(list(finding.parts())), finding.video
+        return decode_captions(
+            probabilities, video.sample_rate, finding.costs, first_sample_seconds=video.first_sample_seconds
+        )
 
 
 def iter_captions(
@@ -71,6 +79,7 @@ def iter_captions(
     model: CaptionModel | None = None,
     partial: bool = False,
     max_undecodable_share: float = Job.max_undecodable_share,
+    stream: int | None = None,
 ) -> Iterator[Caption]:
     """Find the captions of a video file, and give each as soon as it is sure, while the video is still decoded.
 
@@ -81,11 +90,15 @@ def iter_captions(
     Yields:
         The captions, in order.
     """
-    with as_own_errors(), _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share) as finding:
-        stream = CaptionStream(finding.video.sample_rate, finding.costs)
+    with (
+        as_own_errors(),
+        _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
+    ):
+        video = finding.video
+        captions = CaptionStream(video.sample_rate, finding.costs, first_sample_seconds=video.first_sample_seconds)
         for probabilities in finding.parts():
-            yield from stream.add(probabilities)
-        yield from stream.end()
+            yield from captions.add(probabilities)
+        yield from captions.end()
 
 
 @dataclass
@@ -99,6 +112,7 @@ class _Finding:
     given_model: CaptionModel | None
     partial: bool
     max_undecodable_share: float
+    stream: int | None
 
     def __post_init__(self) -> None:
         check_device("device", self.device)
@@ -112,7 +126,7 @@ class _Finding:
                 raise InputError(f"device is {self.device!r}, and the model computes on {str(self.model.device)!r}")
             self.costs = DecodingCosts.of(self.model)
             gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
-            decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"))
+            decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)
             self.video = self._opened.enter_context(open_local(Path(self.path), self.rate, decoding))
             ends_early = self.video.how_it_ends_early
             if ends_early and not self.partial:

@@ -31,6 +31,7 @@ DEFAULT_STORE = "caption-extents-store"
 DEFAULT_ENCODER_WORKERS = 4
 MAX_FRAME_RATE = 240
 MAX_WORKERS = 256
+MAX_STREAMS = 200
 LONGEST_ID = 128
 """Characters of a tenant's or a video's id."""
 
@@ -172,6 +173,7 @@ class Job:
         queue_size: Items that wait between two stages.
         max_undecodable_share: The run fails when more than this share of its samples cannot be decoded.
         partial: Take a file that ends early, as a cut-off download, as far as it goes.
+        stream: Index of the video stream, as FFmpeg counts them; by default the film, as players choose it.
         refine: Times exact to a frame of the source, not only to a sample.
         stall_seconds: The run fails when reading, decoding or encoding makes no progress for this long; from 0.1 to
             86400.
@@ -209,6 +211,7 @@ class Job:
     queue_size: int = _option(2, _count(1))
     max_undecodable_share: float = _option(0.01, _between(0, 1, "a share"))
     partial: bool = False
+    stream: int | None = _option(None, _or_none(_count(0, MAX_STREAMS)))
     refine: bool = False
     stall_seconds: float = _option(DEFAULT_STALL_SECONDS, _between(0.1, 86_400, "seconds"))
     isolate: bool = False

@@ -29,8 +29,8 @@ class Caption:
     """One caption of a video.
 
     Attributes:
-        start: when it appears, in seconds from the video's first frame.
-        end: when it is gone, in seconds from the video's first frame.
+        start: when it appears on a player's clock, in seconds.
+        end: when it is gone, likewise.
         first_sample: number of the first sample that shows it.
         end_sample: number of the first sample after it that does not.
         confidence: how sure its least sure boundary is, in 0..1.
@@ -90,7 +90,11 @@ def pair_evidence(probabilities: np.ndarray) -> np.ndarray:
 
 
 def decode_captions(
-    probabilities: np.ndarray, sample_rate: float | Fraction = 10, costs: DecodingCosts | None = None
+    probabilities: np.ndarray,
+    sample_rate: float | Fraction = 10,
+    costs: DecodingCosts | None = None,
+    *,
+    first_sample_seconds: float | Fraction = 0,
 ) -> list[Caption]:
     """The captions of a video all of whose pairs of consecutive samples were labelled.
 
@@ -101,6 +105,7 @@ def decode_captions(
             backward, of the labels ``same``, ``different``, ``empty_empty``, ``empty_valid`` and ``valid_empty``.
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
         costs: of boundaries; by default those that suit the package's own model.
+        first_sample_seconds: when the first sample is shown, as :attr:`Video.first_sample_seconds` tells it.
 
     Returns:
         Captions in order, not overlapping, within samples 0..P; they have no text.
@@ -116,7 +121,7 @@ def decode_captions(
     scores = pair_scores(probabilities, costs)
     labels = likeliest_labels(scores, costs.hasty)
     certainty = label_posteriors(scores, costs.hasty)[np.arange(len(labels)), labels]
-    cutter = CaptionCutter(sample_rate)
+    cutter = CaptionCutter(sample_rate, first_sample_seconds)
     return [*cutter.add(labels, certainty), *cutter.end()]
 
 
@@ -145,10 +150,11 @@ class CaptionCutter:
 
     Args:
         sample_rate: samples a second.
+        first_sample_seconds: when the first sample is shown.
     """
 
-    def __init__(self, sample_rate: float | Fraction) -> None:
-        self._rate = exact_rate("sample_rate", sample_rate)
+    def __init__(self, sample_rate: float | Fraction, first_sample_seconds: float | Fraction = 0) -> None:
+        self._rate, self._begin = exact_rate("sample_rate", sample_rate), Fraction(first_sample_seconds)
         self._pair = 0
         self._start: int | None = None
         self._certainty = 1.0
@@ -177,7 +183,7 @@ class CaptionCutter:
             yield self._caption(self._start)
 
     def _caption(self, start: int) -> Caption:
-        begin, end = float(start / self._rate), float(self._pair / self._rate)
+        begin, end = (float(self._begin + sample / self._rate) for sample in (start, self._pair))
         return Caption(begin, end, start, self._pair, self._certainty)
 
 

@@ -33,11 +33,18 @@ class CaptionStream:
     Args:
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
         costs: of boundaries; by default those that suit the package's own model.
+        first_sample_seconds: when the first sample is shown.
     """
 
-    def __init__(self, sample_rate: float | Fraction = 10, costs: DecodingCosts | None = None) -> None:
+    def __init__(
+        self,
+        sample_rate: float | Fraction = 10,
+        costs: DecodingCosts | None = None,
+        *,
+        first_sample_seconds: float | Fraction = 0,
+    ) -> None:
         self._costs = costs or DecodingCosts()
-        self._cutter = CaptionCutter(sample_rate)
+        self._cutter = CaptionCutter(sample_rate, first_sample_seconds)
         self._labels = _LabelStream(self._costs.hasty)
         self._scores = np.empty((0, 5))
         """Of the last pairs whose labels were given, and of all whose labels are not sure yet."""

@@ -82,7 +82,7 @@ def run(
         if ocr:
             check_ocr()
         if crop == "auto":
-            crop = auto_crop(video, as_json or quiet)
+            crop = auto_crop(video, options["stream"], as_json or quiet)
         encoders = _encoders_of_run(encoder_workers, options["encoder"])
         with nullcontext() if as_json or quiet else progress_display() as progress:
             result = run_job(

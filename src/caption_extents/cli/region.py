@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caption_extents.cli.errors import check_output, errors_as_exit_codes
+from caption_extents.cli.options import HELP
 from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
 from caption_extents.files import write_whole
@@ -28,6 +29,7 @@ _USUAL_REGION = CropRegion(0.05, 0.8, 0.95, 0.98)
 def crop(
     video: Annotated[Path, typer.Argument(help="A video file.")],
     picture: Annotated[Path | None, typer.Option(help="Write a picture with the regions drawn (.png).")] = None,
+    stream: Annotated[int | None, typer.Option(help=HELP["stream"])] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Choose the region on a page, by mouse.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the regions as a JSON list.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
@@ -38,14 +40,14 @@ def crop(
     """
     if browser:
         with errors_as_exit_codes():
-            region = _choose_region(video, quiet or as_json)
+            region = _choose_region(video, stream, quiet or as_json)
         typer.echo(json.dumps([{"crop": region.as_tuple()}]) if as_json else as_option(region))
         return
     with errors_as_exit_codes():
         if picture is not None and picture.suffix.lower() != ".png":
             raise InputError(f"cannot write a picture to {str(picture)!r}; the name must end with .png")
         check_output(picture)
-        bands, drawn = suggest(video, quiet or as_json)
+        bands, drawn = suggest(video, stream, quiet or as_json)
         if picture is not None:
             from PIL import Image
 
@@ -60,26 +62,26 @@ def crop(
         typer.echo(f"also, in {band.pictures} pictures: {as_option(band.region)}", err=True)
 
 
-def auto_crop(video: str, quiet: bool) -> str:
+def auto_crop(video: str, stream: int | None, quiet: bool) -> str:
     """The region that is suggested first, as `--crop` takes it."""
     if not os.path.isfile(video):  # noqa: PTH113 which no name makes fail
         raise InputError(f"--crop auto looks at a file of this machine, and {video!r} is none; give the crop")
-    crop = as_option(suggest(Path(video), quiet)[0][0].region)
+    crop = as_option(suggest(Path(video), stream, quiet)[0][0].region)
     if not quiet:
         typer.echo(f"crop {crop}", err=True)
     return crop
 
 
-def suggest(video: Path, quiet: bool) -> tuple[list[Band], np.ndarray]:
+def suggest(video: Path, stream: int | None, quiet: bool) -> tuple[list[Band], np.ndarray]:
     """Bands of text, the likeliest first, and a picture with them drawn."""
     from caption_extents.ocr.crop import draw_regions, rapid_detector, suggest_crop
 
     with progress_of("looking", quiet) as tell:
-        bands, seen = suggest_crop(video, rapid_detector(), tell)
+        bands, seen = suggest_crop(video, rapid_detector(), tell, stream)
     return bands, draw_regions(seen, bands)
 
 
-def _choose_region(video: Path, quiet: bool) -> CropRegion:
+def _choose_region(video: Path, stream: int | None, quiet: bool) -> CropRegion:
     """A region that a person has drawn, beginning with the suggested one if there is one."""
     from fractions import Fraction
 
@@ -92,11 +94,11 @@ def _choose_region(video: Path, quiet: bool) -> CropRegion:
     from caption_extents.video.timeline import build_timeline
 
     try:
-        start = suggest(video, quiet)[0][0].region
+        start = suggest(video, stream, quiet)[0][0].region
     except InputError:
         # No text was found, or nothing that finds it is installed.
         start = _USUAL_REGION
-    facts = probe(video)
+    facts = probe(video, stream)
     frames = [
         VideoFrame.from_ndarray(picture, format="rgb24")
         for picture in pictures_at(facts, pick_times(build_timeline(facts, Fraction(10)), _PAGE_PICTURES))

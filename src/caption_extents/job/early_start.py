@@ -31,7 +31,7 @@ class EarlyStart:
     @classmethod
     def begin(cls, job: Job, path: Path, gpu: int, children: Children) -> EarlyStart:
         """Start them; they index the video and decode its first segments before these are asked for."""
-        reader = IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children)
+        reader = IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children, job.stream)
         memory_before = memory_in_use(open_nvml())
         sessions = GpuSessions(gpu, children)
         sessions.begin_early(reader, job.crop_region)

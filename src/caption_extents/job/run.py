@@ -13,7 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -115,7 +114,7 @@ def run(job: Job, children: Children, started: EarlyStart | None = None) -> Crop
         open_input(job, store, _decoding(job, device), started, children, watchdog) as (path, video),
     ):
         plan = _make_plan(job, path, video, model)
-        found = _Captions(plan.timeline.frame_rate, plan.costs)
+        found = _Captions(plan)
         with (
             _acquire(job, plan, store, keys) as lease,
             closing(DatabaseWriter()) as rows,
@@ -177,7 +176,7 @@ def _device(job: Job) -> torch.device:
 def _decoding(job: Job, device: torch.device) -> Decoding:
     limits = DecoderLimits(job.isolate_memory_mib << 20, job.stall_seconds) if job.isolate else None
     gpu = (device.index or 0) if device.type == "cuda" and not job.isolate else None
-    return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits)
+    return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits, job.stream)
 
 
 def _open_encoder(job: Job, device: torch.device, children: Children) -> ChunkEncoder:
@@ -218,7 +217,9 @@ def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> 
         crop=resolve_crop(job.crop_region, video.facts),
         model=loaded,
         preset=find_preset(job.preset),
-        source=SourceRecord(shown_name(job.video_key), video.facts.size_bytes, content_fingerprint(path)),
+        source=SourceRecord(
+            shown_name(job.video_key), video.facts.size_bytes, content_fingerprint(path), video.facts.stream_index
+        ),
         prices=_prices(job),
         costs=DecodingCosts.of(loaded),
     )
@@ -246,6 +247,7 @@ def _inputs_digest(plan: _Plan) -> str:
     """What the content of a version depends on: runs with one digest make the same chunks and results."""
     inputs = {
         "source": plan.source.fingerprint,
+        "stream": plan.source.stream,
         "crop_px": plan.crop.as_tuple(),
         "frame_rate": str(plan.timeline.frame_rate),
         "preset": [plan.preset.name, plan.preset.threads, dict(plan.preset.options)],
@@ -366,18 +368,24 @@ def _checked(probabilities: np.ndarray) -> np.ndarray:
 class _Captions:
     """The captions, found while the last chunks are still encoded."""
 
-    def __init__(self, rate: Fraction, costs: DecodingCosts) -> None:
-        self._rate, self._costs = rate, costs
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
         self._thread = ThreadPoolExecutor(1, "captions")
         self._found: Future[list[Caption]] | None = None
 
     def begin(self, probabilities: np.ndarray) -> None:
         """Begin to find them, when all probabilities are there."""
-        self._found = self._thread.submit(decode_captions, probabilities, self._rate, self._costs)
+        self._found = self._thread.submit(self._decode, probabilities)
 
     def all(self, probabilities: np.ndarray) -> list[Caption]:
         """All of them."""
-        return self._found.result() if self._found else decode_captions(probabilities, self._rate, self._costs)
+        return self._found.result() if self._found else self._decode(probabilities)
+
+    def _decode(self, probabilities: np.ndarray) -> list[Caption]:
+        plan = self._plan
+        return decode_captions(
+            probabilities, plan.timeline.frame_rate, plan.costs, first_sample_seconds=plan.facts.first_sample_seconds
+        )
 
     def close(self) -> None:
         """Give up."""
@@ -393,6 +401,7 @@ def _manifest(job: Job, plan: _Plan, records: list[ChunkRecord], lease: VersionL
         crop_px=plan.crop.as_tuple(),
         sample_aspect_ratio=str(plan.facts.sample_aspect_ratio),
         frame_rate=str(plan.timeline.frame_rate),
+        first_sample_seconds=float(plan.facts.first_sample_seconds),
         sample_count=len(plan.timeline),
         preset=plan.preset.name,
         model_version=plan.model.version,
@@ -414,10 +423,12 @@ def _run_metadata(
         "processing_time_seconds": metrics.total_seconds,
         "frame_rate": manifest.frame_rate,
         "frame_count": manifest.sample_count,
+        "first_sample_seconds": manifest.first_sample_seconds,
         "crop": ",".join(map(str, manifest.crop)),
         "crop_px": ",".join(map(str, manifest.crop_px)),
         "source_key": manifest.source.key,
         "source_fingerprint": manifest.source.fingerprint,
+        "source_stream": manifest.source.stream,
         "encoder_preset": manifest.preset,
         "implementation": job.implementation,
         "decoder": decoder.name,

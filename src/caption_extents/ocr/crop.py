@@ -96,7 +96,10 @@ def rapid_detector() -> Detector:
 
 
 def suggest_crop(
-    path: Path, detect: Detector, tell: Callable[[int, int], None] = lambda done, total: None
+    path: Path,
+    detect: Detector,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    stream_index: int | None = None,
 ) -> tuple[list[Band], np.ndarray]:
     """Bands with captions, the likeliest first, and a picture of the video with text in it, uint8 (H, W, 3).
 
@@ -104,11 +107,12 @@ def suggest_crop(
         VideoError: the video cannot be used, or there is no text that comes and goes.
         StallError: a codec or the detector gives no sign of life.
     """
-    return Watchdog().call(f"looking for text in {str(path)!r}", lambda: _suggest(path, detect, tell))
+    return Watchdog().call(
+        f"looking for text in {str(path)!r}", lambda: _suggest(probe(path, stream_index), detect, tell)
+    )
 
 
-def _suggest(path: Path, detect: Detector, tell: Callable[[int, int], None]) -> tuple[list[Band], np.ndarray]:
-    facts = probe(path)
+def _suggest(facts: VideoFacts, detect: Detector, tell: Callable[[int, int], None]) -> tuple[list[Band], np.ndarray]:
     timeline = build_timeline(facts, Fraction(10))
     boxes: list[TextBox] = []
     best: tuple[int, np.ndarray | None] = (-1, None)
@@ -126,7 +130,9 @@ def _suggest(path: Path, detect: Detector, tell: Callable[[int, int], None]) -> 
         tell(number + 1, len(times))
     bands = find_bands(boxes, len(times))
     if not bands or best[1] is None:
-        raise VideoError(f"no text comes and goes in {str(path)!r}, as captions do; give the crop: --crop L,T,R,B")
+        raise VideoError(
+            f"no text comes and goes in {str(facts.path)!r}, as captions do; give the crop: --crop L,T,R,B"
+        )
     return bands, best[1]
 
 

@@ -40,7 +40,7 @@ def refine_captions(
         whole = bool(frames.pts) and (frames.pts[0], frames.pts[-1]) == interval
         change = find_change(frames, model) if whole else None
         if change is not None:
-            times[edge] = float((change - facts.first_pts) * facts.time_base)
+            times[edge] = float(facts.first_sample_seconds + (change - facts.first_pts) * facts.time_base)
     return [
         replace(
             caption,

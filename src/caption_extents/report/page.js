@@ -70,7 +70,7 @@ async function show(sample, coarseFirst = false) {
   const mine = wanted;
   byId("slider").value = mine;
   cursor.style.left = `${(100 * (mine + 0.5)) / count}%`;
-  byId("where").textContent = `sample ${mine}, ${clock(mine / rate)}`;
+  byId("where").textContent = `sample ${mine}, ${clock(secondsOf(mine))}`;
   markCurrent();
   if (coarseFirst) {
     for (const sample of coarser(mine)) {
@@ -86,6 +86,7 @@ async function show(sample, coarseFirst = false) {
 let captions = data.captions.map((caption) => ({ ...caption, edited: false }));
 const history = [];
 let current = -1;
+function secondsOf(sample) { return data.first_sample_seconds + sample / rate; }
 function clock(seconds) {
   const ms = Math.round(seconds * 1000), pad = (n, size) => String(n).padStart(size, "0");
   return `${pad(Math.floor(ms / 3600000), 2)}:${pad(Math.floor(ms / 60000) % 60, 2)}:` +
@@ -103,8 +104,8 @@ function change(out, into) {
 }
 function retimed(caption, start, end) {
   return { ...caption, start_frame: start, end_frame: end, edited: true,
-    start_seconds: start === caption.start_frame ? caption.start_seconds : start / rate,
-    end_seconds: end === caption.end_frame ? caption.end_seconds : end / rate };
+    start_seconds: start === caption.start_frame ? caption.start_seconds : secondsOf(start),
+    end_seconds: end === caption.end_frame ? caption.end_seconds : secondsOf(end) };
 }
 function retime(caption, start, end) {
   if (start < end && free(start, end, caption)) change([caption], [retimed(caption, start, end)]);
@@ -141,8 +142,8 @@ const actions = {
   },
   add: () => {
     if (free(wanted, wanted + 1, null))
-      change([], [{ start_frame: wanted, end_frame: wanted + 1, start_seconds: wanted / rate,
-        end_seconds: (wanted + 1) / rate, text: "", confidence: 1, thumbs: [], edited: true }]);
+      change([], [{ start_frame: wanted, end_frame: wanted + 1, start_seconds: secondsOf(wanted),
+        end_seconds: secondsOf(wanted + 1), text: "", confidence: 1, thumbs: [], edited: true }]);
   },
 };
 function free(start, end, except) {

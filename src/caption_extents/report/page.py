@@ -76,6 +76,7 @@ def page_data(
         "source": manifest.source.key,
         "model_version": manifest.model_version,
         "frame_rate": float(Fraction(manifest.frame_rate)),
+        "first_sample_seconds": manifest.first_sample_seconds,
         "frame_rate_text": manifest.frame_rate,
         "sample_count": manifest.sample_count,
         "width": round((right - left) * aspect),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,19 @@ class ChunkRecord:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """The video that a version was made of."""
+    """The video that a version was made of.
+
+    Attributes:
+        key: the file's path, or its key in the store.
+        size_bytes: of the file.
+        fingerprint: of its content, see :func:`content_fingerprint`.
+        stream: index of the video stream, as FFmpeg counts them; None in versions that did not note it.
+    """
 
     key: str
     size_bytes: int
     fingerprint: str
+    stream: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Manifest:
         sample_count: samples of the video.
         preset: encoder preset.
         model_version: of the caption model.
+        first_sample_seconds: when the first sample is shown on a player's clock, which starts where the container does.
         chunks: all chunks, in order of level (16, 4, 1) and first sample.
     """
 
@@ -70,6 +80,7 @@ class Manifest:
     preset: str
     model_version: str
     chunks: tuple[ChunkRecord, ...] = field(repr=False)
+    first_sample_seconds: float = 0.0
     format_version: int = MANIFEST_FORMAT
 
     def to_json(self) -> bytes:
@@ -78,7 +89,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Read a manifest.
+        """Read a manifest. What it says beyond this format is left out.
 
         Raises:
             StoreError: it is damaged, or of a newer format than this package knows.
@@ -94,7 +105,7 @@ class Manifest:
                 ChunkRecord(**{**chunk, "samples": tuple(chunk["samples"])}) for chunk in fields["chunks"]
             )
             fields["crop"], fields["crop_px"] = tuple(fields["crop"]), tuple(fields["crop_px"])
-            return cls(**fields)
+            return cls(**{one.name: fields[one.name] for one in dataclass_fields(cls) if one.name in fields})
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, StoreError):
                 raise

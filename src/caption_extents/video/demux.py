@@ -21,6 +21,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
+from caption_extents.options import MAX_STREAMS
+from caption_extents.video.streams import candidates, chosen_stream, find_film
 from caption_extents.video.wholeness import lacks_index
 from caption_extents.watchdog import alive
 
@@ -45,7 +47,6 @@ CODECS = frozenset(
 
 MAX_SIDE_PX = 16_384
 MAX_PIXELS = 8_192 * 8_192
-MAX_STREAMS = 200
 MAX_OPEN_SECONDS = 20.0
 MAX_PACKETS_PER_SECOND = 1_000
 """Of video, on average; more are no film but an attempt to keep the machine busy."""
@@ -68,19 +69,39 @@ OpenFile = Callable[[], BinaryIO]
 
 @contextmanager
 def open_container(
-    path: Path, thread_count: int = 1, arriving: OpenFile | None = None
+    path: Path, stream_index: int | None, thread_count: int = 1, arriving: OpenFile | None = None
 ) -> Iterator[tuple[av.container.InputContainer, VideoStream]]:
-    """Open a file for reading and find its video stream.
+    """Open a file for reading, with one of its video streams.
 
     Args:
         path: a file on this machine.
+        stream_index: of the stream, as FFmpeg counts them; None for the film, as players choose it.
         thread_count: threads of the decoder.
         arriving: how to read the file, if it is not all there yet.
 
     Raises:
-        VideoError: no such file, unknown container or codec, damaged header, or no video stream.
+        VideoError: no such file, unknown container or codec, damaged header, or no such video stream.
     """
     check_file(path)
+    container = _open(path, arriving)
+    try:
+        if stream_index is None:
+            stream_index = find_film(container, path)
+            if len(candidates(container)) > 1:
+                # Its packets have been read to choose.
+                container.close()
+                container = _open(path, arriving)
+        stream = chosen_stream(container, path, stream_index)
+        _check_stream(stream, path)
+        stream.codec_context.options = dict(_DECODER_OPTIONS)
+        stream.codec_context.thread_count = thread_count
+        stream.thread_type = "AUTO"
+        yield container, stream
+    finally:
+        container.close()
+
+
+def _open(path: Path, arriving: OpenFile | None) -> av.container.InputContainer:
     try:
         container = av.open(
             str(path.absolute()) if arriving is None else arriving(),
@@ -100,14 +121,10 @@ def open_container(
             f"cannot open {str(path)!r} as a video ({reason_of(error)}); "
             f"known containers are {', '.join(CONTAINERS.values())}"
         ) from error
-    try:
-        stream = _video_stream(container, path)
-        stream.codec_context.options = dict(_DECODER_OPTIONS)
-        stream.codec_context.thread_count = thread_count
-        stream.thread_type = "AUTO"
-        yield container, stream
-    finally:
+    if len(container.streams) > MAX_STREAMS:
         container.close()
+        raise VideoError(f"{str(path)!r} has more than {MAX_STREAMS} streams, and at most {MAX_STREAMS} are allowed")
+    return container
 
 
 def check_file(path: Path) -> None:
@@ -162,14 +179,7 @@ def reason_of(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _video_stream(container: av.container.InputContainer, path: Path) -> VideoStream:
-    if len(container.streams) > MAX_STREAMS:
-        raise VideoError(f"{str(path)!r} has more than {MAX_STREAMS} streams, and at most {MAX_STREAMS} are allowed")
-    # Cover pictures of music files are video streams too, with the attached_pic disposition.
-    streams = [s for s in container.streams.video if not (s.disposition & s.disposition.attached_pic)]
-    if not streams:
-        raise VideoError(f"{str(path)!r} has no video stream")
-    stream = streams[0]
+def _check_stream(stream: VideoStream, path: Path) -> None:
     name = codec_name(stream)
     if name not in CODECS:
         raise VideoError(
@@ -177,7 +187,6 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> VideoSt
         )
     context = stream.codec_context
     check_size(path, context.width, context.height)
-    return stream
 
 
 def codec_name(stream: VideoStream) -> str:

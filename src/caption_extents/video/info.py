@@ -117,6 +117,8 @@ class VideoFacts:
         time_base: seconds in a tick of pts.
         average_rate: frames a second from the header; None if unknown.
         first_pts: pts of the first frame that decodes, in ticks.
+        first_sample_seconds: when that frame is shown on a player's clock, which starts where the container does.
+        stream_index: of the video stream, as FFmpeg counts them.
         size_bytes: of the file.
         missing_bytes: by which the file is shorter than its container says.
     """
@@ -134,6 +136,8 @@ class VideoFacts:
     time_base: Fraction
     average_rate: Fraction | None
     first_pts: int
+    first_sample_seconds: Fraction
+    stream_index: int
     size_bytes: int
     missing_bytes: int = 0
 
@@ -165,12 +169,14 @@ class VideoFacts:
             ArithmeticError, AttributeError, KeyError, TypeError, ValueError: the data is not of this form.
         """
         values = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
-        values |= {name: Fraction(values[name]) for name in ("sample_aspect_ratio", "time_base")}
+        values |= {
+            name: Fraction(values[name]) for name in ("sample_aspect_ratio", "time_base", "first_sample_seconds")
+        }
         values["average_rate"] = None if values["average_rate"] is None else Fraction(values["average_rate"])
         values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
         values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
         values["interlaced"] = bool(values["interlaced"])
-        for name in ("width", "height", "first_pts", "size_bytes", "missing_bytes"):
+        for name in ("width", "height", "first_pts", "stream_index", "size_bytes", "missing_bytes"):
             values[name] = int(values[name])
         return cls(path=path, **values)
 
@@ -216,14 +222,14 @@ class PresentationClock:
         return self._last
 
 
-def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
-    """Open a file, decode its first frame, and describe it; see :func:`open_container` for ``arriving``.
+def probe(path: Path, stream_index: int | None = None, arriving: OpenFile | None = None) -> VideoFacts:
+    """Open a file, decode its first frame, and describe it; arguments as of :func:`open_container`.
 
     Raises:
         VideoError: as :func:`open_container`, and when no frame decodes, or the picture is too large or turned by an
             angle that is no multiple of 90 degrees.
     """
-    with open_container(path, arriving=arriving) as (container, stream):
+    with open_container(path, stream_index, arriving=arriving) as (container, stream):
         frame = _first_frame(container, stream, path)
         check_size(path, frame.width, frame.height)
         first_pts = PresentationClock(container.format.name, 1)(frame)
@@ -245,10 +251,28 @@ def probe(path: Path, arriving: OpenFile | None = None) -> VideoFacts:
             time_base=Fraction(stream.time_base),
             average_rate=Fraction(stream.average_rate) if stream.average_rate else None,
             first_pts=first_pts,
+            first_sample_seconds=max(Fraction(0), first_pts * stream.time_base - _clock_start(container)),
+            stream_index=stream.index,
             size_bytes=path.stat().st_size,
             # What is still arriving has its size from the start.
             missing_bytes=missing_bytes(path) if arriving is None else 0,
         )
+
+
+def _clock_start(container: av.container.InputContainer) -> Fraction:
+    """Where a player's clock is zero, in seconds on the container's: the earliest start of its streams, as FFmpeg says.
+
+    Players (mpv, and FFmpeg with all streams mapped) begin to count there, so subtitles must too.
+    """
+    starts = [
+        Fraction(s.start_time) * Fraction(s.time_base or 0) for s in container.streams if s.start_time is not None
+    ]
+    microseconds: int | None = container.start_time
+    if microseconds is None:
+        return min(starts, default=Fraction(0))
+    start = Fraction(microseconds, av.time_base)
+    # It is rounded to microseconds; the stream that starts there says it exactly.
+    return next((exact for exact in starts if abs(exact - start) < Fraction(1, av.time_base)), start)
 
 
 def no_times(path: Path) -> VideoError:

@@ -51,7 +51,7 @@ def frames_between(
         The frames of each interval that can be decoded; they may be none.
     """
     read_on = int(_READ_ON_SECONDS / facts.time_base)
-    with open_container(facts.path, threads) as (container, stream):
+    with open_container(facts.path, facts.stream_index, threads) as (container, stream):
         reader: Iterator[VideoFrame] = iter(())
         held: list[tuple[int, list[np.ndarray]]] = []
         reached: int | None = None

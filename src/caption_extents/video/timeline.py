@@ -141,7 +141,7 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
     non_reference: list[int] = []
     keys: list[int] = []
     order, is_one_stream = _Order(facts), True
-    with open_container(facts.path, arriving=arriving) as (container, stream):
+    with open_container(facts.path, facts.stream_index, arriving=arriving) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
             for packet in read_packets(container, stream):
@@ -216,7 +216,7 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
     keys: set[int] = set()
     untimed = 0
     clock, order = PresentationClock(facts.container, facts.usual_duration), _Order(facts)
-    with open_container(facts.path, 0, arriving) as (container, stream):
+    with open_container(facts.path, facts.stream_index, 0, arriving) as (container, stream):
         for packet in read_packets(container, stream):
             if packet.size:
                 order.add(packet)

@@ -38,15 +38,17 @@ class Decoding:
         threads: of a CPU decoder, 0 for one for each core; of a GPU, sessions at work at once, 0 for as many as keep
             its decode engines busy.
         isolated: read and decode in a child process within these limits, on the CPU; None for this process.
+        stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
     """
 
     gpu: int | None = None
     only_gpu: bool = False
     threads: int = 0
     isolated: DecoderLimits | None = None
+    stream_index: int | None = None
 
     @classmethod
-    def on(cls, device: str, threads: int = 0) -> Decoding:
+    def on(cls, device: str, threads: int = 0, stream_index: int | None = None) -> Decoding:
         """For a device by its name: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
         Raises:
@@ -59,7 +61,7 @@ class Decoding:
         if kind == "cuda" and int(number or 0) >= count:
             raise InputError(f"device {device!r} is not there: this machine has {count or 'no'} CUDA devices")
         on_gpu = kind == "cuda" or (kind == "auto" and count > 0)
-        return cls(int(number or 0) if on_gpu else None, kind == "cuda", threads)
+        return cls(int(number or 0) if on_gpu else None, kind == "cuda", threads, stream_index=stream_index)
 
 
 class Video:
@@ -93,6 +95,11 @@ class Video:
     def sample_rate(self) -> Fraction:
         """Samples a second."""
         return self.timeline.frame_rate
+
+    @property
+    def first_sample_seconds(self) -> Fraction:
+        """When the first sample is shown on a player's clock, which starts where the container does."""
+        return self.facts.first_sample_seconds
 
     @property
     def sample_count(self) -> int:
@@ -155,7 +162,12 @@ class Video:
 
 
 def open_video(
-    path: str | os.PathLike[str], sample_rate: float | Fraction = 10, *, device: str = "auto", threads: int = 0
+    path: str | os.PathLike[str],
+    sample_rate: float | Fraction = 10,
+    *,
+    device: str = "auto",
+    threads: int = 0,
+    stream: int | None = None,
 ) -> Video:
     """Open a video file and find its samples.
 
@@ -167,6 +179,7 @@ def open_video(
         device: where to decode: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one; with ``auto``,
             a video that the GPU cannot decode is decoded on the CPU.
         threads: of a CPU decoder, 0 for one for each core; of a GPU, sessions, 0 for as many as keep its engines busy.
+        stream: index of the video stream, as FFmpeg counts them; by default the film, as players choose it.
 
     Returns:
         The opened video, a context manager.
@@ -175,7 +188,7 @@ def open_video(
         VideoError: the file cannot be used.
         InputError: there is no such device.
     """
-    return open_local(Path(path), exact_rate("sample_rate", sample_rate), Decoding.on(device, threads))
+    return open_local(Path(path), exact_rate("sample_rate", sample_rate), Decoding.on(device, threads, stream))
 
 
 def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Children | None = None) -> Video:
@@ -192,8 +205,8 @@ def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Childre
         DecodeError: the process that reads it died or went past a limit.
     """
     if decoding.isolated is not None:
-        return _IsolatedVideo(IsolatedVideo(path, rate, decoding.isolated, children), decoding)
-    facts = probe(path)
+        return _IsolatedVideo(IsolatedVideo(path, rate, decoding.isolated, children, decoding.stream_index), decoding)
+    facts = probe(path, decoding.stream_index)
     return Video(facts, build_timeline(facts, rate), decoding)
 
 
@@ -270,7 +283,7 @@ def open_arriving(file: ArrivingFile, rate: Fraction, decoding: Decoding) -> Ite
     """
     try:
         try:
-            facts = probe(file.path, file.open)
+            facts = probe(file.path, decoding.stream_index, file.open)
             timeline = build_timeline(facts, rate, file.open)
             file.wait()
             video = Video(replace(facts, missing_bytes=missing_bytes(file.path)), timeline, decoding)

@@ -129,7 +129,7 @@ def _good_frames(
         is_closing: asked before each packet; when true, the iteration ends.
     """
     last_pts, clock = facts.first_pts - 1, PresentationClock(facts.container, facts.usual_duration)
-    with open_container(facts.path, threads) as (container, stream):
+    with open_container(facts.path, facts.stream_index, threads) as (container, stream):
         try:
             for packet in read_packets(container, stream):
                 if is_closing():

@@ -53,13 +53,21 @@ class IsolatedVideo:
         rate: samples a second.
         limits: of the child.
         children: of the run.
+        stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
 
     Raises (when the context is entered):
         VideoError: the video cannot be used.
         DecodeError: the child died, or nothing came from it in time.
     """
 
-    def __init__(self, path: Path, rate: Fraction, limits: DecoderLimits, children: Children | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rate: Fraction,
+        limits: DecoderLimits,
+        children: Children | None = None,
+        stream_index: int | None = None,
+    ) -> None:
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = False
         self._indexing = threading.Lock()
@@ -67,7 +75,7 @@ class IsolatedVideo:
         self._index_error: BaseException | None = None
         # What goes wrong in the child comes as a message; what its libraries print is dropped.
         self._child = (children or Children()).start(TARGET, stall_seconds=limits.stall_seconds, quiet=True)
-        self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes})
+        self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes, "stream": stream_index})
 
     def __enter__(self) -> IsolatedVideo:
         self.wait_until_indexed()
@@ -269,13 +277,13 @@ def _give_up_rights(memory_bytes: int) -> None:
 def _serve(parent: Channel) -> None:
     opening, _ = parent.receive()
     _give_up_rights(opening["memory_bytes"])
-    facts = probe(Path(opening["path"]))
+    facts = probe(Path(opening["path"]), opening["stream"])
     timeline = build_timeline(facts, Fraction(opening["rate"]))
     arrays = (timeline.sample_pts, timeline.skippable_pts, timeline.key_pts)
     parent.send({"facts": facts.to_json()}, *(array.astype(np.int64) for array in arrays))
     asked, _ = parent.receive()
     if "spans" in asked:
-        _send_segments(parent, facts.path, timeline, [Span(*numbers) for numbers in asked["spans"]])
+        _send_segments(parent, facts, timeline, [Span(*numbers) for numbers in asked["spans"]])
         return
     # Not above: a parent that reads packets here and decodes them on a GPU does without.
     from caption_extents.video.decoders.cpu import CpuDecoder
@@ -289,8 +297,8 @@ def _serve(parent: Channel) -> None:
     parent.send({"undecodable": decoder.undecodable_samples[told:]})
 
 
-def _send_segments(parent: Channel, path: Path, timeline: Timeline, spans: list[Span]) -> None:
-    for segment in read_segments(path, timeline, spans):
+def _send_segments(parent: Channel, facts: VideoFacts, timeline: Timeline, spans: list[Span]) -> None:
+    for segment in read_segments(facts, timeline, spans):
         packed = pack(segment)
         if packed is None:
             break

@@ -67,7 +67,7 @@ class NvdecEngine:
         context = cast(VideoCodecContext, av.CodecContext.create(self._facts.codec, "r", hwaccel=accelerator))
         context.options = {"hwaccel_flags": "unsafe_output", "extra_hw_frames": str(_HELD_FRAMES)}
         context.thread_count = 1  # others would have nothing to do
-        with open_container(self._facts.path) as (_, stream):
+        with open_container(self._facts.path, self._facts.stream_index) as (_, stream):
             context.extradata = stream.codec_context.extradata
         return context
 

@@ -163,7 +163,7 @@ class SideBySide:
             yield segment
             found += 1
         if found < len(self.spans):
-            read = read_segments(self._facts.path, self._timeline, self.spans, self._stopped.is_set)
+            read = read_segments(self._facts, self._timeline, self.spans, self._stopped.is_set)
             yield from itertools.islice(read, found, None)
 
     def _work(self, session: SegmentSession) -> None:

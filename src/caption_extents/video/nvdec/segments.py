@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import av
@@ -17,6 +16,7 @@ import av.error
 import numpy as np
 
 from caption_extents.video.demux import open_container, read_packets
+from caption_extents.video.info import VideoFacts
 from caption_extents.video.timeline import Timeline
 
 SEGMENT_SAMPLES = 64
@@ -119,10 +119,10 @@ def cut_segments(packets: Iterable[P], spans: list[Span]) -> Iterator[Segment[P]
 
 
 def read_segments(
-    path: Path, timeline: Timeline, spans: list[Span], stopped: Callable[[], bool] = lambda: False
+    facts: VideoFacts, timeline: Timeline, spans: list[Span], stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Segment[Packet]]:
     """The segments of a file, without the packets that nothing needs; those after damage to the file do not come."""
-    packets = _needed_packets(path, frozenset(timeline.skippable_pts.tolist()), stopped)
+    packets = _needed_packets(facts, frozenset(timeline.skippable_pts.tolist()), stopped)
     return iter([Segment(0, spans[0], later=packets)]) if len(spans) == 1 else cut_segments(packets, spans)
 
 
@@ -133,8 +133,8 @@ def merged(spans: list[Span], number: int) -> list[Span]:
     return [*spans[: number - 1], joined, *spans[number + 1 :]]
 
 
-def _needed_packets(path: Path, skippable: frozenset[int], stopped: Callable[[], bool]) -> Iterator[Packet]:
-    with open_container(path) as (container, stream):
+def _needed_packets(facts: VideoFacts, skippable: frozenset[int], stopped: Callable[[], bool]) -> Iterator[Packet]:
+    with open_container(facts.path, facts.stream_index) as (container, stream):
         try:
             for packet in read_packets(container, stream):
                 if stopped():
