@@ -7,8 +7,8 @@ The captions of a file::
     for caption in caption_extents.find_captions("film.mp4", crop=(0.1, 0.82, 0.9, 0.96)):
         print(caption.start, caption.end)
 
-The steps of that one by one: :func:`open_video`, :class:`CaptionModel`, :func:`decode_captions`,
-:func:`write_subtitles`. The whole job with a store, versions and chunks: :class:`Job` and :func:`run_job`.
+The single steps of :func:`find_captions` are :func:`open_video`, :class:`CaptionModel`, :func:`decode_captions` and
+:func:`write_subtitles`. :class:`Job` and :func:`run_job` run the whole job with a store, versions and chunks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _MODULES = {
     "run_job": "job.api",
     "write_subtitles": "captions.subtitles",
 }
-"""Imported when they are first used: PyTorch alone takes seconds."""
+"""Module of each public name. They are imported lazily, because importing PyTorch alone takes seconds."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Many videos from one list: which there are, which are done, and how each ended.
+"""Processing a list of videos: reading the list, running a job for each entry, and recording the outcomes.
 
 A list is CSV with a header, or JSON lines. Each entry has ``video`` and ``crop`` (``L,T,R,B``, or four numbers), and
-may have ``video_id``, ``tenant`` and ``rate``. How entries ended is appended to a file beside the list, so that the
-next run does only what is missing; an entry whose line has changed is another entry, and so is one for another store or
-preset.
+may have ``video_id``, ``tenant`` and ``rate``. Each outcome is appended to a journal file beside the list, so that the
+next run skips the entries that are done. An entry whose line has changed, or that is run with another store or preset,
+counts as a new entry.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from caption_extents.region import CropRegion
 from caption_extents.video.nvdec.driver import device_count
 
 _RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
-"""Options, beside store and preset, that make another result."""
+"""Options, in addition to store and preset, that change the result of a job."""
 _END_SECONDS = 5.0
-"""In which workers that were told to end give back their versions."""
+"""How long terminated workers may take to release their versions before they are killed."""
 _FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
 
 
@@ -43,10 +43,10 @@ class Entry:
     """One video of a list.
 
     Attributes:
-        video: a file of the machine that does it, or a key in the store.
-        crop: left, top, right, bottom.
-        video_id, tenant: parts of the keys that are written.
-        rate: samples a second, exactly.
+        video: path of a file on the machine that runs the job, or a key in the store.
+        crop: left, top, right and bottom of the region, as fractions of the displayed picture.
+        video_id, tenant: ids that become part of every key that is written.
+        rate: samples per second, exact.
     """
 
     video: str
@@ -56,7 +56,7 @@ class Entry:
     rate: Fraction
 
     def job(self, options: BatchOptions) -> Job:
-        """The job that does it.
+        """The job for this entry, with the options that all entries share.
 
         Raises:
             InputError: an option cannot be used.
@@ -65,17 +65,17 @@ class Entry:
 
     @property
     def digest(self) -> str:
-        """Tells entries apart across runs."""
-        # A decimal number where it is one, as an earlier version of this package has noted it.
+        """Hexadecimal digest of all fields, which identifies the entry in the journal."""
+        # The rate is written as a decimal number if it is one: journals of earlier versions contain it in this form.
         number = float(self.rate)
         rate = number if Fraction(str(number)) == self.rate else str(self.rate)
         return hashlib.sha256(json.dumps({**asdict(self), "rate": rate}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _what_for(options: BatchOptions) -> str:
-    """Tells apart runs of one list whose results differ, or go elsewhere."""
+    """Digest of the store and of all options that change results; an entry is done only for the same digest."""
     shared = [str(options.get("store")), options.get("preset", Job.preset)]
-    # Only where they are given, so that what an earlier version of this package has noted still counts.
+    # Other options are included only if they are given, so that journals of earlier versions stay valid.
     shared += [
         f"{name}={options[name]}"
         for name in _RESULT_OPTIONS
@@ -86,16 +86,16 @@ def _what_for(options: BatchOptions) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an entry ended.
+    """The outcome of one entry.
 
     Attributes:
-        digest: of the entry.
-        video_id: of the entry.
-        error: why it failed; None when it is done.
-        seconds: of work.
-        samples, captions, version: of the result.
-        video_seconds: length of the video.
-        cost: at the configured price; None without one.
+        digest: :attr:`Entry.digest` of the entry.
+        video_id: video id of the entry.
+        error: error message if the job failed; None if it succeeded.
+        seconds: wall time of the job.
+        samples, captions, version: number of samples, number of captions and version number of the result.
+        video_seconds: duration of the video.
+        cost: cost at the configured price; None without a price.
     """
 
     digest: str
@@ -110,7 +110,7 @@ class Outcome:
 
     @classmethod
     def of(cls, entry: Entry, result: dict[str, Any]) -> Outcome:
-        """How an entry ended that has this result, as plain data."""
+        """The outcome of an entry whose job succeeded; ``result`` is :meth:`CropInferResult.to_dict`."""
         return cls(
             digest=entry.digest,
             video_id=entry.video_id,
@@ -124,10 +124,14 @@ class Outcome:
 
 
 def read_list(path: Path, tenant: str) -> list[Entry]:
-    """The entries of a list, all checked before any is started.
+    """Read and check all entries of a list.
+
+    Args:
+        path: the CSV or JSON lines file.
+        tenant: tenant id of entries that do not name one.
 
     Raises:
-        InputError: a line cannot be used, or two entries write to the same place; names the line.
+        InputError: a line cannot be used, or two entries have the same tenant and video id; the message names the line.
     """
     try:
         text = _decoded(path.read_bytes())
@@ -159,16 +163,16 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
 
 
 def _decoded(data: bytes) -> str:
-    """Text as programs save tables: UTF-8 or UTF-16, with or without a mark."""
+    """Decode a text file as spreadsheet programs save it: UTF-8 or UTF-16, with or without a byte order mark."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
-    # UTF-16 without its mark has a zero beside each letter of the header.
+    # In UTF-16 without a byte order mark, every second byte of the ASCII header is zero.
     zeros = data[1:2] == b"\0", data[:1] == b"\0"
     return data.decode("utf-16-le" if zeros[0] else "utf-16-be" if zeros[1] else "utf-8-sig")
 
 
 def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    # Spreadsheets of many countries part columns by semicolons, and some by tabs.
+    # In many locales, spreadsheet programs separate columns by semicolons, some by tabs.
     header = next(iter(text.splitlines()), "")
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
@@ -180,7 +184,7 @@ def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _read_json_lines(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     rows = []
-    # Not splitlines: a name may hold what else Unicode takes for the end of a line.
+    # Not splitlines(): a file name may contain other characters that Unicode treats as line breaks.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -217,13 +221,13 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
 
 
 class Journal:
-    """How entries ended, one JSON line each; what was cut off by a kill is passed over."""
+    """The outcomes of a list's entries in a JSON lines file; lines truncated by a killed process are ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def done(self, what_for: str) -> set[str]:
-        """Digests of the entries that are done for a store and a preset."""
+        """Digests of the entries that succeeded with the same store and options (see :func:`_what_for`)."""
         if not self._path.exists():
             return set()
         digests = set()
@@ -237,8 +241,8 @@ class Journal:
         return digests
 
     def add(self, outcome: Outcome, what_for: str) -> None:
-        """Remember how an entry ended."""
-        # A line that a kill or a full disk has cut off must not swallow this one.
+        """Append the outcome of an entry."""
+        # If a killed process or a full disk left a truncated last line, start a new line first.
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write("\n" * self._cut_off() + json.dumps({**asdict(outcome), "what_for": what_for}) + "\n")
@@ -261,7 +265,7 @@ BatchOptions: TypeAlias = Mapping[str, Any]
 
 
 def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
-    """Do one entry; never raises what the job raises."""
+    """Run the job of an entry; errors of the job are returned in the outcome, not raised."""
     started = time.perf_counter()
     try:
         result = run_job(entry.job(options))
@@ -271,9 +275,9 @@ def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
 
 
 _number = 0
-"""Of this process, among those of a pool."""
+"""Number of this process among the workers of its pool, counted from 0; it selects the GPU."""
 _worker: WorkerOfPool
-"""This process, in a pool."""
+"""Ends this process with its parent, if it is a worker of a pool."""
 
 
 def _begin_worker(numbers: SimpleQueue[int]) -> None:
@@ -290,27 +294,31 @@ def _run_in_worker(entry: Entry, options: BatchOptions) -> Outcome:
 
 
 class Executor(Protocol):
-    """Where entries are done. Outcomes come as they end, in any order."""
+    """Runs the jobs of entries: on this machine, on Ray or on Modal."""
 
     def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
-        """Do all entries."""
+        """Run all entries, and yield each outcome when its job ends, in order of completion."""
         ...
 
 
 class LocalExecutor:
-    """Processes of this machine, so that a crash in one takes no other with it.
+    """Runs entries in child processes of this machine, so that a crash while one video is processed is contained.
 
-    Where there are several GPUs, each process keeps to one of them, in turn.
+    If there are several GPUs, they are assigned to the processes in turn.
 
     Args:
-        jobs: videos at once.
+        jobs: number of videos processed at once.
     """
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
 
     def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
-        """See the protocol. A process that dies takes all others with it; what they left is tried again, then alone."""
+        """See the protocol.
+
+        If a worker dies, Python breaks the whole pool. The entries without an outcome are run again in a second pool,
+        and those still without an outcome each in a pool of their own.
+        """
         left, again = list[Entry](), list[Entry]()
         yield from self._in_one_pool(entries, options, left)
         yield from self._in_one_pool(left, options, again)
@@ -321,7 +329,7 @@ class LocalExecutor:
                 yield Outcome(entry.digest, entry.video_id, error="the process that did it died, again and again")
 
     def _in_one_pool(self, entries: list[Entry], options: BatchOptions, left: list[Entry]) -> Iterator[Outcome]:
-        """Outcomes of entries; those that were left when a process died are added to ``left``."""
+        """Yield outcomes; entries that have none because the pool broke are appended to ``left``."""
         if not entries:
             return
         context, before = get_context("spawn"), active_children()
@@ -340,7 +348,7 @@ class LocalExecutor:
                 except Exception as error:
                     yield Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
         except BaseException:
-            # Interrupted: nothing else begins, and what goes on ends, so that another run can finish it at once.
+            # Interrupted: cancel queued entries, and terminate the workers, which release their versions.
             pool.shutdown(wait=False, cancel_futures=True)
             workers = [process for process in active_children() if process not in before]
             for process in workers:
@@ -355,14 +363,14 @@ class LocalExecutor:
 
 @dataclass
 class Summary:
-    """A whole batch.
+    """Totals of a batch.
 
     Attributes:
-        done, failed, skipped: entries that ended well, that failed, and that were done before.
-        seconds: wall time.
-        video_seconds: length of all videos that were done now.
-        cost: of what was done now; None without a price.
-        reasons: why entries failed, by video id.
+        done, failed, skipped: number of entries that succeeded, that failed, and that an earlier run had done.
+        seconds: wall time of the batch.
+        video_seconds: total duration of the videos processed by this batch.
+        cost: total cost of these videos; None without a price.
+        reasons: error messages of failed entries, by video id.
     """
 
     done: int = 0
@@ -404,14 +412,18 @@ def run_batch(
     options: BatchOptions,
     tell: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
-    """Do what is missing of a list.
+    """Run all entries of a list that are not done yet.
 
     Args:
-        entries: all of the list.
-        journal: what was done before, and where it is noted.
-        executor: where to do it.
-        options: of every job.
-        tell: called with each outcome as it comes.
+        entries: all entries of the list.
+        journal: outcomes of earlier runs; new outcomes are appended.
+        executor: runs the jobs.
+        options: options that all jobs share.
+        tell: called with each outcome when its job ends.
+
+    Raises:
+        InputError: an option or an entry cannot be used; no job has been started.
+        OutputError: an outcome could not be written to the journal.
     """
     started = time.perf_counter()
     for entry in entries:

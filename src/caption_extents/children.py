@@ -1,4 +1,4 @@
-"""The one way in which this package runs code in a child process.
+"""Child processes: how all parts of this package start, talk to and end them.
 
 A child is ``python -m caption_extents.children MODULE:FUNCTION`` with some channels. A channel is a socket for messages
 (a JSON object and any number of binary payloads) and a file in memory that both sides can map. Nothing that comes from
@@ -49,7 +49,7 @@ _ERRORS = {name: getattr(errors, name) for name in ("VideoError", "DecodeError",
 
 
 class ChannelError(Exception):
-    """The other end has closed, or has sent what no message is; says which."""
+    """The other end of the channel has closed, or has sent an invalid message; the text says which."""
 
 
 class Channel:
@@ -94,7 +94,7 @@ class Channel:
         self.send({"error": str(error)[:_MESSAGE_CHARACTERS], "kind": type(error).__name__})
 
     def show_life(self) -> None:
-        """Tell the other side, now and then, that this one is making progress."""
+        """Send a keep-alive, at most every 0.2 s, so that the other side knows that this process makes progress."""
         now = time.monotonic()
         if now - self._told > _LIFE_SECONDS:
             self._told = now
@@ -104,11 +104,11 @@ class Channel:
     def receive(
         self, wait: Callable[[Channel], None] | None = None, limit_bytes: int = _MAX_PAYLOAD_BYTES
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """The next message, and its payloads, each uint8 (size,).
+        """Receive the next message and its payloads, each uint8 (size,).
 
         Args:
-            wait: called before each read with this channel; returns when there is something to read.
-            limit_bytes: of all payloads together.
+            wait: called with this channel before each read; it must return when data can be read.
+            limit_bytes: maximum size of all payloads together.
 
         Raises:
             ChannelError: the other end has closed, or sent something else.
@@ -141,7 +141,7 @@ class Channel:
         return message, [self._read(payload, wait) for payload in sizes]
 
     def wait(self, seconds: float) -> bool:
-        """Whether something comes, or the other end closes, within a time."""
+        """Wait for at most ``seconds``; whether data can be read, or the other end has closed."""
         with selectors.DefaultSelector() as selector:
             try:
                 selector.register(self._end, selectors.EVENT_READ)
@@ -150,7 +150,7 @@ class Channel:
             return bool(selector.select(seconds))
 
     def _read(self, size: int, wait: Callable[[Channel], None] | None) -> np.ndarray:
-        # Memory is taken as bytes come, not when their number is told.
+        # Pages of this buffer are committed only when data arrives, not when the sender announces a size.
         data = np.empty(size, np.uint8)
         view = memoryview(cast(Any, data))
         try:
@@ -175,14 +175,14 @@ class Channel:
         return self._mapped[:size]
 
     def shut_down(self) -> None:
-        """Have a thread that waits for the other side fail."""
+        """Shut down the socket, so that a thread that waits for the other side gets an error."""
         with suppress(OSError):
             self._end.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Free the socket and the file, when threads that wait for the other side have failed."""
+        """Shut down, wait until no thread uses the channel any more, and close the socket and the shared file."""
         self.shut_down()
-        # The number of a socket that is closed under a thread may be that of another file by the time it is read.
+        # Take the locks first: a closed descriptor number may be reused while a thread still reads from it.
         with self._receiving, self._sending:
             self._end.close()
             self._memory.close()
@@ -193,16 +193,17 @@ def _contiguous(payload: np.ndarray | bytes | bytearray) -> np.ndarray | bytes |
 
 
 class Child:
-    """A child process, which starts at once.
+    """A child process; it is started by the constructor.
 
     Args:
-        target: what it runs, as ``module:function``; the function is called with the child's channels.
-        channels: how many.
-        arguments: strings that the function gets after them.
-        stall_seconds: :meth:`receive` fails when nothing comes for this long; None for waiting for as long as it takes.
-        quiet: whether what the child's libraries print is dropped.
-        environment: of the child; by default this process's, with settings for a child that only encodes or decodes.
-        errors: further errors that the child may report.
+        target: function that the child runs, as ``module:function``; its first argument is the list of channels.
+        channels: number of channels.
+        arguments: strings that are passed to the function after the channels.
+        stall_seconds: :meth:`receive` raises StallError if nothing arrives for this long; None to wait without limit.
+        quiet: whether to discard the output of the child's libraries (stdout and stderr).
+        environment: environment of the child; by default that of this process, adapted for a child that only encodes or
+            decodes.
+        errors: additional exception classes that the child may report, by their names.
     """
 
     def __init__(
@@ -248,7 +249,7 @@ class Child:
 
     @property
     def process_id(self) -> int:
-        """Of the child."""
+        """Process id of the child."""
         return self._process.pid
 
     def receive(
@@ -273,7 +274,7 @@ class Child:
             raise StallError(f"nothing came from the process for {self._stall_seconds:g} s")
 
     def how_it_ended(self) -> str:
-        """For people; waits for a moment."""
+        """How the child ended, as a phrase for an error message; waits up to a second for it to end."""
         try:
             code = self._process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -287,7 +288,7 @@ class Child:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The child's largest resident set so far; of pages that several processes share, its part."""
+        """Largest resident set of the child so far, in bytes; shared pages count proportionally."""
         return self._measure()[0]
 
     @property
@@ -353,28 +354,28 @@ COMMAND = [sys.executable, "-m", "caption_extents.children"]
 
 
 def _environment() -> dict[str, str]:
-    """For a child that only decodes or encodes.
+    """The environment of a child that only decodes or encodes.
 
-    OpenMP's threads, one for each core, would have nothing to do. With one heap for all threads (glibc's
-    ``M_ARENA_MAX``), memory that one encoder frees can be used by the next: four encoders with 25 frames of lookahead
-    then hold 190 and not 230 MiB.
+    OpenMP would start one thread per core that is never used. With a single malloc arena for all threads (glibc's
+    ``M_ARENA_MAX``), memory freed by one encoder can be reused by another: four encoders with 25 frames of lookahead
+    then take 190 MiB instead of 230 MiB.
     """
     return {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 
 
 def _new_memory() -> IO[bytes]:
-    """A file in memory that cannot shrink, or an unnamed temporary file."""
+    """An in-memory file that cannot be shrunk (memfd); an unnamed temporary file on systems without memfd."""
     if not hasattr(os, "memfd_create"):
         return tempfile.TemporaryFile(buffering=0)
     number = os.memfd_create("caption-extents", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     file = os.fdopen(number, "r+b", buffering=0)
-    # A child that truncated it would end its parent by SIGBUS.
+    # Otherwise a child could truncate the file, and the parent would die of SIGBUS when it accesses the mapping.
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return file
 
 
 def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
-    """Arrays of bytes that stand one after the other in memory, uint8 (size,)."""
+    """Views of consecutive regions of ``memory``, uint8 (size,), with the given shapes."""
     arrays, at = [], 0
     for shape in shapes:
         size = int(np.prod(shape))
@@ -384,7 +385,7 @@ def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.
 
 
 def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> None:
-    """In a child: serve each channel in its own thread, until the parent has closed them all."""
+    """In a child process: run ``serve`` for each channel in its own thread, until the parent closes all channels."""
 
     def until_closed(channel: Channel) -> None:
         with suppress(ChannelError):
@@ -398,7 +399,7 @@ def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> Non
 
 
 def _end_with_parent(ends: list[int]) -> None:
-    """End this process when its parent has closed the sockets or is gone, whatever its threads are doing."""
+    """Exit this process when its parent has closed all sockets or has died, whatever its threads are doing."""
     poll = select.poll()
     for end in ends:
         poll.register(end, 0)  # a hang-up is always told
@@ -415,9 +416,9 @@ def _inherited_channel(end: int, memory: int) -> Channel:
 
 
 def main() -> None:
-    """The child."""
+    """Entry point of a child process."""
     target, numbers, *arguments = sys.argv[1:]
-    os.dup2(2, 1)  # what a library prints must not get into the parent's results
+    os.dup2(2, 1)  # redirect stdout to stderr: output of libraries must not mix with the parent's results
     install_waker()
     module, _, name = target.partition(":")
     inherited = list(map(int, numbers.split(",")))
@@ -426,9 +427,9 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, args=(inherited[::2],), name="parent", daemon=True).start()
     with suppress(ChannelError):  # then the parent is gone
         function([_inherited_channel(*numbers) for numbers in ends], *arguments)
-    os._exit(0)  # threads that are in a codec end here too
+    os._exit(0)  # without waiting for threads that are inside a codec
 
 
 if __name__ == "__main__":
-    # Errors are told apart by their classes, which must not be those of a module with two names.
+    # Run main() of the imported module, not of __main__: exception classes of the two would be different objects.
     importlib.import_module("caption_extents.children").main()

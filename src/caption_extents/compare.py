@@ -17,17 +17,17 @@ Extent = tuple[int, int]
 
 @dataclass(frozen=True)
 class VersionReport:
-    """What a comparison needs of one version.
+    """The data of one version that a comparison uses.
 
     Attributes:
-        version: N.
-        implementation, model, preset: that made it.
-        seconds: that it took.
-        labels: forward label of every pair.
-        captions: extents.
-        chunks: SHA-256 by level and first sample.
-        chunk_bytes: of all chunks.
-        inputs: source fingerprint, crop in pixels and rate.
+        version: version number N.
+        implementation, model, preset: implementation, model version and encoder preset of its run.
+        seconds: wall time of its run.
+        labels: most likely forward label of every pair.
+        captions: first sample and end sample (half-open) of every caption.
+        chunks: SHA-256 of every chunk, by level and first sample.
+        chunk_bytes: total size of all chunks.
+        inputs: fingerprint of the source, crop in pixels and frame rate; comparable versions have the same.
     """
 
     version: int
@@ -47,16 +47,16 @@ class Comparison:
     """How version B differs from version A.
 
     Attributes:
-        pairs: compared.
-        other_labels: pairs with another forward label.
-        captions_a, captions_b: how many each has.
-        captions_only_a, captions_only_b: extents that the other has not.
-        chunks: compared.
-        other_chunks: chunks whose bytes differ.
-        chunk_bytes_a, chunk_bytes_b: of all chunks.
-        seconds_a, seconds_b: that each took.
-        cost_a, cost_b: at a price for an hour; None without one.
-        changed: what made them, where it differs: A's and B's.
+        pairs: number of pairs compared.
+        other_labels: number of pairs whose forward labels differ.
+        captions_a, captions_b: number of captions of each version.
+        captions_only_a, captions_only_b: extents of captions that only one of the versions has.
+        chunks: number of chunks compared.
+        other_chunks: number of chunks whose bytes differ.
+        chunk_bytes_a, chunk_bytes_b: total size of each version's chunks.
+        seconds_a, seconds_b: wall time of each version's run.
+        cost_a, cost_b: cost of each run at the given price per hour; None without a price.
+        changed: implementation, model and preset, if they differ: the values of A and B, by name.
     """
 
     pairs: int
@@ -111,7 +111,7 @@ class Comparison:
 
 
 def read_version(store: Store, keys: VideoKeys, version: int) -> VersionReport:
-    """What a comparison needs of a complete version.
+    """Read the data of a complete version that a comparison uses.
 
     Raises:
         StoreError: there is no such version.

@@ -1,4 +1,4 @@
-"""Whether this machine has what a run needs, and what to do where it has not."""
+"""Checks whether this machine has everything that a run needs, and names the remedy if it has not."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ GPU_CODECS = ("h264", "hevc", "vp9", "av1")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        name: what.
+        name: what was checked.
         state: ``ok``, ``missing`` (a run works without it) or ``broken`` (no run works).
         detail: what was found.
         remedy: what to do, unless all is well.
@@ -53,7 +53,7 @@ class Finding:
 
 
 def examine(store: str) -> Iterator[Finding]:
-    """Look at everything, one finding after the other; a store is written to and left as it was."""
+    """Run all checks, and yield each finding. Objects written to check the store are removed again."""
     yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     yield _ffmpeg()
     yield from _codecs()
@@ -154,7 +154,7 @@ def _store(address: str) -> Finding:
         if store.folder is None or store.folder.exists():
             same, protocol = _try_store(store, data)
         else:
-            # Beside it: nothing is left of a folder that was not there.
+            # The folder does not exist yet: test a temporary folder next to it instead of creating it.
             trial = store.folder.with_name(f"{store.folder.name}-doctor-{uuid.uuid4().hex[:8]}")
             try:
                 same, protocol = _try_store(open_store(trial), data)

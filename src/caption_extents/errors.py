@@ -1,7 +1,7 @@
-"""Every error that the package raises on purpose.
+"""All exception classes of the package.
 
-Bad arguments and bad input are :class:`InputError` (a ``ValueError``); what goes wrong while processing good input is
-:class:`ProcessingError` (a ``RuntimeError``). A message names the value, what is allowed and the next step.
+Invalid arguments and unusable input raise :class:`InputError` (a ``ValueError``); failures while processing valid input
+raise :class:`ProcessingError` (a ``RuntimeError``). Messages contain the value, the allowed values and the next step.
 """
 
 from __future__ import annotations

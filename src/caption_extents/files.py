@@ -1,4 +1,4 @@
-"""Files for people: whole or as they were, and errors that say what to do."""
+"""Atomic writing of output files, with error messages that name the remedy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from caption_extents.errors import OutputError
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file at once: a full disk or a kill leaves what was there before.
+    """Write a file atomically: if the disk is full or the process is killed, an existing file stays unchanged.
+
+    Devices and pipes, files in folders without write permission, and files that are mount points are written in place.
 
     Args:
-        path: of the file; its folder must be there.
-        data: text is written as UTF-8.
+        path: the file; its folder must exist.
+        data: content; text is encoded as UTF-8.
 
     Raises:
-        OutputError: it could not be written; says why.
+        OutputError: the file could not be written; the message gives the reason.
     """
     content = data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data
     # Symbolic links are followed. A device or a pipe is written directly: it cannot be replaced by renaming.
@@ -33,7 +35,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
         except PermissionError:
             if not target.exists():
                 raise
-            target.write_bytes(content)  # a file that may be written, in a folder that may not
+            target.write_bytes(content)  # the file is writable, but its folder is not
             return
         try:
             with os.fdopen(number, "wb") as file:
@@ -46,7 +48,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                target.write_bytes(content)  # a file that is mounted by itself, as in a container
+                target.write_bytes(content)  # the file is a mount point, as in some containers
                 Path(name).unlink()
         except BaseException:
             with suppress(OSError):
@@ -60,7 +62,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
 
 def _mode_of(path: Path) -> int:
-    """As it is, or as a new file would have."""
+    """Permission bits of an existing file; for a new file, those given by the umask."""
     with suppress(OSError):
         return path.stat().st_mode & 0o777
     mask = os.umask(0)
@@ -69,5 +71,5 @@ def _mode_of(path: Path) -> int:
 
 
 def shown_name(name: str) -> str:
-    """A file's name as text that can be stored: bytes that are no UTF-8 are shown by their numbers."""
+    """A file's name as valid Unicode text: bytes that are not UTF-8 become backslash escapes."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Ways in which a process is asked to end: a signal, or the death of the process that started it."""
+"""Orderly termination of a process: on a signal, or when its parent process has died."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from multiprocessing import parent_process
 from typing import Any
 
 _GRACE_SECONDS = 10.0
-"""In which a process closes what it has open; after that it ends all the same."""
+"""Time that a process has for cleaning up after its parent has died; then it exits."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -62,7 +62,7 @@ class WorkerOfPool:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._works = False
         if kind is not None and issubclass(kind, Interrupted):
-            # All that the work had open is closed. The pool would only go on with what waits.
+            # The interrupted job has cleaned up. Exit here: the pool would start the next queued job.
             os._exit(128 + signal.SIGTERM)
 
     def _end(self, number: int, frame: Any) -> None:

@@ -44,12 +44,12 @@ def find_captions(
     """Find the captions of a video file.
 
     Args:
-        path: a file of this machine.
-        crop: where the captions stand: left, top, right and bottom as fractions of the displayed picture.
+        path: path of a local file.
+        crop: region of the captions: left, top, right and bottom as fractions of the displayed picture.
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
         device: where to decode and compute: ``cpu``, ``cuda`` or ``cuda:N``, or ``auto`` for a GPU if there is one.
-        model: an opened model, which stays open; by default the package's own is opened on ``device``, and closed.
-        partial: take a file that ends early, as a cut-off download, as far as it goes.
+        model: an opened model, which is not closed; by default the package's own, opened on ``device`` and closed.
+        partial: process the part that is present of a truncated file, such as an incomplete download.
         max_undecodable_share: fail when more than this share of the samples cannot be decoded.
         stream: index of the video stream, as FFmpeg counts them; by default the film, as players choose it.
 
@@ -81,11 +81,11 @@ def iter_captions(
     max_undecodable_share: float = Job.max_undecodable_share,
     stream: int | None = None,
 ) -> Iterator[Caption]:
-    """Find the captions of a video file, and give each as soon as it is sure, while the video is still decoded.
+    """Find the captions of a video file, and yield each as soon as it is final, while the video is still being decoded.
 
-    The captions are those of :func:`find_captions`, except where two ways to cut the video are equally likely. The
-    confidence of a caption is computed from what is known when it is given. Arguments and errors are the same. Work
-    begins with the first caption that is asked for, and ends when the iterator is closed.
+    The captions, arguments and errors are those of :func:`find_captions`, except that the result may differ where two
+    label sequences are equally likely, and that the confidence of a caption is computed from the pairs that are known
+    when it is yielded. Work starts when the first caption is requested, and stops when the iterator is closed.
 
     Yields:
         The captions, in order.

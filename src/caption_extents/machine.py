@@ -16,20 +16,24 @@ _OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    """Those that the process may run on, which a scheduler or ``taskset`` may have made fewer than the machine has.
+    """Number of cores that this process may use, according to its CPU affinity (as set by ``taskset``) and CPU limits.
 
-    A container's limit counts as that many cores: it may run on all of them, but is stopped when its share is used up.
+    The CPU quota of a container is counted as that number of cores, rounded up: the container may run on all cores, but
+    is throttled when its quota is used up.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(cores, core_limit())))
 
 
 def core_limit(cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> float:
-    """Cores' worth of time that Linux lets the process take, by its control group and those above; infinite without.
+    """CPU quota of the process in cores: the smallest limit of its control group and of the groups above it.
 
     Args:
-        cgroups: where control groups are mounted (version 2, or the ``cpu`` controller of version 1 in a container).
-        own: names the process's own.
+        cgroups: mount point of the control groups (version 2, or the ``cpu`` controller of version 1 in a container).
+        own: file that names the control group of the process.
+
+    Returns:
+        The quota, for example 1.5; infinity if there is no limit.
     """
     return min(_limits(cgroups, own), default=math.inf)
 
@@ -62,13 +66,16 @@ def peak_memory_of(process: int | str) -> int:
 
 
 def own_peak_memory_of(process: int) -> int:
-    """As :func:`peak_memory_of`, but of pages that several processes share now, like libraries, only its part."""
+    """As :func:`peak_memory_of`, but pages shared with other processes, such as libraries, count proportionally.
+
+    Computed from the current resident and proportional set sizes (Rss and Pss).
+    """
     resident, in_part = _sizes(process, "smaps_rollup", "Rss", "Pss")
     return max(0, peak_memory_of(process) - (resident - in_part))
 
 
 def _sizes(process: int | str, file: str, *names: str) -> list[int]:
-    """Sizes out of a file of ``/proc``, in bytes; 0 for what it does not tell."""
+    """Read named sizes from a file in ``/proc/PID``, in bytes; 0 for those that are missing."""
     try:
         text = Path(f"/proc/{process}/{file}").read_text()
     except OSError:
@@ -78,7 +85,7 @@ def _sizes(process: int | str, file: str, *names: str) -> list[int]:
 
 
 def _peak_by_usage() -> int:
-    # On Linux this would count what a parent held when it started this process.
+    # Not used on Linux, where ru_maxrss includes the memory of the parent process at the time of the fork.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -1,4 +1,4 @@
-"""The options of a job: their defaults, bounds and descriptions, once. Everything else takes them from here."""
+"""The options of a job with their defaults, bounds and descriptions. All other modules take them from here."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ LONGEST_ID = 128
 """Characters of a tenant's or a video's id."""
 
 _MAX_ENCODERS_OF_MACHINE = 64
-"""Upper bound of the default: each encoder takes memory, and no decoder feeds more."""
+"""Upper bound of the default number of encoders: each takes memory, and no decoder is fast enough for more."""
 MAX_INFERENCE_THREADS = 16
 """Upper bound of the default."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_ID - 1}}}")
 _ID_DIGITS = 8
-"""Of a name's digest, where letters of the name were lost."""
+"""Hexadecimal digits of the digest that is appended to an id if letters of the name were dropped."""
 
 Check = Callable[[str, Any], Any]
 """From an option's name and value: the value, one of Python's own numbers if it is a number; or an InputError."""
 
 
 def _option(default: Any, check: Check | None = None, *, variable: str | None = None, otherwise: Any = None) -> Any:
-    """A field of :class:`Job`: its default and what is allowed.
+    """A field of :class:`Job` with a default and a check.
 
-    Where the default is None, the environment's variable takes its place, or else ``otherwise``.
+    If the value is None, it is read from the environment variable ``variable``, or else is ``otherwise``.
     """
     return field(default=default, metadata={"check": check, "variable": variable, "otherwise": otherwise})
 
@@ -292,20 +292,20 @@ def describe_options() -> dict[str, str]:
 
 
 def encoders_of_machine(shares: int = 1) -> int:
-    """Chunks to encode at once where a machine, or one of so many equal shares of it, has nothing else to do."""
+    """Default number of chunks encoded at once if this machine's cores are divided among ``shares`` jobs."""
     return encoders_of_cores(usable_cores() // shares)
 
 
 def encoders_of_cores(cores: int) -> int:
-    """Chunks to encode at once on so many cores: one for each, and ``DEFAULT_ENCODER_WORKERS`` at least."""
+    """Default number of chunks encoded at once: one per core, but at least ``DEFAULT_ENCODER_WORKERS``."""
     return min(_MAX_ENCODERS_OF_MACHINE, max(DEFAULT_ENCODER_WORKERS, cores))
 
 
 def id_from_name(video: str) -> str:
-    """A video id out of a file's name: letters, digits, ``.``, ``_`` and ``-`` stay, and all else becomes ``-``.
+    """Make a video id from a file name: ASCII letters, digits, ``.``, ``_`` and ``-`` are kept, all else becomes ``-``.
 
-    Accents are dropped. Where letters of other scripts or the end of a long name are dropped, a digest of the name
-    takes their place.
+    Accents are dropped. If letters of other scripts or the end of a long name are lost, a digest of the name is
+    appended.
     """
     name = unicodedata.normalize("NFC", Path(video).stem)
     letters = [letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter)]

@@ -36,10 +36,10 @@ class CropRegion:
 
     @classmethod
     def of(cls, crop: CropRegion | Iterable[float]) -> CropRegion:
-        """A region that is one already, or four numbers.
+        """Convert four numbers (left, top, right, bottom) to a region; a region is returned unchanged.
 
         Raises:
-            CropError: they are not four, or they are no region.
+            CropError: there are not four numbers, or they are not a valid region.
         """
         if isinstance(crop, CropRegion):
             return crop

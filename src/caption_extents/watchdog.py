@@ -1,13 +1,14 @@
 """One watchdog for everything that waits for foreign code: codecs, demuxers, text readers, child processes.
 
-A call into a library cannot be interrupted from outside. So work that may never return runs in a separate thread
-(:meth:`Watchdog.call`, :meth:`Watchdog.items`) or is watched where it runs (:meth:`Watchdog.watch`), and the caller
-waits in Python, where it can be told that the limit is over. Progress of any kind renews the limit:
+A call into native code cannot be interrupted from outside. Therefore work that may hang runs in a separate thread
+(:meth:`Watchdog.call`, :meth:`Watchdog.items`) or is watched in its own thread (:meth:`Watchdog.watch`), while the
+caller waits in Python code that checks whether the time limit has expired. Any progress restarts the limit:
 :func:`alive` is called for every packet, frame and picture.
 
-At half of the limit all threads of the process get a signal that does nothing. A thread that waits for a condition then
-looks at it again: glibc 2.27 to 2.40 can lose a wake-up (https://sourceware.org/bugzilla/show_bug.cgi?id=25847), and a
-decoder of FFmpeg then stands still for ever, until something like a debugger attaches.
+After half of the limit, all threads of the process are sent a signal whose handler does nothing. It works around a bug
+of glibc 2.27 to 2.40, whose condition variables can lose a wake-up
+(https://sourceware.org/bugzilla/show_bug.cgi?id=25847): an FFmpeg decoder then hangs for ever, unless a signal makes
+the waiting thread check its condition again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 DEFAULT_STALL_SECONDS = 120.0
 _LOOK_SECONDS = 0.25
 _STOPPED_SECONDS = 2.0
-"""Between two looks; the process was stopped, or the machine asleep, if there is more."""
+"""If more time passes between two checks, the process was suspended or the machine asleep: restart the limits."""
 _WAKE_EVERY_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 _EXIT_SECONDS = 5.0
@@ -51,7 +52,7 @@ class _AbandonedError(BaseException):
 
 
 def alive() -> None:
-    """Say that what this thread does has made progress; does not return if its result is not awaited any more."""
+    """Report progress of this thread's operation; raises, to end the thread, if its result is no longer needed."""
     operation: _Operation | None = getattr(_current, "operation", None)
     if operation is not None:
         if operation.is_abandoned:
@@ -62,7 +63,7 @@ def alive() -> None:
 
 
 def all_alive() -> None:
-    """Say that something has come on which anything in this process may have waited: a part of a download."""
+    """Report progress for all operations of this process, when something arrives that any of them may wait for."""
     _monitor.renewed_at = time.monotonic()
 
 
@@ -70,22 +71,22 @@ _hook: Callable[[], None] | None = None
 
 
 def tell_progress_to(hook: Callable[[], None]) -> None:
-    """Have a function called with every :func:`alive` in this process: a child tells its parent."""
+    """Register a function that is called with every :func:`alive`; a child process uses it to report to its parent."""
     global _hook
     _hook = hook
 
 
 class _Operation:
-    """Something that is under way, and since when it gave no sign of life."""
+    """A watched operation and the time of its last progress."""
 
     def __init__(self, what: str, limit_seconds: float, thread: threading.Thread) -> None:
         self.what, self.limit_seconds, self.thread = what, limit_seconds, thread
         self.since = time.monotonic()
         self.is_waiting = False
-        """For another thread: that is not a stall of this operation."""
+        """Whether it waits for its consumer, which does not count as a stall."""
         self.is_over = False
         self.is_abandoned = False
-        """By the caller, after Ctrl-C or an error elsewhere."""
+        """Whether the caller no longer needs the result, after Ctrl-C or an error elsewhere."""
         self.woken_at = 0.0
 
     def error(self) -> StallError:
@@ -145,10 +146,10 @@ _monitor = _Monitor()
 
 
 class Watchdog:
-    """What a run waits for.
+    """The watched operations of one run.
 
     Args:
-        stall_seconds: how long something may give no sign of life.
+        stall_seconds: time without progress after which an operation counts as stalled.
     """
 
     def __init__(self, stall_seconds: float = DEFAULT_STALL_SECONDS) -> None:
@@ -176,7 +177,7 @@ class Watchdog:
 
     @contextmanager
     def watch(self, what: str) -> Iterator[None]:
-        """Watch what this thread does; others find with :meth:`check` that it does not come back."""
+        """Watch an operation of the current thread; other threads notice by :meth:`check` that it has stalled."""
         outer, operation = getattr(_current, "operation", None), self._begin(what)
         _current.operation = operation
         try:
@@ -186,7 +187,7 @@ class Watchdog:
             self._end(operation)
 
     def call(self, what: str, function: Callable[[], T], stall_seconds: float | None = None) -> T:
-        """What a function returns, called in a separate thread; by default with the watchdog's limit.
+        """Call a function in a separate thread and return its result; the limit is by default that of the watchdog.
 
         Raises:
             StallError: it gave no sign of life; its thread is left behind.
@@ -200,7 +201,7 @@ class Watchdog:
             raise
 
     def give_up(self) -> None:
-        """The user wants the run to end now: from here on, threads are waited for two seconds at most."""
+        """After Ctrl-C: from now on, wait for threads for at most two seconds."""
         self._given_up_at = time.monotonic()
 
     def finish(self, function: Callable[[], object]) -> None:
@@ -233,7 +234,7 @@ class Watchdog:
             raise errors[0]
 
     def close(self, what: str, function: Callable[[], None]) -> None:
-        """Call a function that closes something; where something has stalled already, not for long, and in silence."""
+        """Call a function that closes something; if an operation has stalled, for at most 2 s, and ignoring errors."""
         if not self.has_stalled:
             self.call(f"closing {what}", function)
             return
@@ -246,7 +247,7 @@ class Watchdog:
 
     @contextmanager
     def entered(self, what: str, manager: AbstractContextManager[T]) -> Iterator[T]:
-        """A context that is entered and left in other threads, for it may hang in both."""
+        """Enter and exit a context manager in separate watched threads, because both may hang."""
         entered = self.call(f"opening {what}", manager.__enter__)
         try:
             yield entered
@@ -274,7 +275,7 @@ def _leave(manager: AbstractContextManager[object]) -> None:
 
 
 class _Items(Generic[T]):
-    """Items that a separate thread takes; the thread may be left behind."""
+    """Iterates over items in a separate thread, which is abandoned if it stalls."""
 
     def __init__(self, watchdog: Watchdog, what: str, items: Iterable[T], stall_seconds: float | None = None) -> None:
         self._watchdog, self._what, self._items, self._stall_seconds = watchdog, what, items, stall_seconds
@@ -378,8 +379,8 @@ _stuck: set[threading.Thread] = set()
 
 
 def _end_with_the_main_thread() -> None:
-    """Let this process end when its main thread has: the interpreter would wait for threads that never end."""
-    # Not public, but the only place that is called before concurrent.futures waits for its threads.
+    """Make this process exit when its main thread has ended, even if stalled threads remain."""
+    # A private function, but the only hook that runs before concurrent.futures waits for its threads.
     register = getattr(threading, "_register_atexit", None)
     if register is not None and _ending.acquire(blocking=False):
         with suppress(RuntimeError):  # it is ending already

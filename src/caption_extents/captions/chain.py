@@ -1,9 +1,10 @@
-"""The hidden chain behind the labels of pairs, and what is likeliest to have happened in it.
+"""A hidden Markov model of the labels of consecutive pairs.
 
-Whether a caption is shown, and how old it is, is the hidden state; each label is a step between two states. Viterbi's
-algorithm finds the likeliest chain, the forward-backward algorithm the probability of each step (Viterbi, 1967;
-Rabiner, 1989). Both go through the pairs one by one, and an hour has 36,000: so the pairs are cut into as many
-parts as each has pairs, all parts are gone through at once, and then joined (Blelloch, 1990).
+The hidden state says whether a caption is shown and how old it is; each label is a transition between two states. The
+Viterbi algorithm finds the most likely sequence of states, the forward-backward algorithm the posterior probability of
+each transition (Viterbi, 1967; Rabiner, 1989). Both process the pairs sequentially, which is slow in Python for the
+36,000 pairs of an hour. Therefore P pairs are cut into about sqrt(P) parts of sqrt(P) pairs; all parts are processed at
+once with NumPy, and the results are joined (a parallel scan: Blelloch, 1990).
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ _STEPS: tuple[tuple[Label, int, int], ...] = (
     (Label.EMPTY_VALID, _EMPTY, _NEW),
     *((Label.VALID_EMPTY, state, _EMPTY) for state in _SHOWN),
 )
-"""What each label does to the state; no two labels lead from one state to the same other. A caption is new on its first
-sample and young on its second."""
+"""Allowed transitions: label, state before, state after. Each pair of states has at most one label. A caption is in
+state ``_NEW`` on its first sample, ``_YOUNG`` on its second, and ``_OLD`` afterwards."""
 
 _STARTS = (_EMPTY, _OLD)
-"""A video begins without a caption or with one of any age."""
+"""States of the first sample: no caption, or a caption that may have begun before the video."""
 
 
 def _is_hasty(label: Label, before: int) -> bool:
@@ -41,14 +42,14 @@ def _is_hasty(label: Label, before: int) -> bool:
 
 
 def likeliest_labels(scores: np.ndarray, hasty: float = 0.0) -> np.ndarray:
-    """The consistent labels with the highest sum of scores.
+    """The consistent sequence of labels with the highest sum of scores (Viterbi algorithm).
 
     Args:
-        scores: float64 (P, 5), of each label at each pair.
-        hasty: what ending a caption after one or two samples costs.
+        scores: score of each label at each pair, float64 (P, 5).
+        hasty: cost of a caption that ends after one or two samples.
 
     Returns:
-        int64 (P,).
+        The label of each pair, int64 (P,).
     """
     steps = _in_parts(step_scores(scores, hasty), -math.inf, 0.0)
     parts, length = steps.shape[:2]
@@ -59,7 +60,7 @@ def likeliest_labels(scores: np.ndarray, hasty: float = 0.0) -> np.ndarray:
         values = reached[:, :, None] + steps[:, at]
         choices[:, at] = values.argmax(axis=1)
         reached = values.max(axis=1)
-    # Which state each part began in, for each that it may end in; then backwards through the parts, and into them.
+    # For each part, find the start state of each end state; then trace back over the parts, and within them.
     origin = np.broadcast_to(np.arange(STATES), (parts, STATES))
     for at in range(length - 1, -1, -1):
         origin = np.take_along_axis(choices[:, at], origin, axis=1)
@@ -76,8 +77,13 @@ def likeliest_labels(scores: np.ndarray, hasty: float = 0.0) -> np.ndarray:
 
 
 def label_posteriors(scores: np.ndarray, hasty: float) -> np.ndarray:
-    """Probability of each label at each pair, given all of them; float64 (P, 5)."""
-    # A common factor at a pair changes nothing.
+    """Posterior probability of each label at each pair, given the scores of all pairs; float64 (P, 5).
+
+    Args:
+        scores: score of each label at each pair, float64 (P, 5).
+        hasty: cost of a caption that ends after one or two samples.
+    """
+    # Subtracting the maximum of a pair scales its factors alike, which does not change the posteriors.
     steps = np.exp(step_scores(scores - scores.max(axis=1, keepdims=True), hasty))
     steps = _in_parts(steps, 0.0, 1.0)
     forward = _through(steps, _starts(steps, _product, 0.0, 1.0)[:-1])
@@ -104,14 +110,14 @@ def label_of_step(before: int, after: int) -> int:
 
 
 def start_scores() -> np.ndarray:
-    """What each state counts for at the beginning of a video; float64 (S,)."""
+    """Log score of each state at the beginning of a video: 0 if a video can begin in it, else -inf; float64 (S,)."""
     start = np.full(STATES, -math.inf)
     start[list(_STARTS)] = 0.0
     return start
 
 
 def step_scores(scores: np.ndarray, hasty: float) -> np.ndarray:
-    """What each step adds at each pair, (P, before, after); minus infinity where there is none."""
+    """Log score of each transition at each pair, float64 (P, S, S) by state before and after; -inf if not allowed."""
     steps = np.full((len(scores), STATES, STATES), -math.inf)
     for label, before, after in _STEPS:
         steps[:, before, after] = scores[:, label] - (hasty if _is_hasty(label, before) else 0.0)
@@ -119,7 +125,10 @@ def step_scores(scores: np.ndarray, hasty: float) -> np.ndarray:
 
 
 def _in_parts(steps: np.ndarray, nothing: float, unit: float) -> np.ndarray:
-    """Steps (P, S, S) as (parts, length, S, S), filled up with steps from each state to itself."""
+    """Transitions (P, S, S) cut into parts, (parts, length, S, S); the last part is padded with identity transitions.
+
+    ``nothing`` and ``unit`` are the zero and the one of the semiring: -inf and 0 for max-plus, 0 and 1 for sums.
+    """
     length = max(1, math.isqrt(len(steps)))
     parts = -(-len(steps) // length)
     filled = np.full((parts * length, STATES, STATES), nothing)
@@ -129,7 +138,7 @@ def _in_parts(steps: np.ndarray, nothing: float, unit: float) -> np.ndarray:
 
 
 Join = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""One step after another: matrices (..., S, S) of both to those of the two together."""
+"""Composes two transitions: matrices (..., S, S) of the first and the second to the matrix of both in sequence."""
 
 
 def _max_plus(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -150,7 +159,11 @@ def _starts(steps: np.ndarray, join: Join, nothing: float, unit: float) -> np.nd
 
 
 def _carried(steps: np.ndarray, join: Join, start: np.ndarray) -> np.ndarray:
-    """A start (S,) carried through one part after the other; (parts + 1, S), at their beginnings and at the end."""
+    """Propagate a start vector (S,) through the parts: state scores at the start of each part and at the end.
+
+    Returns:
+        float64 (parts + 1, S).
+    """
     whole = steps[:, 0]
     for at in range(1, steps.shape[1]):
         whole = join(whole, steps[:, at])
@@ -161,7 +174,7 @@ def _carried(steps: np.ndarray, join: Join, start: np.ndarray) -> np.ndarray:
 
 
 def _through(steps: np.ndarray, begun: np.ndarray) -> np.ndarray:
-    """What is known before each step of each part, (parts, length, S), out of what is known at its beginning."""
+    """State scores before each transition, (parts, length, S), from those at the start of each part, (parts, S)."""
     known = np.empty(steps.shape[:3])
     for at in range(steps.shape[1]):
         known[:, at] = begun

@@ -1,13 +1,15 @@
 """From label probabilities of pairs to captions and their extents.
 
-The labels of consecutive pairs must fit together: after ``same`` a caption is on screen, so ``empty_valid`` cannot
-follow. Captions are cut where the likeliest consistent labels say so (:mod:`caption_extents.captions.chain`). The
-evidence for a label is its mean log probability, forward and, of its reverse, backward.
+The labels of consecutive pairs must be consistent: after ``same`` a caption is on screen, so ``empty_valid`` cannot
+follow. The captions are derived from the most likely consistent sequence of labels
+(:mod:`caption_extents.captions.chain`). The evidence for a label is the mean of its forward log probability and the
+backward log probability of the reversed label.
 
-One part of the evidence is weighed down: while nothing changes, whether what stands there is a caption. The chain takes
-steps for independent, but a sign that looks like a caption does so in every sample, and a hundred equal mistakes would
-outvote the one step at which the model saw a caption go. How sure a caption is, is the smallest posterior probability
-among its labels.
+One part of the evidence gets a lower weight: for an unchanged pair, the choice between ``same`` (a caption is shown)
+and ``empty_empty`` (none is). The chain assumes that the evidence of successive pairs is independent, but a static sign
+that looks like a caption does so in every sample, and a hundred repetitions of the same mistake would outweigh the
+single pair in which the model saw a caption disappear. The confidence of a caption is the smallest posterior
+probability among its labels.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ class Caption:
         end: when it is gone, likewise.
         first_sample: number of the first sample that shows it.
         end_sample: number of the first sample after it that does not.
-        confidence: how sure its least sure boundary is, in 0..1.
-        text: its text; None if it was not read.
-        text_confidence: how sure the text is, in 0..1; None if it was not read.
+        confidence: smallest posterior probability among the labels of its pairs, in 0..1.
+        text: the caption's text; None if no text was read.
+        text_confidence: confidence of the text, in 0..1; None if no text was read, or if a person wrote it.
     """
 
     start: float
@@ -49,18 +51,18 @@ class Caption:
 
 @dataclass(frozen=True)
 class DecodingCosts:
-    """What a boundary costs, in nats, against the model's evidence for it.
+    """Costs of caption boundaries, in nats, which are subtracted from the model's evidence for a boundary.
 
-    With too low a cost, doubtful pairs split captions; with too high a cost, neighbours merge. The values are among
-    those that suit the package's weights best on a validation set (``python -m benchmarks.accuracy --tune``, which
-    keeps what suits other weights in their file); training weighs changes three times, and ``different`` gives that
-    back: log 3 is 1.1.
+    With costs that are too low, uncertain pairs split captions; with costs that are too high, adjacent captions are
+    merged. The default values are among the best for the package's weights on a validation set. ``python -m
+    benchmarks.accuracy --tune`` chooses costs for other weights and stores them in the weights file. Training weights
+    changes by a factor of three; the cost of ``different`` compensates for this (log 3 is 1.1).
 
     Attributes:
-        different: of a caption that follows another.
-        appear, disappear: of a caption's first and last sample.
-        hasty: added for a caption of one or two samples.
-        presence: weight, in 0..1, of the evidence whether an unchanged sample shows a caption.
+        different: cost of a boundary where one caption directly follows another.
+        appear, disappear: cost of a boundary where a caption appears, and where it disappears.
+        hasty: additional cost of a caption that lasts for one or two samples.
+        presence: weight, in 0..1, of the evidence whether an unchanged pair shows a caption.
     """
 
     different: float = 1.1
@@ -71,10 +73,10 @@ class DecodingCosts:
 
     @classmethod
     def of(cls, model: object) -> DecodingCosts:
-        """Those that a model has in its attribute ``costs``; the usual ones where it has none.
+        """The costs in a model's attribute ``costs``; defaults for those that it does not name.
 
         Raises:
-            ModelError: it names a cost that there is not.
+            ModelError: the attribute contains an unknown name.
         """
         costs = dict(getattr(model, "costs", {}))
         known = {field.name for field in fields(cls)}
@@ -84,7 +86,7 @@ class DecodingCosts:
 
 
 def pair_evidence(probabilities: np.ndarray) -> np.ndarray:
-    """Log evidence (P, 5) for each label out of forward and backward probabilities (P, 2, 5)."""
+    """Log evidence for each label, float64 (P, 5), from forward and backward probabilities (P, 2, 5)."""
     logs = np.log(np.clip(probabilities.astype(np.float64), 1e-6, 1.0))
     return 0.5 * (logs[:, 0] + logs[:, 1][:, REVERSED_ORDER])
 
@@ -96,19 +98,19 @@ def decode_captions(
     *,
     first_sample_seconds: float | Fraction = 0,
 ) -> list[Caption]:
-    """The captions of a video all of whose pairs of consecutive samples were labelled.
+    """Find the captions of a video from the label probabilities of all its pairs of consecutive samples.
 
-    The likeliest sequence of labels that fit together says where captions begin, change and end (Viterbi's algorithm).
+    The most likely consistent sequence of labels (Viterbi algorithm) determines where captions begin, change and end.
 
     Args:
         probabilities: (P, 2, 5) for pairs (0, 1) to (P-1, P), as :meth:`CaptionModel.label` gives them: forward and
             backward, of the labels ``same``, ``different``, ``empty_empty``, ``empty_valid`` and ``valid_empty``.
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
-        costs: of boundaries; by default those that suit the package's own model.
+        costs: costs of caption boundaries; by default those for the package's own model.
         first_sample_seconds: when the first sample is shown, as :attr:`Video.first_sample_seconds` tells it.
 
     Returns:
-        Captions in order, not overlapping, within samples 0..P; they have no text.
+        Captions in order of time, without overlap and without text; ``end_sample`` is at most P + 1.
 
     Raises:
         InputError: the probabilities have another shape or are not finite, or the rate cannot be used.
@@ -134,7 +136,7 @@ def check_probabilities(probabilities: np.ndarray) -> None:
 
 
 def pair_scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
-    """What each label adds to a chain; float64 (P, 5)."""
+    """Score of each label at each pair: its evidence minus the costs; float64 (P, 5)."""
     scores = pair_evidence(probabilities)
     unchanged = np.logaddexp(scores[:, Label.SAME], scores[:, Label.EMPTY_EMPTY])
     for label in (Label.SAME, Label.EMPTY_EMPTY):
@@ -146,7 +148,7 @@ def pair_scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
 
 
 class CaptionCutter:
-    """Cuts the samples where a caption appears, disappears or becomes another one; labels come in order.
+    """Turns labels, which must be added in order of time, into captions.
 
     Args:
         sample_rate: samples a second.
@@ -158,10 +160,15 @@ class CaptionCutter:
         self._pair = 0
         self._start: int | None = None
         self._certainty = 1.0
-        """Of the least sure pair since the caption that is shown began."""
+        """Smallest posterior probability since the current caption began."""
 
     def add(self, labels: np.ndarray, certainty: np.ndarray) -> Iterator[Caption]:
-        """Take the labels of the next pairs, int64 (P,), and how sure each is, in 0..1; the captions that end there."""
+        """Add the labels of the next pairs, and yield the captions that end within them.
+
+        Args:
+            labels: int64 (P,).
+            certainty: posterior probability of each label, float64 (P,).
+        """
         for label, sure in zip(labels.tolist(), certainty.tolist(), strict=True):
             if self._pair == 0 and label in _BEGIN_SHOWN:
                 self._start = 0
@@ -177,7 +184,7 @@ class CaptionCutter:
                 self._certainty = 1.0
 
     def end(self) -> Iterator[Caption]:
-        """The caption that is shown to the end, if there is one."""
+        """Yield the caption that lasts until the end of the video, if there is one."""
         if self._start is not None:
             self._pair += 1
             yield self._caption(self._start)

@@ -1,7 +1,7 @@
-"""Captions as soon as they are sure, while the probabilities of later pairs are still computed.
+"""Incremental decoding: captions as soon as they are final, while the probabilities of later pairs are still computed.
 
-Viterbi's algorithm follows the likeliest chain to each state. Where the chains to all states have the same beginning,
-nothing that comes later can change it, and the captions in it are given out.
+The Viterbi algorithm keeps the most likely path to each state. Where the paths to all states share a prefix, later
+pairs cannot change it any more, and the captions within this prefix are returned.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from caption_extents.captions.chain import label_of_step, label_posteriors, star
 from caption_extents.captions.extents import Caption, CaptionCutter, DecodingCosts, pair_scores
 
 _CONTEXT_PAIRS = 200
-"""Pairs before those whose labels are sure that their probabilities still depend on; those before count for nothing."""
+"""Earlier pairs that are included when certainties are computed; the influence of pairs before these is negligible."""
 
 _LATER_PAIRS = 20
-"""Pairs that must have come after one whose label is given: its certainty depends on them most."""
+"""Later pairs that must be known before a label is returned, because its certainty depends mostly on them."""
 _MAX_UNSURE_PAIRS = 6000
 """Ten minutes at ten samples a second."""
 
 
 class CaptionStream:
-    """Finds captions in probabilities that come in parts.
+    """Finds captions in probabilities that arrive in parts.
 
-    They are those that :func:`~caption_extents.captions.extents.decode_captions` finds when all are there, except where
-    two ways to cut the video are equally likely. The confidence of a caption is computed from what is known when it is
-    given.
+    The captions are the same as those of :func:`~caption_extents.captions.extents.decode_captions` for all
+    probabilities at once, except where two label sequences are equally likely. The confidence of a caption is computed
+    from the pairs that are known when the caption is returned.
 
     Args:
         sample_rate: samples a second; a float is taken as the decimal number that it prints as.
-        costs: of boundaries; by default those that suit the package's own model.
+        costs: costs of caption boundaries; by default those for the package's own model.
         first_sample_seconds: when the first sample is shown.
     """
 
@@ -47,10 +47,10 @@ class CaptionStream:
         self._cutter = CaptionCutter(sample_rate, first_sample_seconds)
         self._labels = _LabelStream(self._costs.hasty)
         self._scores = np.empty((0, 5))
-        """Of the last pairs whose labels were given, and of all whose labels are not sure yet."""
+        """Scores, float64 (P, 5): of the last pairs whose labels were returned, and of all pending pairs."""
 
     def add(self, probabilities: np.ndarray) -> Iterator[Caption]:
-        """Take the probabilities of the next pairs, (P, 2, 5); the captions that are sure now."""
+        """Add the probabilities of the next pairs, (P, 2, 5), and yield the captions that are now final."""
         if not len(probabilities):
             return
         scores = pair_scores(probabilities, self._costs)
@@ -58,7 +58,7 @@ class CaptionStream:
         yield from self._cut(self._labels.add(scores))
 
     def end(self) -> Iterator[Caption]:
-        """The captions that are left when there are no more pairs."""
+        """Yield the remaining captions when there are no more pairs."""
         yield from self._cut(self._labels.end())
         yield from self._cutter.end()
 
@@ -73,21 +73,21 @@ class CaptionStream:
 
 
 class _LabelStream:
-    """The likeliest labels, as soon as later pairs cannot change them."""
+    """Incremental Viterbi decoder: returns labels as soon as later pairs cannot change them."""
 
     def __init__(self, hasty: float) -> None:
         self._hasty = hasty
         self._reached = start_scores()
         self._choices: list[np.ndarray] = []
-        """For each pair whose label is not sure: from which state each state is reached best."""
+        """Back pointers of each pending pair: for each state, the best state before it; int64 (S,)."""
 
     @property
     def pending(self) -> int:
-        """Pairs whose labels are not sure."""
+        """Number of pairs whose labels have not been returned yet."""
         return len(self._choices)
 
     def add(self, scores: np.ndarray) -> np.ndarray:
-        """Take the scores of the next pairs, (P, 5); the labels that are sure now, int64."""
+        """Add the scores of the next pairs, float64 (P, 5); returns the labels that are now final, int64."""
         for steps in step_scores(scores, self._hasty):
             values = self._reached[:, None] + steps
             self._choices.append(values.argmax(axis=0))
@@ -99,18 +99,18 @@ class _LabelStream:
                 return self._give(at, int(states[0]))
         if len(self._choices) <= _MAX_UNSURE_PAIRS:
             return np.empty(0, np.int64)
-        # Decide for what is likeliest now, so that neither memory nor time grows.
+        # Too many pending pairs: take the currently most likely path, so that memory and time stay bounded.
         state = int(self._reached.argmax())
         for choices in self._choices[: _MAX_UNSURE_PAIRS // 2 : -1]:
             state = int(choices[state])
         return self._give(_MAX_UNSURE_PAIRS // 2 + 1, state)
 
     def end(self) -> np.ndarray:
-        """The labels that are left."""
+        """Return the labels of all pending pairs."""
         return self._give(len(self._choices), int(self._reached.argmax()))
 
     def _give(self, count: int, state: int) -> np.ndarray:
-        """The labels of the first pairs that are not given yet, after which the chain is in a state."""
+        """Remove the first ``count`` pending pairs and return their labels; ``state`` is the state after them."""
         labels = np.empty(count, np.int64)
         for at in range(count - 1, -1, -1):
             before = int(self._choices[at][state])

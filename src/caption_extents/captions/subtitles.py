@@ -14,11 +14,11 @@ from caption_extents.files import write_whole
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
 
 _AS_TEXT = str.maketrans({"{": "\uff5b", "}": "\uff5d", "\\": "\uff3c"})
-"""What subtitle formats take for markup, as its full-width likeness: no escape is understood by all players."""
+"""Replaces markup characters by their full-width forms, because no escape sequence works in all players."""
 
 
 def _as_text(text: str, kind: str) -> str:
-    """Text that stays text: nothing that an OCR engine read becomes markup."""
+    """Escape text for a subtitle format, so that no player interprets any of it as markup."""
     plain = text.translate(_AS_TEXT).replace("\r\n", "\n").replace("\r", "\n")
     if kind == "ass":
         return plain
@@ -28,15 +28,15 @@ def _as_text(text: str, kind: str) -> str:
 
 
 def write_subtitles(captions: Iterable[Caption], path: str | Path) -> None:
-    """Write captions as a subtitle file, whole or not at all.
+    """Write captions as a subtitle file, atomically.
 
     Args:
-        captions: in order; those whose text is not known are numbered, as ``[1]``.
-        path: of the file; its name ends with ``.srt``, ``.vtt`` or ``.ass``, which decides the format.
+        captions: captions in order of time; those without text become numbered placeholders such as ``[1]``.
+        path: name of the file; the suffix ``.srt``, ``.vtt`` or ``.ass`` selects the format.
 
     Raises:
-        InputError: the name ends otherwise.
-        OutputError: the file cannot be written; what was there before is as it was.
+        InputError: the name has another suffix.
+        OutputError: the file cannot be written; an existing file is unchanged.
     """
     check_subtitle_path(Path(path))
     write_whole(Path(path), render_subtitles(captions, Path(path).suffix[1:].lower()))

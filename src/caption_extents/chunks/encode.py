@@ -58,7 +58,7 @@ def encode_chunk(
         frames: of the chunk.
         preset: the encoder's settings.
         form: what all chunks of the video share.
-        tell: called with each frame that goes in, and each packet that comes out in the end.
+        tell: called after each encoded frame, and after each packet while the encoder is flushed.
 
     Raises:
         EncodeError: the encoder refused; names the chunk.

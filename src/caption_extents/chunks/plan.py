@@ -1,8 +1,8 @@
 """Which sample goes into which chunk.
 
-Level 16 holds every sixteenth sample, level 4 every fourth of the rest, level 1 all others, so that a browser can scrub
-coarsely at once and finer as more arrives. A chunk is up to 32 consecutive samples of one level. All of it is
-arithmetic on sample numbers: nothing is searched.
+Level 16 holds the samples divisible by 16, level 4 those divisible by 4 and not by 16, and level 1 all others, so that
+a browser can scrub coarsely as soon as the first level is loaded, and finer as more chunks arrive. A chunk holds up to
+32 consecutive samples of one level. Level, chunk and position of a sample are computed from its number alone.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def level_of(sample: int) -> int:
 
 
 def rank_in_level(sample: int) -> int:
-    """How many samples of the same level come before a sample."""
+    """Number of samples of the same level before this sample."""
     level = level_of(sample)
     position = sample // level
-    # Within its level's grid, every fourth position belongs to the level above, position 0 included.
+    # Among the multiples of the level, every fourth one (beginning with 0) belongs to a coarser level.
     return position if level == 16 else position - position // 4 - 1
 
 
@@ -88,18 +88,19 @@ class ChunkFrames:
 
 
 class ChunkAssembler:
-    """Sorts samples into the open chunk of their level; a full chunk leaves, and :meth:`flush` gives the rest.
+    """Collects samples into chunks: :meth:`add` returns full chunks, :meth:`flush` the partial ones at the end.
 
-    Memory is bounded by one open chunk for each level.
+    It holds at most one open chunk per level in memory.
 
     Args:
-        first_sample: the first sample to come; one at which a chunk of every level begins.
+        first_sample: number of the first sample that will be added; a multiple of 512, where a chunk of every level
+            begins.
     """
 
     def __init__(self, first_sample: int = 0) -> None:
         self._open: dict[int, tuple[list[int], Planes]] = {}
         self.sample_count = first_sample
-        """The sample that comes next."""
+        """Number of the next sample to add."""
 
     def add(self, first_sample: int, planes: Planes) -> list[ChunkFrames]:
         """Take consecutive samples (copied) and give the chunks that they complete.
@@ -127,7 +128,7 @@ class ChunkAssembler:
             samples, buffers = self._open[level]
             taken, offsets = offsets[: CHUNK_SAMPLES - len(samples)], offsets[CHUNK_SAMPLES - len(samples) :]
             for buffer, plane in zip(buffers, planes, strict=True):
-                # In its default mode it would copy twice, to leave the target alone if an index is wrong.
+                # mode="clip": in its default mode np.take copies twice, to leave `out` unchanged if an index is wrong.
                 np.take(plane, taken, axis=0, out=buffer[len(samples) : len(samples) + len(taken)], mode="clip")
             samples.extend(first_sample + offset for offset in taken)
             if len(samples) == CHUNK_SAMPLES:

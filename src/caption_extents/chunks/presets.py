@@ -1,4 +1,4 @@
-"""Encoder settings by name. They are data: what the chunks' bytes depend on stands here and nowhere else."""
+"""Encoder settings by name: all settings that the bytes of a chunk depend on."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ class EncoderPreset:
 
     Attributes:
         name: as on the command line and in the manifest.
-        threads: of one encoder; part of the preset, because libvpx writes other bytes with one thread than with two.
+        threads: threads of one encoder; part of the preset, because the bytes that libvpx writes depend on it.
         options: libvpx's options, as FFmpeg names them.
-        threads_busy: CPU seconds of an encoder over those of the thread that feeds it, measured on captions. For
-            forecasts only.
-        relative_cpu: CPU seconds over those of ``reference``, each with its own threads, measured likewise.
+        threads_busy: CPU seconds of all threads of an encoder divided by those of the thread that calls it, measured on
+            captions; used for forecasts only.
+        relative_cpu: CPU seconds divided by those of the preset ``reference``, each with its own number of threads,
+            measured on captions; used for forecasts only.
     """
 
     name: str

@@ -61,7 +61,7 @@ def main() -> None:
     try:
         app()
     except OSError as error:
-        # What has been printed is lost, and the interpreter must not try again at its end.
+        # stdout is not writable. Redirect it, so that the interpreter does not fail again when it flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         typer.echo(f"caption-extents: could not print the result: {error.strerror or error}", err=True)
         raise SystemExit(EXIT_FAILED) from error

@@ -1,4 +1,4 @@
-"""Errors as a line on stderr and an exit code, in the words of the command line."""
+"""Reports errors as one line on stderr and an exit code, with the names of command-line options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NAMES_HERE = {
 # A video_id may also be an argument, or stand in a file.
 _OPTIONS = [*({name for name in inspect.signature(Job).parameters if "_" in name} - {"video_id"}), *_NAMES_HERE]
 _ARGUMENT = re.compile(rf"'[^']*'|`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
-"""What stands in quotes is a name, and stays."""
+"""Matches names of arguments in messages; text in single quotes is matched first, because it must not be replaced."""
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def errors_as_exit_codes(interrupted: str = INTERRUPTED) -> Iterator[None]:
     except (sqlite3.Error, zlib.error, EOFError) as error:
         _fail(f"what is stored is damaged: {error}", EXIT_FAILED)
     except OSError as error:
-        # What is outside of the program: rights, disks, names.
+        # Errors of the environment: permissions, disks, file names.
         name = f"{error.filename!r}: " if error.filename is not None else ""
         _fail(f"{name}{error.strerror or error}", EXIT_FAILED)
 
@@ -58,7 +58,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def with_options(message: str) -> str:
-    """The message with options as they are given here, and not as Python's arguments."""
+    """Replace names of Python arguments in a message by the names of command-line options."""
 
     def option(found: re.Match[str]) -> str:
         name = found[1] or found[2]

@@ -15,7 +15,7 @@ HELP = describe_options()
 StoreOption = Annotated[str | None, typer.Option(envvar=variable_of("store"), help=HELP["store"])]
 TenantOption = Annotated[str, typer.Option(help=HELP["tenant_id"])]
 _NOT_HERE = frozenset({"store", "queue_size", "price_per_hour", "lease_seconds", "progress"})
-"""Options of a job that a command line has under another name, or does not have."""
+"""Options of a job that commands define under another name, or that have no command-line option."""
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
@@ -25,7 +25,10 @@ def choices(names: tuple[str, ...]) -> str:
 
 
 def with_job_options(*left_out: str) -> Callable[[Command], Command]:
-    """Let a command take the options of a job that have no own parameter, but for some, as keyword arguments."""
+    """Add the options of :class:`Job` to a command; the command receives them as keyword arguments.
+
+    Options for which the command has its own parameter, and those in ``left_out``, are not added.
+    """
 
     def decorate(command: Command) -> Command:
         own = [

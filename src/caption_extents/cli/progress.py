@@ -70,7 +70,7 @@ class _Lines:
 
 @contextmanager
 def progress_of(stage: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show how much of something that is no part of a run is done: a callback for what is done, and all there is."""
+    """Show the progress of an operation outside of a run; yields a callback that takes the done and the total count."""
     from caption_extents.pipeline.clocks import Progress
 
     if quiet:

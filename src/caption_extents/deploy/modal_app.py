@@ -28,7 +28,10 @@ app = modal.App(settings.app_name)
 
 
 def _image(package: str, *, gpu: bool) -> modal.Image:
-    """What functions run in. The container imports this module again and must find the same settings."""
+    """The container image of the app's functions.
+
+    The settings are stored in its environment, because the container imports this module again.
+    """
     variables = settings.to_environment()
     if gpu:
         # Without "video" the driver hides its decoder.

@@ -11,11 +11,11 @@ from caption_extents.chunks.presets import EncoderPreset
 
 
 class Effort(NamedTuple):
-    """What encoding a chunk took.
+    """Time taken to encode a chunk.
 
     Attributes:
-        seconds: from its beginning to its end.
-        thread_seconds: CPU time of the encoder's thread.
+        seconds: wall time.
+        thread_seconds: CPU time of the thread that called the encoder, without the encoder's own threads.
     """
 
     seconds: float
@@ -27,7 +27,7 @@ class ChunkEncoder(Protocol):
 
     @property
     def calls(self) -> int:
-        """Calls of :meth:`encode` at once that keep it at work."""
+        """Number of concurrent calls of :meth:`encode` that keep all encoders busy."""
         ...
 
     def encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
@@ -43,7 +43,7 @@ class ChunkEncoder(Protocol):
         ...
 
     def end(self) -> None:
-        """Give up what is under way, without waiting for it."""
+        """Abort running calls of :meth:`encode`, without waiting for them."""
         ...
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
-"""Consecutive samples, packed without loss, on their way to an encoder that runs elsewhere.
+"""Blocks of consecutive samples, packed losslessly, to be sent to encoders on other machines.
 
-A block is 512 samples, cut at multiples of that number, because they are whole chunks: one of level 16, three of
-level 4 and twelve of level 1. They are packed as lossless H.264 (constant quantiser 0), which knows that most of a crop
-stays as it is from sample to sample: it is several times smaller and faster than an intra-only codec.
+A block holds 512 samples and begins at a multiple of 512, so that it consists of whole chunks: one of level 16, three
+of level 4 and twelve of level 1. It is packed as lossless H.264 (constant quantiser 0), whose inter prediction exploits
+that most of a crop does not change from sample to sample: it is several times smaller and faster than an intra-only
+codec.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SampleBlock:
         return f"SampleBlock(first {self.first_sample}, {len(self)} samples)"
 
     def plans(self) -> list[ChunkPlan]:
-        """Which chunks these samples are."""
+        """The chunks that these samples form."""
         by_level: dict[int, list[int]] = {}
         for sample in range(self.first_sample, self.first_sample + len(self)):
             by_level.setdefault(level_of(sample), []).append(sample)
@@ -61,7 +62,7 @@ class SampleBlock:
 
 
 class BlockAssembler:
-    """Batches arrive in order and leave as blocks."""
+    """Collects samples, which must be added in order, into blocks."""
 
     def __init__(self) -> None:
         self.sample_count = 0

@@ -17,20 +17,21 @@ PREFIX = "CAPTION_EXTENTS_MODAL_"
 
 @dataclass(frozen=True)
 class ModalSettings:
-    """Each is read from the environment variable of its name with ``CAPTION_EXTENTS_MODAL_`` before it.
+    """Settings of a Modal deployment; each is read from the environment variable ``CAPTION_EXTENTS_MODAL_`` + its name.
 
     Attributes:
-        app_name: of the deployment.
-        gpu: of the job's functions, as Modal names it.
-        cpu: cores of the job's functions; a job encodes a chunk on each.
-        memory_mib: of the job's functions.
-        timeout_seconds: of a job.
-        retries: of a job; a run that failed is finished by calling it again, which Modal cannot know.
+        app_name: name of the Modal app.
+        gpu: GPU type of the job's functions, as Modal names it.
+        cpu: CPU cores of the job's functions; by default a job encodes as many chunks at once.
+        memory_mib: memory of the job's functions.
+        timeout_seconds: time limit of every function call.
+        retries: automatic retries of a failed job; calling the function again also finishes a failed run.
         secrets: names of Modal secrets with the store's credentials, separated by commas.
-        encoder_cpu, encoder_memory_mib, encoder_retries: of a worker that encodes; doing a task twice does no harm.
-        package: what pip installs for the functions; this package at its version by default.
-        implementation: ``pipelined`` or ``sequential``: what the job's function does when a call does not say.
-        package_v2: as ``package``, for the function with ``_v2`` in its name, to try a new version beside the old.
+        encoder_cpu, encoder_memory_mib, encoder_retries: cores, memory and retries of an encoding worker; executing an
+            encoding task twice is harmless.
+        package: requirement that pip installs for the functions; by default this package at its version.
+        implementation: ``pipelined`` or ``sequential``: the implementation for calls that do not name one.
+        package_v2: like ``package``, for the function with the suffix ``_v2``, to run a new version next to the old.
     """
 
     app_name: str = "caption-extents"

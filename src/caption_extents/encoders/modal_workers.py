@@ -13,10 +13,10 @@ from caption_extents.errors import CaptionExtentsError, InputError, ProcessingEr
 
 
 class ModalEncoderWorkers:
-    """:class:`~caption_extents.encoders.tasks.EncoderWorkers` on Modal, which starts as many as there are tasks.
+    """:class:`~caption_extents.encoders.tasks.EncoderWorkers` on Modal, which scales the number of containers itself.
 
     Args:
-        count: how many are counted on, for the metrics.
+        count: number of workers that the metrics assume.
 
     Raises:
         InputError: Modal is not installed.

@@ -1,8 +1,8 @@
 """Encoding chunks in child processes.
 
-An encoder in a thread takes the GIL, and releases it, some ten times for each frame. Where a GPU decodes thousands of
-frames a second, the threads that feed it then wait for the GIL and not for the GPU. A child process has its own GIL,
-which a few encoders leave free nearly always. A chunk's planes go there through shared memory.
+An encoder in a thread acquires and releases the GIL about ten times per frame. If a GPU decodes thousands of frames per
+second, the threads that feed the GPU then wait for the GIL instead of for the GPU. A child process has its own GIL,
+which a few encoders hardly use. The planes of a chunk are passed to the child through shared memory.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from caption_extents.encoders.base import Effort
 from caption_extents.errors import EncodeError
 
 ENCODERS = 4
-"""In a process: few enough for one GIL, many enough that Python and FFmpeg are not in memory once for each core."""
+"""Encoders per process: few, so that they do not compete for its GIL, but more than one, so that not every core needs
+its own process with Python and FFmpeg in memory."""
 
 _WAITING = 1
-"""Chunks that a process holds beside those that it encodes.
+"""Chunks queued in each child process, in addition to those being encoded.
 
-An encoder that is done begins the next at once, while this process takes its result, when it gets the GIL, and brings
-another chunk.
+An idle encoder takes the queued chunk at once. In the meantime the parent, which may have to wait for its GIL, takes
+the result and sends another chunk.
 """
 
 _TURN_SECONDS = 0.5
 _NICENESS = 5
-"""Encoders have hundreds of chunks to catch up with, and what feeds the GPU has not: it goes first."""
+"""Niceness of the encoder processes: encoding can lag behind by hundreds of chunks, but the threads that feed the GPU
+must not be delayed."""
 
 
 class ProcessEncoder:
@@ -70,7 +72,7 @@ class ProcessEncoder:
 
     @property
     def calls(self) -> int:
-        """Calls of :meth:`encode` at once that leave no encoder without a chunk."""
+        """Number of concurrent calls of :meth:`encode` that keep all encoders busy: encoders plus queued chunks."""
         return sum(self._sizes) + len(self._sizes) * _WAITING
 
     def start(self) -> None:
@@ -128,7 +130,7 @@ class ProcessEncoder:
 
     @contextmanager
     def _line(self) -> Iterator[_Line]:
-        """A line to the child whose encoders have the least to do."""
+        """Borrow a free channel to the least loaded child; waits until one is free."""
         with self._changed:
             while not (self._closed or self._idle or self._start_error):
                 self._changed.wait()
@@ -149,14 +151,14 @@ class ProcessEncoder:
 
 
 class _Load:
-    """Chunks that a child has above its encoders; below zero while some have none."""
+    """Load of a child: number of its chunks minus number of its encoders; negative while some encoders are idle."""
 
     def __init__(self, encoders: int) -> None:
         self.above = -encoders
 
 
 class _Line:
-    """To a child, one chunk at a time."""
+    """A channel to a child, which processes one chunk at a time."""
 
     def __init__(self, child: Child, channel: Channel, load: _Load) -> None:
         self.child, self.load, self._channel = child, load, channel
@@ -191,7 +193,7 @@ def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) ->
     level, samples = task["plan"]
     plan, shapes = ChunkPlan(level, tuple(samples)), [tuple(shape) for shape in task["shapes"]]
     form = ChunkFormat(**{**task["form"], "frame_rate": Fraction(task["form"]["frame_rate"])})
-    # A chunk that waits is not stalled: the encoders at work tell of their own progress.
+    # Send keep-alives while this chunk is queued: it has not stalled, and the encoders report their own progress.
     while not turn.acquire(timeout=_TURN_SECONDS):
         parent.show_life()
     try:
@@ -213,7 +215,7 @@ def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) ->
 
 
 def serve(channels: list[Channel], encoders: str) -> None:
-    """In the child: so many encoders for more channels, until the parent closes them."""
+    """In the child: serve all channels until the parent closes them; encode at most ``encoders`` chunks at once."""
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     turn = threading.Semaphore(int(encoders))

@@ -1,7 +1,8 @@
-"""Work on a Ray cluster: an existing one by ``RAY_ADDRESS``, or one that is started here and ends with its user.
+"""Tasks on a Ray cluster: the cluster of ``RAY_ADDRESS``, or a local one that is started and stopped by this process.
 
-Ray's driver ends its own process when it loses its cluster, and prints as it likes; so it lives in a child process, and
-a cluster that is gone is an error like others. Functions are sent by name: the cluster's Python needs this package.
+Ray's driver terminates its own process when it loses the cluster, and prints to stdout and stderr. Therefore it runs in
+a child process, where a lost cluster becomes an ordinary error of the caller. Functions are pickled by name, so this
+package must be installed on the cluster.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from caption_extents.errors import CaptionExtentsError, InputError, ProcessingEr
 T = TypeVar("T")
 
 MAX_RETRIES = 3
-"""How often Ray does a task again when the process or the machine that did it has died."""
+"""Maximum number of retries of a task whose worker process or machine has died."""
 
 _START_SECONDS = 90.0
 _CONNECT_SECONDS = 10.0
@@ -36,17 +37,17 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Resources:
-    """What a cluster has, or a task takes."""
+    """Numbers of CPU cores and GPUs: those of a cluster, or those that a task requires."""
 
     cpus: float = 1.0
     gpus: float = 0.0
 
 
 class RayCluster:
-    """A connection to a cluster, which is made while its user goes on; close it when done.
+    """A connection to a Ray cluster, established in the background; must be closed.
 
     Args:
-        cpus: of a cluster that is started here, if no other is named; 0 for all of this machine's.
+        cpus: cores of the local cluster that is started if ``RAY_ADDRESS`` is not set; 0 for all cores of this machine.
 
     Raises:
         InputError: Ray is not installed.
@@ -68,9 +69,15 @@ class RayCluster:
         self._reader.start()
 
     def submit(self, function: Callable[..., T], *args: object, needs: Resources) -> Future[T]:
-        """Have a function of this package done by the cluster.
+        """Run a function of this package on the cluster.
 
-        The future fails with the package's own errors as they are, and with a ``ProcessingError`` for all others.
+        Args:
+            function: a module-level function; it is sent by name.
+            args: its arguments, which must be picklable.
+            needs: resources that are reserved for the task.
+
+        Returns:
+            A future of the result. It raises the package's own errors unchanged, all others as ``ProcessingError``.
         """
         future: Future[T] = Future()
         with self._lock:
@@ -79,7 +86,7 @@ class RayCluster:
                 return future
             self._sent += 1
             self._pending[self._sent] = future
-            # A connection that is lost fails all that is pending, in the thread that reads from it.
+            # If the connection is lost, the reader thread fails all pending futures, including this one.
             with suppress(ChannelError):
                 self._channel.send({}, pickle.dumps((self._sent, function, args, needs)))
         return future
@@ -88,7 +95,7 @@ class RayCluster:
         """End the connection, and the cluster if it was started here. Work that is not done is given up."""
         with self._lock, suppress(ChannelError):
             self._channel.send({"end": True})
-        # One that has not come to know its cluster has nothing to put in order.
+        # If the child has not connected to a cluster yet, there is nothing to shut down: do not wait.
         deadline = time.monotonic() + (_END_SECONDS if self._resources.done() else 0)
         while not self._child.has_ended and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
@@ -162,13 +169,13 @@ _TARGET = "caption_extents.encoders.ray_cluster:serve"
 
 
 def serve(channels: list[Channel], cpus: str) -> None:
-    """In the child: hand what comes to Ray, and what Ray gives back to the parent, until either is gone."""
+    """In the child: submit tasks from the parent to Ray and return their results, until the parent or Ray is gone."""
     import ray
 
     api: Any = ray
     (parent,) = channels
     try:
-        # An address that is set in the environment is used by Ray itself, which would wait for it for minutes.
+        # ray.init() reads RAY_ADDRESS itself, and waits for minutes if nothing answers: try to connect first.
         address = os.environ.get("RAY_ADDRESS", "")
         own: dict[str, Any] = {} if address else {"num_cpus": int(cpus) or None}
         host, _, port = address.removeprefix("ray://").rpartition(":")

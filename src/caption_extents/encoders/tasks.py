@@ -20,7 +20,7 @@ from caption_extents.storage.manifest import ChunkRecord
 from caption_extents.storage.store import open_store
 
 MAX_IN_FLIGHT = 256
-"""Segments that may wait for workers: three and a half hours of video. Beyond that the run waits for them."""
+"""Maximum number of blocks that wait for workers (3.6 hours of video at ten samples per second); then the run waits."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class EncodeTask:
     """A block to be encoded, as plain data.
 
     Attributes:
-        store_address: where to read and write; credentials are the worker's own.
-        keys, version, run_id: of the run for which it is done.
-        block_key: of the packed samples.
-        first_sample, sample_count: which samples they are.
-        chunk_keys: of the chunks to make, by level and first sample.
-        preset: the encoder's settings, as :meth:`EncoderPreset.to_json` gives them.
-        form: what all chunks share.
+        store_address: address of the store; the worker uses its own credentials.
+        keys, version, run_id: keys of the video, version number and run id of the run that sent the task.
+        block_key: key of the packed block.
+        first_sample, sample_count: the samples of the block.
+        chunk_keys: keys of the chunks to encode and store, by level and first sample.
+        preset: encoder settings as returned by :meth:`EncoderPreset.to_json`.
+        form: frame rate and colour description that all chunks share.
     """
 
     store_address: str
@@ -64,7 +64,7 @@ class EncodeReport:
 
 
 def run_encode_task(task: EncodeTask) -> EncodeReport:
-    """Do a task, wherever this is.
+    """Execute a task: read its block, and encode and store its chunks.
 
     Raises:
         ProcessingError: the block cannot be read or encoded, or a chunk cannot be written.
@@ -84,17 +84,17 @@ def run_encode_task(task: EncodeTask) -> EncodeReport:
 
 
 class EncoderWorkers(Protocol):
-    """Where encoding tasks are done."""
+    """A pool of workers that execute encoding tasks."""
 
     name: str
 
     @property
     def count(self) -> int:
-        """How many are done at once, as far as that is known."""
+        """Number of tasks that are executed at once, as far as it is known."""
         ...
 
     def submit(self, task: EncodeTask) -> Future[EncodeReport]:
-        """Have a task done; a worker that dies is replaced. The future fails with a ``ProcessingError``."""
+        """Submit a task; if its worker dies, the task is retried. The future raises ``ProcessingError`` on failure."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The job as other code calls it. Nothing heavy is imported before a job runs."""
+"""Public functions that run a job. PyTorch and FFmpeg are imported only when a job runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run_job(job: Job) -> CropInferResult:
     from caption_extents.job.early_start import early_start
 
     with as_own_errors(), closing(Children()) as children, early_start(job, children) as started:
-        # After the processes have begun: this imports PyTorch.
+        # Imported only after the child processes have been started, because it imports PyTorch.
         from caption_extents.job.run import run
 
         return run(job, children, started)

@@ -16,21 +16,21 @@ from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.sessions import GpuSessions
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
-"""What stands for NVIDIA's GPUs, on Linux and in Windows' Linux."""
+"""Device files that exist if there is an NVIDIA GPU: on Linux, and in the Windows Subsystem for Linux."""
 
 
 @dataclass(frozen=True)
 class EarlyStart:
-    """A video that is being read, and a GPU's sessions that have begun to decode it."""
+    """The child processes of an early start: one reads and indexes the video, the others decode it on a GPU."""
 
     reader: IsolatedVideo
     sessions: GpuSessions
     gpu_memory_before: dict[str, int]
-    """Bytes in use of each GPU's memory before they began, by the GPU's UUID."""
+    """Memory in use on each GPU before the decoder sessions were started, in bytes, by the GPU's UUID."""
 
     @classmethod
     def begin(cls, job: Job, path: Path, gpu: int, children: Children) -> EarlyStart:
-        """Start them; they index the video and decode its first segments before these are asked for."""
+        """Start the child processes; they index the video and begin to decode its first segments."""
         reader = IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children, job.stream)
         memory_before = memory_in_use(open_nvml())
         sessions = GpuSessions(gpu, children)
@@ -38,14 +38,14 @@ class EarlyStart:
         return cls(reader, sessions, memory_before)
 
     def close(self) -> None:
-        """End them."""
+        """End the child processes."""
         self.reader.close()
         self.sessions.close()
 
 
 @contextmanager
 def early_start(job: Job, children: Children) -> Iterator[EarlyStart | None]:
-    """Start what decodes the video of a job, where a GPU is likely to do that; None elsewhere."""
+    """Start reading and decoding a job's video early if a GPU will probably decode it; yields None otherwise."""
     gpu = _likely_gpu(job)
     path = Path(job.video_key)
     if gpu is None or not path.is_file() or not driver.is_there():
@@ -59,9 +59,9 @@ def early_start(job: Job, children: Children) -> Iterator[EarlyStart | None]:
 
 
 def _likely_gpu(job: Job) -> int | None:
-    """The GPU that will probably decode a job's video, before PyTorch can tell."""
+    """Number of the GPU that will probably decode a job's video, determined without PyTorch; None for the CPU."""
     device = str(getattr(job.model, "device", job.device))
-    # A driver without a device is no reason to begin, unless a GPU was asked for.
+    # With device "auto", an installed driver is not enough: there must be a device file too.
     if job.isolate or device == "cpu" or not (device.startswith("cuda") or any(map(os.path.exists, _GPU_DEVICES))):
         return None
     return int(device.partition(":")[2] or 0)

@@ -1,4 +1,4 @@
-"""Where the video of a job is, and how it is opened: a file of this machine, or an object of the store."""
+"""Finding and opening the video of a job: a local file, or an object in the store."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from caption_extents.watchdog import Watchdog
 def open_input(
     job: Job, store: Store, decoding: Decoding, started: EarlyStart | None, children: Children, watchdog: Watchdog
 ) -> Iterator[tuple[Path, Video]]:
-    """The video's file, and the video.
+    """Open the video of a job; yields the path of its (possibly downloaded) file and the opened video.
 
     Args:
-        job: names the video.
-        store: where it may be.
-        decoding: how to decode it.
-        started: what reads and decodes it on a GPU already.
-        children: of the run.
-        watchdog: of the run.
+        job: the job; its ``video_key`` is a local path or a key in the store.
+        store: the store that may contain the video.
+        decoding: which decoder to use.
+        started: child processes that already read and decode the video on a GPU; None if there are none.
+        children: registry of the run's child processes.
+        watchdog: the run's watchdog.
 
     Raises:
-        VideoError: there is none, or it cannot be used.
+        VideoError: the video does not exist or cannot be used.
     """
     local = _local_path(job.video_key, store)
     if local is not None:
@@ -76,10 +76,10 @@ def _opened(
 
 
 def _local_path(key: str, store: Store) -> Path | None:
-    """The video's file on this machine; None if it can only be an object.
+    """Path of the video's local file (possibly in a folder store); None if it can only be an object in the store.
 
     Raises:
-        VideoError: it is something else than a file, or an address.
+        VideoError: the path is not a regular file, or ``key`` is a URL of another scheme than ``file``.
     """
     scheme = key.partition("://")[0] if "://" in key else ""
     if scheme not in {"", "file"}:
@@ -98,7 +98,7 @@ def _local_path(key: str, store: Store) -> Path | None:
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is something of this name, also if it cannot be looked at."""
+    """Whether the path exists; also True if its status cannot be read, for example for lack of permission."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -29,7 +29,7 @@ class CropInferResult:
         label_counts: pairs for each forward label.
         processing_duration_seconds: wall time of the job.
         caption_frame_extents_db_key: the version's database.
-        cropped_frames_prefix: prefix of the version's chunks and manifest.
+        cropped_frames_prefix: key prefix of the version's chunks and manifest.
         caption_count: captions found.
         undecodable_samples: samples that show the last good frame instead of their own.
         decoder: the decoder that was used.
@@ -67,7 +67,7 @@ class Stopwatch:
     setup_cpu_seconds: float = 0.0
 
     def set_up(self) -> None:
-        """The first stage starts now."""
+        """End the set-up phase: the first stage starts now."""
         self.setup_seconds, self.setup_cpu_seconds = self.seconds, self.cpu_seconds
 
     @property
@@ -83,18 +83,18 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of a run, and what its figures depend on.
+    """The objects of a run from which its metrics are computed.
 
     Attributes:
-        job: that is run.
-        crop: what is kept of each sample.
-        preset: of the encoder.
-        prices: of machines.
+        job: the job.
+        crop: the crop region in pixels.
+        preset: the encoder preset.
+        prices: prices of machines.
         on_gpu: whether the model computes on a GPU.
-        stages: of the run, with their clocks.
-        watch: since its beginning.
-        gpu: how busy the GPU is.
-        children: child processes.
+        stages: the stages, with their clocks.
+        watch: wall and CPU time since the run began.
+        gpu: utilisation of the GPU.
+        children: the run's child processes.
     """
 
     job: Job

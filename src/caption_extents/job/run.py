@@ -74,7 +74,7 @@ IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
 
 @dataclass(frozen=True)
 class _Plan:
-    """Everything that is known before the first sample is decoded. Making it writes nothing."""
+    """Everything that is decided before the first sample is decoded. Making the plan does not write anything."""
 
     video: Video
     crop: CropPixels
@@ -98,8 +98,8 @@ def run(job: Job, children: Children, started: EarlyStart | None = None) -> Crop
 
     Args:
         job: what to do.
-        children: counts the child processes of this run.
-        started: processes that have begun to read the video and to decode it on a GPU.
+        children: registry in which child processes of this run are started.
+        started: child processes that already read the video and decode it on a GPU; None if there are none.
 
     Raises:
         InputError: an argument or the video cannot be used; nothing was written.
@@ -160,7 +160,7 @@ def run(job: Job, children: Children, started: EarlyStart | None = None) -> Crop
 
 
 def _device(job: Job) -> torch.device:
-    """Where the whole run computes; a model of the caller's has chosen already."""
+    """The device of the run: that of the model if the caller passed a model object, else chosen by ``job.device``."""
     if job.model is None or isinstance(job.model, (str, os.PathLike)):
         return choose_device(job.device)
     asked, _, number = job.device.partition(":")
@@ -194,7 +194,10 @@ def _open_encoder(job: Job, device: torch.device, children: Children) -> ChunkEn
 
 @contextmanager
 def _loading_model(job: Job, device: torch.device) -> Iterator[Future[PairModel]]:
-    """The model, on its way while the video is opened: a GPU's context takes as long as the index of an hour."""
+    """Load the model in the background while the video is opened; yields a future of it.
+
+    Creating a CUDA context takes as long as indexing an hour of video.
+    """
 
     def load() -> PairModel:
         return opened.enter_context(open_model(job.model, job.crop_region, device, job.inference_threads))
@@ -244,14 +247,14 @@ def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLea
 
 
 def _inputs_digest(plan: _Plan) -> str:
-    """What the content of a version depends on: runs with one digest make the same chunks and results."""
+    """Digest of everything that the content of a version depends on; runs with the same digest give the same bytes."""
     inputs = {
         "source": plan.source.fingerprint,
         "stream": plan.source.stream,
         "crop_px": plan.crop.as_tuple(),
         "frame_rate": str(plan.timeline.frame_rate),
         "preset": [plan.preset.name, plan.preset.threads, dict(plan.preset.options)],
-        # PyAV brings FFmpeg and libvpx along: another one may encode other bytes.
+        # PyAV's wheel contains FFmpeg and libvpx: another version may encode to different bytes.
         "versions": [__version__, av.__version__],
         "model": plan.model.digest,
         "manifest_format": MANIFEST_FORMAT,
@@ -261,7 +264,7 @@ def _inputs_digest(plan: _Plan) -> str:
 
 @contextmanager
 def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers | None]:
-    """Encoders on other machines, if the job wants them; what this run has sent them is removed in the end."""
+    """Workers on other machines if the encoder is remote, else None; at the end, this run's blocks are removed."""
     if job.encoder not in REMOTE_ENCODER_NAMES:
         yield None
         return
@@ -274,15 +277,15 @@ def _encoder_workers(job: Job, lease: VersionLease) -> Iterator[EncoderWorkers |
 
 
 def open_workers(name: str, count: int) -> EncoderWorkers:
-    """Workers by the name of their kind: ``ray`` or ``modal``.
+    """Connect to remote encoder workers.
 
     Args:
-        name: of the kind.
-        count: how many a cluster that is started for this run has.
+        name: ``ray`` or ``modal``.
+        count: with Ray, cores of a local cluster that is started for this run; with Modal, expected number of workers.
 
     Raises:
         InputError: the extra of that name is not installed.
-        ProcessingError: they cannot be reached.
+        ProcessingError: the workers cannot be reached.
     """
     if name == "ray":
         from caption_extents.encoders.ray_cluster import RayEncoderWorkers
@@ -295,7 +298,7 @@ def open_workers(name: str, count: int) -> EncoderWorkers:
 
 @dataclass(frozen=True)
 class _Opened:
-    """All that the stages of a run are made of."""
+    """The opened objects from which the stages of a run are built."""
 
     job: Job
     plan: _Plan
@@ -307,7 +310,12 @@ class _Opened:
     watchdog: Watchdog
 
     def stages(self, rows: DatabaseWriter, found: _Captions) -> Stages:
-        """The stages; pairs go to the database as they are labelled, and captions are found when all are."""
+        """Build the stages.
+
+        Args:
+            rows: database to which pairs are written as soon as they are labelled.
+            found: finds the captions as soon as all pairs are labelled.
+        """
         job, facts, count = self.job, self.plan.facts, len(self.plan.timeline)
         stored = sum(len(chunk.samples) for chunk in self.done)
         clocks = make_clocks(count, job.progress, self.watch.started, stored)
@@ -338,7 +346,7 @@ class _Opened:
 
 
 def _planned_and_done(lease: VersionLease, sample_count: int) -> dict[ChunkPlan, ChunkRecord]:
-    """Chunks of this video that an earlier run has stored in full."""
+    """Planned chunks that an earlier run has already stored completely, with their records."""
     found = ((chunk, lease.done.get((chunk.level, chunk.first_sample))) for chunk in plan_chunks(sample_count))
     return {chunk: record for chunk, record in found if record is not None and record.samples == chunk.samples}
 
@@ -366,7 +374,7 @@ def _checked(probabilities: np.ndarray) -> np.ndarray:
 
 
 class _Captions:
-    """The captions, found while the last chunks are still encoded."""
+    """Finds the captions in a background thread, while the last chunks are still being encoded."""
 
     def __init__(self, plan: _Plan) -> None:
         self._plan = plan
@@ -374,11 +382,11 @@ class _Captions:
         self._found: Future[list[Caption]] | None = None
 
     def begin(self, probabilities: np.ndarray) -> None:
-        """Begin to find them, when all probabilities are there."""
+        """Start to find the captions; called when the probabilities of all pairs, (P, 2, 5), are known."""
         self._found = self._thread.submit(self._decode, probabilities)
 
     def all(self, probabilities: np.ndarray) -> list[Caption]:
-        """All of them."""
+        """The captions: the result of the background thread, or computed now if :meth:`begin` was not called."""
         return self._found.result() if self._found else self._decode(probabilities)
 
     def _decode(self, probabilities: np.ndarray) -> list[Caption]:
@@ -388,7 +396,7 @@ class _Captions:
         )
 
     def close(self) -> None:
-        """Give up."""
+        """Wait for the background thread and end it."""
         self._thread.shutdown()
 
 

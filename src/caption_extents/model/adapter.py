@@ -1,4 +1,4 @@
-"""Any PyTorch module that maps two pictures to five logits, as a model of the pipeline."""
+"""An adapter that makes a model out of any PyTorch module that maps two pictures to five logits."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PairModuleModel:
     """A :class:`~caption_extents.model.interface.PairModel` around a module.
 
-    Its embedding of a sample is the picture that the module takes; every pair goes through the whole module twice.
+    The embedding of a sample is the module's input picture; for every pair the whole module is computed twice (forward
+    and backward).
 
     Args:
         module: maps pictures (N, 3, h, w) of the earlier and the later sample to logits (N, 5), in the order of
             :class:`~caption_extents.labels.Label`.
-        size: height and width of its pictures.
-        version: name in manifests and databases.
-        device: where to compute.
-        mean, std: of each channel, subtracted and divided by.
-        digest: see the protocol; by default of the module's parameters and buffers.
-        batch: pairs that go through the module at once.
+        size: height and width of the input pictures, in pixels.
+        version: name of the model in manifests and databases.
+        device: device on which the module computes.
+        mean, std: normalisation of each RGB channel in 0..1: the mean is subtracted, the result is divided by std.
+        digest: see the protocol; by default a digest of the module's parameters and buffers.
+        batch: number of pairs per call of the module.
     """
 
     def __init__(

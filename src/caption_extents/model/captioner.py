@@ -29,23 +29,23 @@ from caption_extents.samples import SampleBatch
 Compute = Callable[..., torch.Tensor]
 
 _CPU_SLICE_SAMPLES = 2
-"""On a CPU a batch goes through the network in slices: their activations stay in the cache, and several run at once."""
+"""Samples per slice on a CPU. A batch is computed in slices, whose activations fit into the cache, several at once."""
 
 _CLOSE_SLICE = 16
-"""Samples or pairs looked at closely at once on a GPU: there are seldom more, and so their activations stay few."""
+"""Samples or pairs per slice of the second look on a GPU. A batch seldom has more, and small slices save memory."""
 
 _CLOSE_BETWEEN = 0.05, 0.95
-"""Pairs that may be two captions or one, by this probability of two, are looked at closely.
+"""Range of the probability of ``different`` in which a pair gets a second look, because it may be one caption or two.
 
-Most mistakes are captions that differ by one small letter. On the validation set 0.4% of the pairs are worth a look.
+Most mistakes are captions that differ by one small letter. On the validation set 0.4% of the pairs get a second look.
 """
 
 
 class CaptionModel:
-    """Says how the caption changes between each two consecutive samples of a video; a context manager that closes it.
+    """The caption model: classifies how the caption changes between consecutive samples of a video. A context manager.
 
-    On a CPU each slice of a few samples is computed by one thread, several slices at once. Threads within an operation
-    would be slower, and would make the last digits of results depend on their number.
+    On a CPU each slice of a few samples is computed by one thread, and several slices are computed at once. Parallelism
+    within an operation would be slower, and rounding would depend on the number of threads.
 
     Args:
         weights: a ``.safetensors`` file of :mod:`caption_extents.model.network`; by default the package's own.
@@ -73,11 +73,11 @@ class CaptionModel:
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
-            # It takes half the time, which decoding has the GPU for; labels stay the same (docs/gpu.md).
+            # Half precision takes half the time, which leaves the GPU to decoding; labels stay the same (docs/gpu.md).
             network.encoder.half()
             network.head.half()
         self._slice, self._close_slice = (_CPU_SLICE_SAMPLES,) * 2 if on_cpu else (1 << 30, _CLOSE_SLICE)
-        # Functions of the network and not of the model: a model that refers to itself would not let its threads go.
+        # Bind the network, not self: a reference cycle would keep the model, and with it its threads, alive.
         embed_closely = partial(_embed, area_px=CLOSE_AREA_PX)
         functions: list[Compute] = [_embed, _describe, _label, embed_closely, _describe]
         computed: list[Compute] = [partial(function, self._network) for function in functions]
@@ -127,8 +127,8 @@ class CaptionModel:
         return label_parts(self, samples)
 
     def _warm_up(self) -> None:
-        """Have a GPU's libraries loaded, which takes half a second, while the first samples are decoded."""
-        # What fails here, as for lack of memory, fails again where it is told: in the first batch.
+        """Load the GPU's libraries, which takes half a second, while the first samples are decoded."""
+        # Errors, such as lack of memory, are ignored here: they occur again, and are raised, in the first batch.
         with suppress(RuntimeError):
             luma, chroma = (
                 torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in ((2, 64, 512), (2, 32, 256))
@@ -164,18 +164,25 @@ class CaptionModel:
     def describe(
         self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        """What there is to say of pairs of embeddings (N, C, h, w); float32 (N, 3, D) on the model's device.
+        """Compute descriptions (feature vectors) of pairs of samples (k, k+1), the input of :meth:`classify`.
 
         Args:
-            before: of the sample before each pair (k, k+1), k-1.
-            earlier: of the pair's first sample, k.
-            later: of its second, k+1.
-            after: of the sample after it, k+2.
+            before: embeddings (N, C, h, w) of the samples k-1.
+            earlier: embeddings of the samples k.
+            later: embeddings of the samples k+1.
+            after: embeddings of the samples k+2.
+
+        Returns:
+            float32 (N, 3, D) on the model's device: forward, backward, and from the samples around the pair.
         """
         return self._for_each_slice(self._describe_slice, [before, earlier, later, after])
 
     def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Whether pairs with these probabilities (N, 2, 5) may be one caption or two; bool (N,)."""
+        """Which pairs need a second look, because they may show one caption or two; bool (N,).
+
+        Args:
+            probabilities: probabilities of the pairs after the first look, (N, 2, 5).
+        """
         least, most = _CLOSE_BETWEEN
         two = probabilities[..., Label.DIFFERENT.value].mean(1)
         return (two >= least) & (two <= most)
@@ -183,16 +190,18 @@ class CaptionModel:
     def look_closely(
         self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """Descriptions of pairs by twice as many pixels as :meth:`embed` looks at; float32 (P, 3, D).
+        """The second look: compute descriptions of pairs from twice as many pixels as :meth:`embed` uses.
 
-        The network was trained on pictures of this size too, and on letters of all sizes. What it finds of the captions
-        that were missed is in docs/model-card.md.
+        The network was trained on pictures of this size too. Its effect on the accuracy is in docs/model-card.md.
 
         Args:
-            y: luma of samples, as :meth:`embed` takes it.
-            u: chroma.
-            v: chroma.
-            around: numbers among them of samples k-1, k, k+1 and k+2, for pairs (k, k+1); four times int64 (P,).
+            y: luma of samples, uint8 (N, H, W).
+            u: chroma of samples, uint8 (N, H/2, W/2).
+            v: chroma of samples, uint8 (N, H/2, W/2).
+            around: indices into these samples of samples k-1, k, k+1 and k+2, for pairs (k, k+1); four int64 (P,).
+
+        Returns:
+            float32 (P, 3, D) on the model's device.
         """
         planes = [plane.to(self.device) for plane in (y, u, v)]
         embeddings = self._in_whole_slices(self._embed_closely, planes)
@@ -203,8 +212,8 @@ class CaptionModel:
         """Probabilities of the five labels for consecutive pairs, each with ``reach`` pairs on both sides.
 
         Args:
-            descriptions: (P, 3, D), as :meth:`describe` gives them. Nothing is taken to come before and after them:
-                in the middle of a video the first and the last ``reach`` results mean nothing.
+            descriptions: (P, 3, D), as :meth:`describe` returns them. They are taken for the whole video: if more pairs
+                precede or follow, the first or the last ``reach`` results are not valid.
 
         Returns:
             float32 (P, 2, 5) on the CPU, forward and backward.
@@ -214,7 +223,7 @@ class CaptionModel:
         return _to_cpu(found)
 
     def _in_whole_slices(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """For a few at once; on a GPU filled up with the last of them, so that all slices have the shape recorded."""
+        """Compute in slices of ``_CLOSE_SLICE``; on a GPU the last is padded, so that a CUDA graph can be replayed."""
         count, size = len(tensors[0]), self._close_slice
         missing = 0 if self._threads else -count % size
         if missing:
@@ -258,10 +267,10 @@ def _probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor in the host's memory, when it has been computed."""
+    """Copy a tensor to host memory; waits until it has been computed."""
     if tensor.is_cuda:
-        # By default a thread that waits for a GPU spins, and keeps a core busy that encoders could use.
-        # A blocking event lets it sleep.
+        # By default a thread that waits for a GPU busy-waits, on a core that encoders could use.
+        # With a blocking event it sleeps.
         done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         done.record(torch.cuda.current_stream(tensor.device))
         done.synchronize()

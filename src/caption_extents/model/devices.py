@@ -1,4 +1,4 @@
-"""The device that computes, chosen once for a run and handed down, and threads that compute alone."""
+"""Choosing the device of a run, and thread pools in which PyTorch operations are single-threaded."""
 
 from __future__ import annotations
 
@@ -51,14 +51,18 @@ def gpu_uuid(device: torch.device) -> str | None:
 
 
 _SETTING = threading.Lock()
-"""Held while the process-wide setting is not what it was."""
+"""Held while the process-wide number of threads is temporarily changed."""
 
 
 def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads in which PyTorch computes with that thread alone; all others keep their setting.
+    """A thread pool in whose threads PyTorch operations are single-threaded; other threads keep their setting.
 
-    Beside other work that keeps the cores busy, an operation that is spread over all of them takes until the last one
-    gets its turn, and the threads that have finished spin meanwhile.
+    While other work keeps the cores busy, a multi-threaded operation lasts until its last thread has been scheduled,
+    and the threads that have finished busy-wait in the meantime.
+
+    Args:
+        count: number of threads.
+        name: prefix of the threads' names.
     """
     ready = threading.Barrier(count)
 

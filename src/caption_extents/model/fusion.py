@@ -89,9 +89,11 @@ class FusionNetwork(nn.Module):
 
 
 def spatial_features(region: CropRegion, anchor: str | None = None) -> torch.Tensor:
-    """Float32 (6,): one-hot anchor (left, center, right), centre x, centre y and width of the crop over the frame.
+    """Position of the crop in the frame, float32 (6,): one-hot anchor (left, center, right), centre x, centre y, width.
 
-    Without an anchor, the third of the frame in which the crop's centre lies.
+    Args:
+        region: the crop; coordinates are fractions of the frame.
+        anchor: alignment of the captions; by default the third of the frame that contains the crop's centre.
     """
     x, y = (region.crop_left + region.crop_right) / 2, (region.crop_top + region.crop_bottom) / 2
     anchor = anchor or ANCHORS[min(2, int(x * 3))]

@@ -1,8 +1,8 @@
-"""Computing on a GPU beside threads that decode: computations recorded as CUDA graphs.
+"""Computations recorded as CUDA graphs, so that the CPU launches them with a single call.
 
-The network is some sixty operations, and each of them releases the GIL and takes it back. While the threads of all
-decoder sessions compete for the GIL, a batch takes twenty times as long as its kernels. So computations are recorded
-once and then replayed by a single call.
+The network consists of about sixty operations, each of which releases and reacquires the GIL. While many other threads
+compete for the GIL, launching them one by one takes twenty times as long as the kernels of a batch. Therefore they are
+recorded once as a CUDA graph, which is then replayed.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ Shapes = tuple[torch.Size, ...]
 
 
 class Replayed:
-    """A function of tensors on a GPU, replayed where its arguments have the shapes that it was recorded with.
+    """A function of GPU tensors that is replayed from a CUDA graph when its arguments have the recorded shapes.
 
-    Recorded are the first shapes that come a second time: those of a video's full batches. Others are computed in the
-    usual way. A recording holds its own memory, so there is one only.
+    The first shapes that occur a second time are recorded: those of a video's full batches. Arguments of other shapes
+    are computed without a graph. There is only one recording, because it keeps its own memory.
 
     Args:
-        function: of tensors to a tensor; it must not wait for the GPU, nor look at values.
+        function: maps tensors to a tensor; it must not synchronise with the GPU or depend on tensor values on the CPU.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
@@ -32,7 +32,7 @@ class Replayed:
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
-        """The function's value, on the current stream; the caller's own."""
+        """Compute the function on the current stream; the result is a new tensor that the caller owns."""
         shapes = tuple(argument.shape for argument in arguments)
         with self._lock:
             if self._recording is None and shapes in self._seen:

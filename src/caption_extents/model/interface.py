@@ -1,4 +1,4 @@
-"""What a job asks of a model, so that others can stand in for the package's own."""
+"""Protocols of models, so that other models can replace the package's own."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 @runtime_checkable
 class PairModel(Protocol):
-    """Tells how the caption changes between two samples.
+    """A model that classifies how the caption changes between two samples.
 
-    A model may have an attribute ``costs``, numbers by name that take the place of those of
-    :class:`~caption_extents.captions.extents.DecodingCosts`: what a boundary ought to cost depends on what a model was
-    trained on.
+    A model may have an attribute ``costs``, a mapping from names to numbers that override the defaults of
+    :class:`~caption_extents.captions.extents.DecodingCosts`, because the best decoding costs depend on the training
+    data.
 
-    A sample is embedded once and compared twice, with the sample before it and the one after it. What an embedding is,
-    is the model's own business, as long as embeddings of several samples can be sliced and joined along their first
-    axis. :class:`~caption_extents.model.adapter.PairModuleModel` makes one out of any PyTorch module.
+    Each sample is embedded once and compared twice, with the sample before it and with the one after it. The shape of
+    an embedding is chosen by the model, as long as embeddings of several samples can be sliced and concatenated along
+    their first axis. :class:`~caption_extents.model.adapter.PairModuleModel` makes a model out of any PyTorch module.
     """
 
     device: torch.device
@@ -28,7 +28,7 @@ class PairModel(Protocol):
     """Its name in manifests and databases."""
 
     digest: str
-    """Of everything that its answers depend on: runs with another digest do not continue each other."""
+    """Digest of everything that its output depends on; a run continues only versions with the same digest."""
 
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Embeddings (N, ...) of samples: Y (N, H, W), U and V (N, H/2, W/2), uint8."""
@@ -50,12 +50,12 @@ class ContextModel(PairModel, Protocol):
     """A model that labels a pair with the help of the pairs around it; :meth:`compare` labels it on its own."""
 
     reach: int
-    """Pairs on either side of a pair that its label depends on."""
+    """Number of pairs before, and of pairs after, a pair that its label depends on."""
 
     def describe(
         self, before: torch.Tensor, earlier: torch.Tensor, later: torch.Tensor, after: torch.Tensor
     ) -> torch.Tensor:
-        """What the model needs to know of pairs (earlier, later), (N, ...), to label them or pairs around them.
+        """Compute descriptions (feature vectors) of pairs (earlier, later), (N, ...), the input of :meth:`classify`.
 
         Args:
             before, earlier, later, after: embeddings of samples k-1, k, k+1 and k+2; at the ends of the video k for
@@ -70,22 +70,24 @@ class ContextModel(PairModel, Protocol):
 
 @runtime_checkable
 class LookingModel(ContextModel, Protocol):
-    """A model that can look at a few pairs more closely than at all the others, for what that costs."""
+    """A model with a second look: it can describe selected pairs more accurately, at a higher cost per pair."""
 
     def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """Whether pairs with these probabilities (N, 2, 5) should be looked at closely; bool (N,).
+        """Which pairs need a second look; bool (N,).
 
-        It depends on nothing but each pair's own probabilities.
+        Args:
+            probabilities: probabilities of the pairs after the first look, (N, 2, 5). Each result must depend only on
+                the probabilities of its own pair.
         """
         ...
 
     def look_closely(
         self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
-        """Better descriptions of pairs, in place of what :meth:`describe` gives for them.
+        """Compute more accurate descriptions of pairs, which replace those of :meth:`describe`.
 
         Args:
-            y, u, v: samples, as :meth:`embed` takes them.
-            around: for each pair, which of these are samples k-1, k, k+1 and k+2; four times int64 (N,).
+            y, u, v: samples, as for :meth:`embed`.
+            around: indices into these samples of samples k-1, k, k+1 and k+2 of each pair; four int64 (N,).
         """
         ...

@@ -1,8 +1,8 @@
-"""Labelling the pairs of a video's samples with a model: each in the context of those around it, some at a second look.
+"""Labelling the pairs of a video's samples with a model, each pair in the context of its neighbours.
 
-A sample is embedded once, whatever the number of pairs that it is part of, and a pair is described once, whatever the
-number of pairs that are labelled with its help. Work is cut by sample number alone, never by arrival, so that every run
-computes the same numbers.
+Each sample is embedded once, although it belongs to several pairs, and each pair is described once, although the labels
+of many pairs depend on it. Batches and slices are cut by sample number, never by time of arrival, so that every run
+computes the same results.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _OnItsOwn:
 
 
 class _InContext:
-    """Labels each pair when the pairs around it are known; some of them twice, where the model can look closely."""
+    """Labels each pair when its neighbours have been described; with a second look, all pairs are labelled twice."""
 
     def __init__(self, model: ContextModel) -> None:
         self._model = model
@@ -135,7 +135,7 @@ class _Labelled:
 
 
 class _Labelling:
-    """Labels pairs when those after them that matter are described."""
+    """Labels each pair when the ``reach`` pairs after it have been described."""
 
     def __init__(self, model: ContextModel) -> None:
         self._model = model
@@ -161,14 +161,14 @@ class _Labelling:
 
 
 class _SecondLook:
-    """Looks closely at those pairs that are worth it, and labels all pairs anew with what it saw of these."""
+    """Describes selected pairs again from more pixels, and labels all pairs again with the improved descriptions."""
 
     def __init__(self, model: LookingModel) -> None:
         self._model = model
         self._labelling = _Labelling(model)
         self._batches: deque[SampleBatch] = deque()
         self._end = 0
-        """The first sample that has not come; those that pairs depend on have, but for those that do not exist."""
+        """Number of the first sample that has not arrived. All samples around a pair arrive before the pair."""
 
     def keep(self, batch: SampleBatch) -> None:
         """Take the next samples, in the host's memory; they are kept until all their pairs have been added."""
@@ -212,11 +212,11 @@ class _SecondLook:
 
 
 class _Held:
-    """The last few of a sequence that comes in parts."""
+    """A sliding window over a sequence of tensors that arrives in parts: holds the items from ``first`` to ``end``."""
 
     def __init__(self) -> None:
         self.first = self.end = 0
-        """Numbers of the first that is held, and of the first that has not come."""
+        """Number of the first item that is held, and number of the first item that has not arrived."""
         self.held = torch.empty(0)
 
     def __len__(self) -> int:

@@ -1,14 +1,15 @@
-"""The caption network: one embedding for each sample, a light head for each pair, and what stands around each pair.
+"""The caption network: an encoder for each sample, a light head for each pair, and a context head over time.
 
 A Siamese network (Bromley et al., 1993): the encoder runs once for each sample, and the head compares the embeddings
 of two samples in either order. The encoder also predicts where caption text stands in the sample. This mask is trained
 on the exact text coverage that rendered data knows; it tells the head which differences are caption and which are
 background, at no cost at run time.
 
-Two samples alone often cannot tell: a sign that stands still looks like a caption, a fade is a row of changes too small
-to see, a flash hides both, and a codec shows one other letter a sample late. So the head describes each pair twice, by
-its own two samples and by those around them, and the descriptions of consecutive pairs go through a few dilated
-convolutions over time (Bai et al., 2018): each pair's label is decided with the pairs around it.
+Two samples alone are often ambiguous: a static sign looks like a caption, a fade is a series of changes too small to
+see, a flash hides both, and a codec may show a changed letter one sample late. Therefore the pair head computes
+descriptions of each pair from its own two samples and from the two samples around them, and the context head applies
+dilated convolutions over time (Bai et al., 2018) to the descriptions of consecutive pairs, so that each label depends
+on the neighbouring pairs.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1, dil
 
 
 def _pointwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """A 1x1 convolution of (N, C, H, W), as a product of matrices.
+    """A 1x1 convolution of (N, C, H, W), computed as a matrix product.
 
-    With channels last nothing is moved for it; PyTorch's own 1x1 convolution on a CPU goes through a copy of its input.
+    In channels-last memory order this needs no copy, whereas PyTorch's 1x1 convolution on a CPU copies its input.
     """
     return functional.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
@@ -94,14 +95,14 @@ class Encoder(nn.Module):
             nn.ReLU(inplace=True),
             *[_Block(config.middle_channels) for _ in range(config.middle_blocks)],
         )
-        # Dilation widens what a cell sees to about a whole letter and its surroundings.
+        # Dilation enlarges the receptive field to about a whole letter and its surroundings.
         self.deep = nn.Sequential(
             _conv(config.middle_channels, config.deep_channels, 3, stride=2),
             nn.ReLU(inplace=True),
             *[_Block(config.deep_channels, dilation=1 + index % 2) for index in range(config.deep_blocks)],
         )
         self.features = nn.Conv2d(config.deep_channels, config.embedding_channels, 1)
-        # Four times as many places, from before the last halving: one other letter changes only a few of them.
+        # Features at twice the resolution, from before the last downsampling: one changed letter affects few cells.
         self.fine = nn.Conv2d(config.middle_channels, config.fine_channels, 1)
         self.mask = nn.Conv2d(config.deep_channels, 1, 1)
 
@@ -120,9 +121,9 @@ class Encoder(nn.Module):
 class PairHead(nn.Module):
     """Two embeddings to the five logits of :class:`~caption_extents.labels.Label`.
 
-    On the way it predicts where letters of one caption gave way to another's. This map, too, is trained on what
-    rendered data knows: a caption that differs in one letter differs in two or three places out of five hundred, which
-    the label of the pair alone would teach slowly.
+    It also predicts a map of the places where letters of one caption were replaced by letters of another. Like the
+    mask, this map is trained on the ground truth of rendered data: captions that differ by one letter differ in two or
+    three of five hundred cells, which the network would learn slowly from the label of the pair alone.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -150,7 +151,7 @@ class PairHead(nn.Module):
         return self._look(mixed, a[..., -1:], b[..., -1:])
 
     def compare_both_ways(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`compare` for (a, b) and for (b, a), with less work: (2, N, D) and (2, N, h, w)."""
+        """:meth:`compare` of (a, b) and of (b, a) with shared computations: (2, N, D) and (2, N, h, w)."""
         count = len(a)
         a, b = _with_mask(a), _with_mask(b)
         first, second, *alike = self._mix_weights()
@@ -173,7 +174,7 @@ class PairHead(nn.Module):
         return [torch.cat([features[part], masks[mask]], dim=1) for part, mask in enumerate((0, 1, 3, 2))]
 
     def _mixed_alike(self, a: torch.Tensor, b: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
-        """What the first layer makes of |a - b| and a * b, which are the same in both directions."""
+        """The first layer's terms of |a - b| and a * b, which are the same in both directions."""
         apart, product = weights
         return functional.linear((a - b).abs_(), apart, self._first_layer().bias) + functional.linear(a * b, product)
 
@@ -227,8 +228,8 @@ class _ContextBlock(nn.Module):
 class ContextHead(nn.Module):
     """Descriptions of consecutive pairs to the logits of each, with the pairs around it.
 
-    A film that runs backwards is a film too: the backward logits are those that the same layers give for the
-    descriptions in reverse.
+    The backward logits are computed by the same layers from the time-reversed sequence, in which forward and backward
+    descriptions are swapped.
     """
 
     def __init__(self, config: NetworkConfig) -> None:

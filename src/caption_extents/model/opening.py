@@ -22,7 +22,7 @@ _CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
 def open_model(
     model: str | os.PathLike[str] | PairModel | None, region: CropRegion, device: torch.device, threads: int
 ) -> Iterator[PairModel]:
-    """The model of a job, closed in the end if it was opened here: an object of the caller's stays the caller's.
+    """Open the model of a job; it is closed at the end, unless the caller passed an opened model.
 
     Args:
         model: None for the package's own; a ``.safetensors`` file with weights of the same network; a ``.pt``, ``.pth``

@@ -56,10 +56,10 @@ def load_weights(path: Path = DEFAULT_WEIGHTS) -> tuple[CaptionNetwork, str]:
 
 
 def read_costs(path: Path = DEFAULT_WEIGHTS) -> dict[str, float]:
-    """What boundaries cost where these weights are used, by name; empty where it was not chosen for them.
+    """Read the decoding costs stored in a weights file, by name; empty if it contains none.
 
     Raises:
-        ModelError: the file cannot be read, or its costs are no numbers.
+        ModelError: the file cannot be read, or its costs are not numbers.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -75,7 +75,7 @@ def read_costs(path: Path = DEFAULT_WEIGHTS) -> dict[str, float]:
 
 
 def write_costs(path: Path, costs: Mapping[str, float]) -> None:
-    """Keep in a file of weights what boundaries cost where they are used."""
+    """Store decoding costs in a weights file; it is replaced atomically."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     partial = path.with_suffix(".partial")

@@ -21,16 +21,21 @@ from caption_extents.video.video import open_video
 from caption_extents.watchdog import Watchdog, alive
 
 MEDIAN_SAMPLES = 9
-"""Samples that a caption's picture is made of: enough to blur what moves behind it, few enough to fetch."""
+"""Number of samples whose median is a caption's picture: enough to suppress moving background, few to fetch."""
 
 _RATE = 10
-"""Samples a second that captions are looked for among."""
+"""Sample rate at which :func:`read_text` decodes the video, in samples per second."""
 
 
 def median_samples(start: int, end: int, count: int = MEDIAN_SAMPLES) -> list[int]:
-    """Samples of the caption ``start..end`` to look at: spread over it, its first and last left out if it has others.
+    """Choose up to ``count`` samples of a caption, evenly spaced.
 
-    The ends may be in the middle of a fade.
+    The first and the last sample are left out if the caption has more than four samples, because they may be in a fade.
+
+    Args:
+        start: first sample of the caption.
+        end: first sample after the caption.
+        count: maximum number of samples.
     """
     inner = range(start + 1, end - 1) if end - start > 4 else range(start, end)
     picks = np.linspace(0, len(inner) - 1, min(count, len(inner))).round().astype(int)
@@ -138,7 +143,7 @@ def store_texts(
     count = 0
 
     def write(data: bytes) -> bytes:
-        # As it is now: a person may have corrected it meanwhile.
+        # `data` may be newer than the database read above: a person may have corrected captions in the meantime.
         nonlocal count
         read = {index: found[extent] for index, extent in _to_read(data).items() if extent in found}
         count = len(read)

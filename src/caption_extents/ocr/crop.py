@@ -1,4 +1,4 @@
-"""Where captions stand, from the video itself: a band in which text comes, goes and changes."""
+"""Suggesting the crop region: finds a band of the picture in which text appears, changes and disappears."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from caption_extents.video.timeline import Timeline, build_timeline
 from caption_extents.watchdog import Watchdog, alive
 
 FRAMES = 40
-"""Pictures looked at: a caption that is on screen a third of the time is in a dozen of them."""
+"""Number of pictures searched for text: if captions are shown a third of the time, about 13 of them contain one."""
 
 _LONGEST_SIDE_PX = 960
-"""Of a picture in which text is looked for; captions are a thirtieth of its height or more."""
+"""Longest side of a picture that is searched for text; captions have at least a thirtieth of the picture's height."""
 
 _BAND_HEIGHT = 0.16
 """Height of the tallest band, as a share of the picture: two lines, or three small ones."""
@@ -33,7 +33,7 @@ _STATIC_SHARE = 0.5
 _STATIC_DISTANCE = 0.006
 _SECOND_BAND_SHARE = 0.25
 _SIDE = 0.04
-"""Text wider than any that was seen may come: the region goes at least this near to the sides."""
+"""Maximum distance of the region from the left and right sides: later captions may be wider than those found."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class TextBox:
         return (self.top + self.bottom) / 2
 
     def is_at(self, other: TextBox) -> bool:
-        """Whether all four sides are where the other's are, but for the jitter of a detector."""
+        """Whether all four sides equal those of the other box, within the detector's jitter."""
         mine, others = ((b.left, b.top, b.right, b.bottom) for b in (self, other))
         return max(abs(a - b) for a, b in zip(mine, others, strict=True)) < _STATIC_DISTANCE
 
 
 @dataclass(frozen=True)
 class Band:
-    """A region with captions, and in how many of the pictures looked at there was text in it."""
+    """A region that may contain captions, and the number of searched pictures that have text in it."""
 
     region: CropRegion
     pictures: int
@@ -101,11 +101,20 @@ def suggest_crop(
     tell: Callable[[int, int], None] = lambda done, total: None,
     stream_index: int | None = None,
 ) -> tuple[list[Band], np.ndarray]:
-    """Bands with captions, the likeliest first, and a picture of the video with text in it, uint8 (H, W, 3).
+    """Search pictures of a video for bands of changing text.
+
+    Args:
+        path: the video file.
+        detect: text detector.
+        tell: called after each picture with the number of searched pictures, and their total number.
+        stream_index: index of the video stream; by default the one that players choose.
+
+    Returns:
+        At most two bands, the most likely one first, and the picture with the most text, RGB, uint8 (H, W, 3).
 
     Raises:
-        VideoError: the video cannot be used, or there is no text that comes and goes.
-        StallError: a codec or the detector gives no sign of life.
+        VideoError: the video cannot be used, or no changing text was found.
+        StallError: a codec or the detector makes no progress.
     """
     return Watchdog().call(
         f"looking for text in {str(path)!r}", lambda: _suggest(probe(path, stream_index), detect, tell)
@@ -165,7 +174,7 @@ def _pictures_with(boxes: list[TextBox]) -> int:
 
 
 def _region(boxes: list[TextBox]) -> CropRegion:
-    """All boxes of a band but stray ones, with room for outlines and wider lines; detectors leave some room already."""
+    """The region of a band: its boxes without outliers, with a margin for outlines and wider lines."""
     line = float(np.median([box.height for box in boxes]))
     middle = float(np.median([box.middle for box in boxes]))
     near = [box for box in boxes if abs(box.middle - middle) <= max(2.0 * line, 0.02)]
@@ -197,7 +206,7 @@ _WIDTH_PX = 960
 
 
 def pick_times(timeline: Timeline, count: int) -> list[int]:
-    """Pts of the frames to look at: key frames where there are enough, which cost nothing but themselves to decode."""
+    """Choose the pts of ``count`` evenly spaced frames; key frames, which decode on their own, if there are enough."""
     pool = timeline.key_pts if len(timeline.key_pts) >= count else timeline.sample_pts
     unique = np.unique(pool)
     picks = np.linspace(0, len(unique) - 1, min(count, len(unique))).round().astype(int)

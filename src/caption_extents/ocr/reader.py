@@ -23,7 +23,7 @@ _WITHOUT_IT = "reading text needs the extra 'ocr': pip install 'caption-extents[
 
 @dataclass(frozen=True)
 class ReadText:
-    """Text of a picture, lines divided by newlines, and how sure the reader is of its least sure part, in 0..1."""
+    """Text of a picture, with lines separated by newlines, and the lowest confidence among its parts, in 0..1."""
 
     text: str
     confidence: float
@@ -38,7 +38,7 @@ class TextReader(Protocol):
 
 
 def check_reader() -> None:
-    """Raise an InputError where :class:`RapidReader` cannot be."""
+    """Raise an InputError if the dependencies of :class:`RapidReader` are not installed."""
     check_engine(_WITHOUT_IT)
 
 
@@ -104,19 +104,18 @@ def into_lines(pieces: list[_Piece]) -> list[list[_Piece]]:
 
 
 def check_engine(without_it: str) -> None:
-    """Raise an InputError that says so where rapidocr is not installed."""
+    """Raise an InputError with the text ``without_it`` if rapidocr or onnxruntime is not installed."""
     if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
         raise InputError(without_it)
 
 
 def rapid_engine(longest_side_px: int, without_it: str) -> Any:
-    """An engine that finds text, and reads it; captions stand upright, so it does not look for turned text.
+    """Create an OCR engine that detects and recognises upright text; the detection of rotated text is disabled.
 
     Args:
-        longest_side_px: larger pictures are scaled down to this before text is looked for. By default rapidocr scales
-            the shorter side *up* to 736 pixels: a caption's strip, a tenth as high as wide, becomes so large that this
-            takes ten times as long and finds less.
-        without_it: what to say where rapidocr is not installed.
+        longest_side_px: larger pictures are scaled down to this size for detection. rapidocr's default is to scale the
+            shorter side *up* to 736 pixels, which for wide caption crops takes ten times as long and finds less.
+        without_it: text of the error if rapidocr is not installed.
 
     Raises:
         InputError: rapidocr is not installed.

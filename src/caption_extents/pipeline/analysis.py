@@ -1,4 +1,4 @@
-"""What decided a run's time, what another arrangement would have taken, and what both cost."""
+"""Analysis of a run: its bottleneck, forecasts for other configurations, and costs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORTH_WHILE = 0.9
 """Offloading is advised when it is forecast to take less than this share of the time."""
 
 _PACKED_BYTES_PER_CPU_SECOND = 300e6
-"""Of samples, packed as segments on one core."""
+"""Throughput of one core when it packs samples into lossless blocks, in bytes of raw samples per second."""
 
 
 def measured_work(
@@ -38,19 +38,19 @@ def measured_work(
     encoder_workers: int,
     worker_cpu_seconds: float | None,
 ) -> Work:
-    """The work of a finished run.
+    """Compute the work of a finished run, the input of forecasts.
 
     Args:
-        stages: what was measured of each.
-        total_seconds: the run's wall time.
-        cpu_seconds: of this process, over the whole run.
-        setup_cpu_seconds: of them, before the first stage started.
-        cores: that this process may use.
-        on_gpu: whether decoding and inference were on a GPU.
-        sample_bytes: of one cropped sample.
-        preset: of the encoder.
-        encoder_workers: chunks encoded at once in this process, if they are.
-        worker_cpu_seconds: of encoders elsewhere; None if encoding was done here.
+        stages: metrics of each stage, by name.
+        total_seconds: wall time of the run.
+        cpu_seconds: CPU time of the process and its child processes during the run.
+        setup_cpu_seconds: the part of ``cpu_seconds`` before the first stage started.
+        cores: number of cores that the process may use.
+        on_gpu: whether decoding and inference ran on a GPU.
+        sample_bytes: size of one cropped sample in bytes.
+        preset: the encoder preset.
+        encoder_workers: number of chunks encoded at once, if they were encoded on this machine.
+        worker_cpu_seconds: CPU time of workers on other machines; None if chunks were encoded on this machine.
     """
     samples = stages[EXTRACTION].samples
     packing = samples * sample_bytes / _PACKED_BYTES_PER_CPU_SECOND

@@ -1,4 +1,4 @@
-"""What stages count while they run: how long they worked and waited, what they yielded, and when they were busy."""
+"""Counters of the stages while they run: busy and waiting times, numbers of results, and activity over time."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class Activity:
-    """Adds up intervals in buckets of time. When there are too many buckets, two become one.
+    """A histogram of activity over time. When there are too many buckets, adjacent buckets are merged.
 
     Args:
-        origin: the time at which the first bucket begins.
+        origin: start of the first bucket, on the clock of ``time.perf_counter``.
     """
 
     def __init__(self, origin: float) -> None:
@@ -63,7 +63,11 @@ class Activity:
                 start = stop
 
     def means(self, bucket_seconds: float) -> list[float]:
-        """The mean amount in each bucket of this length, which must be one that buckets have grown to or may yet."""
+        """The mean amount in each bucket after merging buckets up to the given length.
+
+        Args:
+            bucket_seconds: the current length of a bucket, or that times a power of two.
+        """
         with self._lock:
             while self._seconds < bucket_seconds:
                 self._halve()
@@ -109,7 +113,7 @@ class StageClock:
 
     @contextmanager
     def busy(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> Iterator[None]:
-        """Count the time inside as work, and its yield when it succeeds."""
+        """Count the time in the ``with`` block as busy, and if it succeeds, add the given numbers of results."""
         start, start_thread = time.perf_counter(), time.thread_time()
         try:
             yield
@@ -124,7 +128,7 @@ class StageClock:
         self.count(samples, items, nbytes)
 
     def worked(self, seconds: float, thread_seconds: float = 0.0) -> None:
-        """Count work that was done elsewhere and has just ended, and the CPU time of the threads that did it."""
+        """Count work that was done in another thread or process and has just ended, and the CPU time of its threads."""
         end = time.perf_counter()
         with self._lock:
             self.busy_seconds += seconds

@@ -1,8 +1,9 @@
-"""How long a run would take if its encoding were done elsewhere, or here.
+"""Forecasts of a run's wall time with encoding on this machine or on other machines.
 
-The forecasts rest on one thought: a stage takes its CPU seconds wherever it runs. On a machine whose stages all compute
-on the CPU, the time is that of all CPU seconds on all cores, or of the one stage that cannot use them; offloaded
-encoding takes its seconds elsewhere, and leaves packing behind. ``benchmarks/offload.py`` compares them with runs.
+The forecasts assume that a stage takes the same CPU time on every machine. If all stages run on the CPU, the wall time
+is the total CPU time divided by the number of cores, or the time of a stage that cannot use all cores, whichever is
+longer. Offloading moves the CPU time of encoding to other machines and adds the CPU time of packing.
+``benchmarks/offload.py`` compares forecasts with measured runs.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """What a run had to do. Seconds are of CPU unless a name says otherwise.
+    """The work of a run. Seconds are CPU time unless the name contains ``wall``.
 
     Attributes:
-        fixed_wall_seconds: before the first stage starts and after the last has ended.
-        gpu_wall_seconds: what the slowest of decoding and inference takes on its GPU; 0 where both are on the CPU.
-        pipeline_seconds: of this process, for everything but encoding.
-        encoding_seconds: wherever it was done.
-        packing_seconds: of packing all samples for other encoders, whether that was done or not; unpacking takes as
-            much of theirs.
-        segments: how many there are.
-        cores: of this machine.
-        encoder_workers: chunks encoded at once, when encoding is done here.
-        threads_busy: cores that one encoder keeps busy.
-        encoded_here: whether encoding was part of this process.
+        fixed_wall_seconds: wall time before the first stage starts and after the last stage has ended.
+        gpu_wall_seconds: wall time of the slower of decoding and inference on a GPU; 0 if both run on the CPU.
+        pipeline_seconds: CPU time of this machine for everything except set-up, encoding and packing.
+        encoding_seconds: CPU time of encoding, on whichever machine.
+        packing_seconds: estimated CPU time of packing all samples for other machines, whether or not it was done;
+            unpacking takes the workers the same time.
+        segments: number of blocks (of 512 samples).
+        cores: number of cores of this machine.
+        encoder_workers: number of chunks encoded at once on this machine.
+        threads_busy: number of cores that one encoder keeps busy.
+        encoded_here: whether the chunks were encoded on this machine.
     """
 
     fixed_wall_seconds: float

@@ -14,7 +14,7 @@ from caption_extents.pipeline.clocks import Activity
 
 
 def open_nvml() -> ModuleType | None:
-    """NVIDIA's own bindings, ready to be asked; None where they or a driver are missing."""
+    """Initialise NVML and return NVIDIA's Python bindings (pynvml); None if they or the driver are missing."""
     try:
         import pynvml
 
@@ -64,13 +64,12 @@ class GpuUse:
 
 
 class GpuWatch:
-    """A context manager that asks a GPU's driver ten times a second, as far as it answers.
+    """A context manager that samples the utilisation of a GPU ten times a second with NVML, as far as it is available.
 
     Args:
-        uuid: of the GPU; nothing is watched where it is None.
-        origin: when the run started, on the clock of ``time.perf_counter``.
-        memory_before: bytes in use of each GPU before anything of the run was there, by the GPU's UUID; what is in use
-            now for those that it lacks.
+        uuid: UUID of the GPU; None to measure nothing.
+        origin: start of the run, on the clock of ``time.perf_counter``.
+        memory_before: memory in use on each GPU before the run, in bytes, by UUID; by default that in use now.
     """
 
     def __init__(self, uuid: str | None, origin: float, memory_before: Mapping[str, int] | None = None) -> None:

@@ -19,14 +19,14 @@ class StageMetrics:
     """One stage of a finished run.
 
     Attributes:
-        time_seconds: from the stage's first start to its last end.
+        time_seconds: wall time from the stage's first start to its last end.
         busy_seconds: time spent working, summed over workers.
-        wait_input_seconds: time a worker stood idle because nothing had come yet.
-        wait_room_seconds: time results waited because the next stage was full, summed over workers.
-        workers: how many worked at once.
-        samples: samples that passed.
-        items: pairs (inference), chunks (encoding) or objects (upload).
-        nbytes: bytes that the stage gave on, where it counts them.
+        wait_input_seconds: time that workers waited for input, summed over workers.
+        wait_room_seconds: time that workers waited because the next queue was full, summed over workers.
+        workers: number of workers that run at once.
+        samples: number of samples processed.
+        items: number of batches (extraction), pairs (inference), chunks (encoding) or objects (upload).
+        nbytes: size of the stage's output in bytes; 0 if it is not counted.
         samples_per_second: samples over ``time_seconds``.
         thread_seconds: CPU time of the stage's own threads, without those that codecs start.
         started: when its first work began, in seconds of a clock whose zero means nothing; 0 if it never did.
@@ -95,15 +95,15 @@ class OverlapAnalysis:
 
 @dataclass(frozen=True)
 class OffloadMetrics:
-    """What encoding elsewhere has cost and saved.
+    """Effort and gain of encoding on other machines.
 
     Attributes:
-        workers: their kind.
-        worker_count: how many encoded at once.
-        segment_bytes: of packed samples that were sent to them.
-        worker_cpu_seconds: that they took.
-        forecast_here_seconds: what the whole run would have taken with encoding in its own process.
-        saved_seconds: that, less what the run has taken; negative if offloading did not pay.
+        workers: kind of the workers, ``ray`` or ``modal``.
+        worker_count: number of workers that encoded at once.
+        segment_bytes: total size of the packed blocks sent to the workers.
+        worker_cpu_seconds: CPU time of the workers.
+        forecast_here_seconds: forecast wall time of the run with encoding on this machine.
+        saved_seconds: ``forecast_here_seconds`` minus the measured wall time; negative if offloading was slower.
     """
 
     workers: str
@@ -128,10 +128,10 @@ class Cost:
     """What a run took.
 
     Attributes:
-        gpu_seconds: for which a GPU was held.
-        cpu_seconds: of all processes, workers included.
-        money: at the configured prices; None without them.
-        alternatives: what it would have taken otherwise.
+        gpu_seconds: wall time for which a GPU was occupied; 0 without one.
+        cpu_seconds: CPU time of all processes, remote workers included.
+        money: cost at the configured prices; None if no price is configured.
+        alternatives: forecasts for other encoders and presets.
     """
 
     gpu_seconds: float
@@ -174,9 +174,9 @@ class RunMetrics:
         implementation: ``pipelined`` or ``sequential``.
         total_seconds: the whole job, from call to return.
         setup_seconds: opening, indexing and loading before the first stage starts.
-        startup_seconds: the whole job until the first samples are there; what follows goes at its steady pace.
-        first_frame_at: when the first sample had been decoded, in seconds of :func:`time.perf_counter`, which on Linux
-            counts alike in all processes.
+        startup_seconds: time from the start of the job until the first batch of samples is decoded.
+        first_frame_at: time at which the first batch was decoded, on the clock of :func:`time.perf_counter`, which on
+            Linux is the same in all processes.
         cpu_seconds: CPU time over the whole job, of the process and its child processes.
         cpu_count: cores that the process may use.
         stages: by name: extraction, inference, encoding, upload.

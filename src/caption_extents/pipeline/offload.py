@@ -1,7 +1,7 @@
-"""The stage that has chunks encoded on other machines: samples go to the store as lossless blocks.
+"""The stage that offloads encoding to other machines.
 
-The run packs each block (:mod:`caption_extents.encoders.blocks`), writes it under a temporary prefix and hands a task
-to the workers; it waits for them only at the end.
+The run packs samples into lossless blocks (:mod:`caption_extents.encoders.blocks`), writes each block to the store
+under a temporary prefix, and submits an encoding task for it. It waits for the workers only at the end.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class Offload:
         self._lock = threading.Lock()
 
     def assemble(self, batch: SampleBatch) -> list[SampleBlock]:
-        """Take a batch, in order; the blocks that it completes, the last one too if it is the last batch."""
+        """Add the next batch; returns the blocks that it completes, and after the last batch the partial last block."""
         blocks = list(self._assembler.add(batch.first_sample, batch.planes))
         if self._assembler.sample_count == self.sample_count:
             blocks += self._assembler.flush()
         return blocks
 
     def send(self, block: SampleBlock) -> Future[EncodeReport] | None:
-        """Write a block to the store and have it encoded; None if all its chunks are stored already."""
+        """Write a block to the store and submit its task; returns None if all its chunks are already stored."""
         missing = [plan for plan in block.plans() if plan not in self.done]
         self.encoding_clock.count(samples=len(block) - sum(len(plan.samples) for plan in missing))
         if not missing:
@@ -78,7 +78,11 @@ class Offload:
         return self.workers.submit(self._task(key, block, missing))
 
     def collect(self, sent: Future[EncodeReport] | None) -> list[ChunkRecord]:
-        """Wait until a block is encoded, note its chunks, and remove it; none when the run has stopped meanwhile."""
+        """Wait until a block is encoded, record its chunks in the lease, and delete the block.
+
+        Returns:
+            The records of its chunks; empty if the run was stopped in the meantime, or if ``sent`` is None.
+        """
         report = self._wait(sent) if sent is not None else None
         if report is None:
             return []
@@ -98,7 +102,7 @@ class Offload:
         return records
 
     def finish(self) -> None:
-        """The run is over, in whatever way: let nothing wait for workers any longer."""
+        """Stop waiting for workers; called when the run has ended, successfully or not."""
         self._stopping.set()
         if self.encoding_clock.items:
             self.encoding_clock.workers = self.workers.count

@@ -1,7 +1,7 @@
 """The pipelined implementation: every stage runs at once, in its own threads, connected by bounded queues.
 
-A batch goes two ways, to inference and to the encoders, and neither waits for the other: while a GPU's libraries are
-loaded for the first batch, the samples that have come are encoded already. The first failure stops everything.
+Each batch is passed both to inference and to the encoders, which do not wait for each other: for example, samples are
+already encoded while the GPU's libraries are loaded for the first inference. The first failure stops all stages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from caption_extents.storage.manifest import ChunkRecord
 _LOOK_SECONDS = 0.25
 
 _BATCHES_BEHIND = 4
-"""Batches that wait for inference, for each item that waits between other stages: as many as come in half a second."""
+"""Factor by which the queue before inference is longer than the others; it holds about half a second of batches."""
 
 
 def run_pipelined(stages: Stages) -> list[ChunkRecord]:
@@ -49,7 +49,7 @@ def run_pipelined(stages: Stages) -> list[ChunkRecord]:
 
 
 class _Run:
-    """The steps of one run, first to last, and the first error of any of them."""
+    """The steps of one pipelined run, in order, and the first error that occurred in any of them."""
 
     def __init__(self, stages: Stages) -> None:
         self.stages = stages
@@ -59,15 +59,16 @@ class _Run:
         self._unblock: Callable[[], None] = lambda: None
 
     def inference(self) -> _Step:
-        """Labels batches; takes them from extraction."""
+        """Create the step that labels the batches from extraction."""
         clocks, size = self.stages.clocks, self.stages.workers.queue_size * _BATCHES_BEHIND
         infer = self.stages.inference.infer
         return self._step("infer", 1, infer, size, producer=clocks[EXTRACTION], consumer=clocks[INFERENCE])
 
     def output(self, records: list[ChunkRecord]) -> _Step:
-        """What becomes of samples beside that: gathered into work items, which pass two more steps.
+        """Create the steps that turn batches into stored chunks, and append their records to ``records``.
 
-        Locally chunks are encoded, then stored; with encoders elsewhere blocks of samples are stored, then encoded.
+        With local encoding, batches are gathered into chunks, which are encoded and then uploaded. With offloading,
+        they are gathered into blocks, which are uploaded and then encoded on other machines.
         """
         stages, workers = self.stages, self.stages.workers
         encoding, upload = stages.clocks[ENCODING], stages.clocks[UPLOAD]
@@ -114,7 +115,7 @@ class _Run:
         self.stages.watchdog.check()
 
     def fail(self, error: BaseException) -> None:
-        """Stop everything; what waits for other machines is woken."""
+        """Record the first error and stop all steps, including those that wait for other machines."""
         self.error = self.error or error
         self.stopped.set()
         self._unblock()
@@ -130,7 +131,7 @@ class _Run:
         self.check()
 
     def stop(self) -> None:
-        """Let all threads end; those that never do are not waited for."""
+        """Wait until all threads have ended, except those that the watchdog has found stalled."""
         self.stopped.set()
         self._unblock()
         for step in self._steps:
@@ -140,17 +141,17 @@ class _Run:
 
 
 class _Step:
-    """Threads that take items from a bounded queue, and give on what a function makes of them.
+    """A bounded queue with worker threads that apply a function to each item and pass on the result.
 
     Args:
-        run: of which it is a part.
-        name: of the threads.
-        threads: at most; they are started as they are needed.
-        function: what is done.
-        size: items that may wait.
-        producer: clock of what puts items in, which waits for room.
-        consumer: clock of the threads, which wait for items.
-        to: takes what the function returns.
+        run: the run that the step belongs to.
+        name: prefix of the threads' names.
+        threads: maximum number of threads; they are started on demand.
+        function: applied to each item.
+        size: capacity of the queue.
+        producer: clock that counts how long :meth:`put` waits for room.
+        consumer: clock that counts how long the threads wait for items.
+        to: called with each result of the function.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class _Step:
         self._held = None if consumer is None else _Occupancy(run.stages, consumer)
 
     def put(self, item: Any) -> None:
-        """Have an item done; waits for room.
+        """Add an item to the queue; waits until there is room.
 
         Raises:
             BaseException: a step has failed.

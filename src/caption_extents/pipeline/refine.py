@@ -1,8 +1,8 @@
 """Captions exact to a frame of the source, not only to a sample.
 
-A boundary lies between two samples. The source's own frames there are compared with both: up to some frame they show
-what the sample before shows, from then on what the sample after shows. That frame is the likeliest split of the model's
-probabilities, and costs a few frames for each boundary.
+A boundary lies between two samples. The model compares the source's frames between them with both samples: frames
+before the change look like the first sample, frames from the change on look like the second. The change is placed where
+this split has the highest probability. Only a few frames per boundary have to be decoded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def refine_captions(
     intervals = [(pts[edge - 1], pts[edge]) for edge in boundaries]
     times: dict[int, float] = {}
     for edge, interval, frames in zip(boundaries, intervals, frames_between(facts, crop, intervals), strict=True):
-        # Without the samples' own frames it is unknown what was shown before and after.
+        # Both samples' own frames are needed for comparison; if one cannot be decoded, keep the boundary's time.
         whole = bool(frames.pts) and (frames.pts[0], frames.pts[-1]) == interval
         change = find_change(frames, model) if whole else None
         if change is not None:

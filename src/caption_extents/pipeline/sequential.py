@@ -49,7 +49,7 @@ def run_sequential(stages: Stages) -> list[ChunkRecord]:
 
 
 def _return_free_memory() -> None:
-    """Give what a stage has freed back to the system, where the C library can; it would lie beside the next stage's."""
+    """Return freed memory to the operating system (malloc_trim), so that it does not add to the next stage's."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -23,20 +23,21 @@ from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.watchdog import Watchdog
 
 LOOSE_END_SECONDS = 10
-"""At the end of a file that was cut off, where frames lack what they refer to or a part of themselves."""
+"""Length of the end of a truncated file in which undecodable samples are tolerated: the last frame is incomplete, and
+reference frames may be missing."""
 
 
 class PairLabeller(Protocol):
     """Labels pairs of samples; see :class:`~caption_extents.model.labeller.Labeller`."""
 
     def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
-        """Take the next samples; the first of some pairs, and their probabilities."""
+        """Add the next samples; yields the number of the first of some pairs, and their probabilities (P, 2, 5)."""
         ...
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How much runs at once between stages. None of it changes any result.
+    """Degrees of parallelism. They do not change any result.
 
     Attributes:
         encoder: chunks encoded at once.
@@ -51,7 +52,7 @@ class Workers:
 
 @dataclass
 class Extraction:
-    """Decoding and cropping, with a limit on what may be missing.
+    """Decoding and cropping, with a limit on the share of undecodable samples.
 
     Raises (while iterating):
         DecodeError: more than the allowed share of the samples could not be decoded.
@@ -84,7 +85,7 @@ class Extraction:
         self._watched.close()
 
     def _check(self) -> None:
-        # Those at the end of a file that ends early, and is taken as it is, count for nothing.
+        # Undecodable samples at the end of a truncated file that is processed with `partial` are tolerated.
         lost = [sample for sample in self.decoder.undecodable_samples if sample < self.sample_count - self.loose_end]
         if len(lost) > self.max_undecodable_share * self.sample_count:
             raise DecodeError(
@@ -98,11 +99,11 @@ class Inference:
     """Labels the pairs of consecutive samples. Batches must come in order.
 
     Args:
-        labeller: of the video.
-        sample_count: of the whole video.
-        clock: to count with.
-        on_pairs: called with the first of some pairs, in order, and the probabilities of these.
-        on_end: called with the probabilities of all pairs when the last of them are there.
+        labeller: labels the pairs of the video.
+        sample_count: number of samples of the whole video.
+        clock: clock of this stage.
+        on_pairs: called for consecutive pairs, in order, with the number of the first and their probabilities.
+        on_end: called once with the probabilities of all pairs.
     """
 
     def __init__(
@@ -115,9 +116,9 @@ class Inference:
     ) -> None:
         self._labeller, self._clock, self._on_pairs, self._on_end = labeller, clock, on_pairs, on_end
         self._sample_count = sample_count
-        # All at once: small results kept between large short-lived ones would hold the heap open (1 MiB a batch).
+        # Allocated once: many small arrays between large short-lived ones would fragment the heap (1 MiB per batch).
         self.probabilities = np.full((sample_count - 1, 2, len(Label)), np.nan, np.float32)
-        """Forward and backward probabilities of every pair; NaN where none was looked at yet."""
+        """Forward and backward probabilities of all pairs, float32 (P, 2, 5); NaN for pairs not labelled yet."""
 
     def infer(self, batch: SampleBatch) -> None:
         """Label the pairs that end in this batch; the probabilities of some come with a later batch."""

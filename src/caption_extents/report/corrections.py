@@ -1,4 +1,4 @@
-"""Corrections that a person made on the report page: checked, written into the database, and out as truth."""
+"""Corrections made on the report page: reading, validating, writing to the database, and exporting as ground truth."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_corrections(path: Path) -> Corrections:
     """Read and check a file of the report page.
 
     Raises:
-        InputError: it is not such a file, or what it says cannot be; names the field.
+        InputError: it is not a corrections file, or a value is invalid; the message names the field.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -69,7 +69,7 @@ def read_corrections(path: Path) -> Corrections:
 
 
 def import_corrections(store: Store, corrections: Corrections) -> int:
-    """Write corrections into their version's database; how many captions are not as they were.
+    """Write corrections into the database of their version; returns the number of captions that changed.
 
     Captions that were corrected have confidence 1: a person has looked at them.
 
@@ -93,7 +93,11 @@ def import_corrections(store: Store, corrections: Corrections) -> int:
 
 
 def _merged(captions: list[Caption], data: bytes) -> tuple[list[Caption], int]:
-    """The captions as they go into a database, and how many are new there; the others keep all that is known."""
+    """Merge corrected captions with those in a database; unchanged captions keep their confidences.
+
+    Returns:
+        The captions to write, and the number of captions that were changed, added or removed.
+    """
     before = {(known.first_sample, known.end_sample, known.text): known for known in read_captions(data)}
     merged, changed = [], 0
     for caption in captions:

@@ -1,4 +1,4 @@
-"""Pages with data in them, such that the data stays data."""
+"""HTML pages with embedded data that cannot be interpreted as markup or script."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from importlib import resources
 def fill_page(name: str, data: object, *, connect: bool = False) -> str:
     """A page of this package with its script and data.
 
-    Everything that comes from a video stands in one block of JSON, in which no character can end the block; the script
-    puts it into the page as text. A policy in the page forbids every other script and every other connection.
+    All data of a video is in one JSON block, escaped so that it cannot end the script element; the page's script
+    inserts it as text. A Content-Security-Policy forbids all other scripts and connections.
 
     Args:
-        name: of the page's HTML and script.
-        data: for the script.
-        connect: whether the page comes from a server, which its script may call.
+        name: file name of the page's HTML and script, without suffix.
+        data: data for the script, serialisable as JSON.
+        connect: whether the page is served by a local server that its script may call.
     """
     here = resources.files(__package__ or "")
     script = (here / f"{name}.js").read_text(encoding="utf-8")

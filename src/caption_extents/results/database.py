@@ -82,7 +82,7 @@ PRAGMA user_version = {_SCHEMA_VERSION};
 
 
 _COMPRESSION = 2
-"""Of gzip. Probabilities hardly compress: the usual level takes five times as long and saves a tenth."""
+"""Gzip level. Probabilities hardly compress: the default level takes five times as long and saves 10%."""
 
 
 _STATEMENT_ROWS = 256
@@ -110,7 +110,7 @@ class DatabaseWriter:
         self._connection.executescript(_SCHEMA)
 
     def close(self) -> None:
-        """Give it up."""
+        """Discard the database."""
         self._connection.close()
 
     def add_pairs(self, first_pair: int, probabilities: np.ndarray) -> None:
@@ -195,9 +195,11 @@ def _compressed(connection: sqlite3.Connection) -> bytes:
 
 
 def with_texts(data: bytes, texts: Mapping[int, tuple[str, float]]) -> bytes:
-    """A gzipped database with other texts: text and confidence by caption; captions without have none.
+    """Replace the texts in a gzipped database, except those written by a person (texts without a confidence).
 
-    A text without a confidence was written by a person, and stays.
+    Args:
+        data: the gzipped database.
+        texts: text and confidence by caption index; other captions read by OCR lose their text.
     """
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.deserialize(gzip.decompress(data))

@@ -19,7 +19,7 @@ from caption_extents.storage.objects import CloudObjects, Objects
 KINDS = "a folder, file://, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or memory://"
 
 _CLIENT_OPTIONS: dict[str, Any] = {"timeout": "1h", "read_timeout": "30s", "connect_timeout": "5s"}
-"""A request may take as long as a slow line needs for it, as long as something comes."""
+"""Timeouts: a request may take up to an hour on a slow connection, as long as data keeps arriving."""
 
 _NO_RETRIES: dict[str, Any] = {"max_retries": 0}
 """Retrying is done in one place: :class:`~caption_extents.storage.store.Store` knows of refusals and lost answers."""
@@ -35,7 +35,7 @@ _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|CREDENTIAL|ACCESS_KEY|ACCOUNT_
 
 
 _CREDENTIALS = re.compile(r"://[^@]*:[^@]*@|[?#]")
-"""Secrets may hold a slash, which ends what a URL has before its host."""
+"""Matches credentials in a URL, which `urlsplit` misses if a secret contains a slash."""
 
 
 def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> Objects:

@@ -1,12 +1,13 @@
-"""Mutual exclusion over any store that shows in a listing what was written before it: Lamport's bakery.
+"""Mutual exclusion on a store without conditional writes: Lamport's bakery algorithm.
 
-For stores that ignore the conditions of puts (some gateways, folders without locks). A process announces that it is
-choosing, takes a ticket with a number above all that it sees, waits until nobody who announced before is still
-choosing, and goes in when no ticket is lower. It costs about eight requests. (L. Lamport, "A New Solution of Dijkstra's
+It requires that a listing contains all objects written before it. It is used for stores that ignore conditional writes
+(some gateways, folders without locks). A process announces that it is choosing a ticket, takes a ticket with a number
+above all tickets that it sees, waits until no process that announced earlier is still choosing, and enters the critical
+section when its ticket is the lowest. This takes about eight requests. (L. Lamport, "A New Solution of Dijkstra's
 Concurrent Programming Problem", 1974.)
 
-What it cannot do: a process that stops for longer than :data:`STALE_SECONDS` while it is inside counts as dead, and
-does not find that out when it goes on.
+Limitation: a process that is suspended for longer than :data:`STALE_SECONDS` in the critical section counts as dead,
+and does not notice this when it continues.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from caption_extents.storage.store import Store
 
 STALE_SECONDS = 10.0
-"""Being inside takes a few requests: whoever is first in line for this long is dead, and its ticket is removed."""
+"""The critical section takes a few requests: a process that is first in line for longer than this counts as dead, and
+its ticket is removed."""
 
 _WAIT_SECONDS = 120.0
 _POLL_SECONDS = 0.05
@@ -39,15 +41,18 @@ class _Ticket:
 
 
 class Bakery:
-    """The turns of one process in a store."""
+    """The lock as seen by one process."""
 
     def __init__(self) -> None:
         self._left_behind = set[str]()
-        """Tickets that could not be removed when the turn was over: this process would stand behind them itself."""
+        """Tickets that could not be removed on release; they are removed later, or this process would wait for them."""
 
     @contextmanager
     def alone(self, store: Store, key: str) -> Iterator[Callable[[], None]]:
-        """Only one process at a time is inside for a key. What is given raises once others take this one for dead.
+        """A critical section that only one process at a time can enter for a key.
+
+        Yields:
+            A function that raises StoreAccessError if another process has declared this one dead.
 
         Raises:
             StoreAccessError: the store does not answer, or others do not come out.
@@ -91,7 +96,7 @@ def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:
         if choosing:
             choosing &= set(there)
             if not choosing:
-                # A listing may be no snapshot: only the next surely shows the tickets that those have taken.
+                # A listing need not be a snapshot: only the next one surely contains the tickets of those processes.
                 continue
         elif tickets[0].token == token:
             return

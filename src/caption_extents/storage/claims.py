@@ -1,8 +1,8 @@
-"""The claim of a version: one object that says what becomes of it, and that changes only from a known content.
+"""The claim of a version: one object that holds the version's state, and that is changed only by compare and swap.
 
-Every change is a conditional write over the content that was read (compare and swap). A run whose write is refused has
-lost the version; nothing that it does afterwards can change it. ``docs/storage.md`` has the states and what each
-promises.
+Every change is a conditional write that succeeds only if the claim still has the content that was read. A run whose
+write is refused has lost the version and cannot change it any more. ``docs/storage.md`` describes the states and the
+guarantees.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RUNNING, RELEASED, COMMITTING, COMPLETE, REMOVING, REMOVED = (
     "removed",
 )
 STATES = (RUNNING, RELEASED, COMMITTING, COMPLETE, REMOVING, REMOVED)
-"""What becomes of a version.
+"""States of a version.
 
 ``running``: a run writes it. ``released``: its run has failed, and another with the same inputs may go on.
 ``committing``: all of it is stored, and any run may finish the commit. ``complete``: readers see it.
@@ -43,7 +43,7 @@ BEATS_IN_A_LEASE = 4
 _CLOCK_STEP_SECONDS = 1.0
 """Modification times in S3 are whole seconds."""
 _PATIENCE_SECONDS = 3.0
-"""Longer waits are spoken of."""
+"""A warning is logged before waits that are longer than this."""
 _READS_AT_ONCE = 8
 
 
@@ -52,12 +52,12 @@ class Claim:
     """The content of a claim.
 
     Attributes:
-        run_id: who has changed it last.
+        run_id: id of the run (or of the `prune`) that changed the claim last.
         inputs: digest of everything that the version's content depends on.
-        lease_seconds: how long after its last change a run counts as alive.
+        lease_seconds: time after the last change for which the run counts as alive.
         state: one of :data:`STATES`.
-        beat: grows with each change, so that no two contents are equal.
-        stored: whether anything of the version may be stored.
+        beat: counter that increases with each change, so that no two contents are equal.
+        stored: whether objects of the version may have been stored.
     """
 
     run_id: str
@@ -73,7 +73,7 @@ class Claim:
 
     @classmethod
     def from_json(cls, data: bytes) -> Claim:
-        """Read a claim. A damaged one counts as released, with things stored.
+        """Parse a claim. A damaged claim counts as released, with objects stored.
 
         Raises:
             StoreError: it was written by a newer version of this package.
@@ -93,7 +93,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Held:
-    """A claim as it was read or written, and what is needed to change just that."""
+    """A claim as it was read or written, with the tag that a conditional write of it needs."""
 
     version: int
     claim: Claim
@@ -101,18 +101,18 @@ class Held:
 
     @property
     def may_live(self) -> bool:
-        """Whether a run may be at work on it."""
+        """Whether a run may still be working on the version: its state is ``running`` or ``committing``."""
         return self.claim.state in {RUNNING, COMMITTING}
 
 
 def create_claim(store: Store, keys: VideoKeys, version: int, claim: Claim) -> Held | None:
-    """The first claim of a version; None if there is one."""
+    """Create the claim of a version; returns None if it already exists."""
     tag = store.create(keys.claim(version), claim.to_json(), CONTENT_JSON)
     return None if tag is None else Held(version, claim, tag)
 
 
 def change_claim(store: Store, keys: VideoKeys, held: Held, **changes: object) -> Held | None:
-    """The claim with changes; None if it is not any more what ``held`` says."""
+    """Change a claim by compare and swap; returns None if it has changed since ``held`` was read."""
     claim = replace(held.claim, beat=held.claim.beat + 1, **changes)  # type: ignore[arg-type]
     tag = store.replace(keys.claim(held.version), claim.to_json(), held.tag, CONTENT_JSON)
     return None if tag is None else Held(held.version, claim, tag)
@@ -138,20 +138,24 @@ def claimed_numbers(store: Store, keys: VideoKeys) -> list[int]:
 
 
 def new_run_id() -> str:
-    """Who changes claims."""
+    """A random id for a run (or a `prune`) that changes claims."""
     return uuid.uuid4().hex
 
 
 def ended(store: Store, keys: VideoKeys, held: Held, wait: bool = False) -> Held | None:
-    """The claim if no run is at work on it any more: it says so, or has not changed for longer than its lease.
+    """Return the claim if no run is working on the version: by its state, or because its lease has expired.
 
-    Time is the store's: the difference of two objects' modification times, so that clocks need not agree.
+    The age of the claim is measured by the store's clock, as the difference of the modification times of two objects,
+    so that the clocks of machines need not be synchronised.
 
     Args:
-        store: where.
-        keys: of the video.
+        store: the store.
+        keys: keys of the video.
         held: the claim as it was read.
-        wait: wait until the lease is over, or until the claim changes; without, a lease that is not over counts.
+        wait: if the lease has not expired, wait until it expires or the claim changes; otherwise return None at once.
+
+    Returns:
+        The claim as it was read last; None if a run may be working on the version.
     """
     told = False
     while held.may_live:
@@ -177,6 +181,6 @@ def ended(store: Store, keys: VideoKeys, held: Held, wait: bool = False) -> Held
 def _age_seconds(store: Store, keys: VideoKeys, key: str) -> float | None:
     """Seconds since an object was written, by the store's own clock; None if it is gone."""
     store.put(keys.clock, b"", "text/plain")
-    # In this order: what is written between the two is younger than it seems.
+    # Read the clock object first: if the claim is written in between, its age is underestimated, which is safe.
     now, written = store.head(keys.clock), store.head(key)
     return (now.modified - written.modified).total_seconds() if now and written else None

@@ -1,4 +1,4 @@
-"""An object on its way into a file, whose bytes can be read as they come."""
+"""Downloading an object to a file that can be read while it is still arriving."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _GIVE_UP_SECONDS = 0.5
 
 
 class Download:
-    """Fetches an object in parts, several at once: in order, but first those that a reader waits for.
+    """Downloads an object in parts, several at once, in order; parts that a reader waits for come first.
 
-    A context manager; leaving it gives up what has not come. Where the store gives whole objects only, readers wait
-    for the whole.
+    A context manager: it starts the download when it is entered, and aborts it when it is left. If the store does not
+    support range requests, the object is fetched as one stream, and readers wait until it is complete.
 
     Args:
-        store: with the object.
-        key: of the object.
-        facts: what the store said of it; parts of a newer object are refused.
-        path: the file, written over if it is there. It has the object's size at once.
-        on_bytes: called with the bytes that have come and the object's size, from any thread.
+        store: the store that contains the object.
+        key: key of the object.
+        facts: metadata of the object; the download fails if the object is overwritten in the meantime.
+        path: target file; an existing file is overwritten. It has the object's size from the start.
+        on_bytes: called with the number of bytes received and the object's size, from any thread.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Download:
         self.close()
 
     def close(self) -> None:
-        """Give up what has not come. Readers and waiters fail, unless what they wait for is there."""
+        """Abort the download. Readers fail, unless the bytes that they wait for have already arrived."""
         with self._changed:
             self._fail(OSError(f"the download of {self._key!r} was given up"))
         for thread in self._threads:
-            # One that waits for a store that does not answer ends when its request does, and writes to a removed file.
+            # A thread whose request hangs is not waited for: it ends with its request, and writes to a deleted file.
             thread.join(timeout=_GIVE_UP_SECONDS)
 
     def wait(self) -> None:
@@ -87,11 +87,11 @@ class Download:
         self._wait_for(range(-(-self._size // PART_BYTES)))
 
     def open(self) -> BinaryIO:
-        """A reader of the file that waits where bytes have not come; it raises what :meth:`wait` raises."""
+        """Open the file for reading; reads block until the bytes have arrived, and raise the errors of :meth:`wait`."""
         return io.BufferedReader(_Reader(self), 1 << 18)
 
     def wait_for_bytes(self, start: int, count: int) -> int:
-        """Wait until bytes are in the file from ``start`` on; how many of ``count`` are, up to the end of a part."""
+        """Wait until the part with byte ``start`` has arrived; returns how many of ``count`` bytes it contains."""
         end = min(start + count, self._size, (start // PART_BYTES + 1) * PART_BYTES)
         if end > start:
             self._wait_for(range(start // PART_BYTES, start // PART_BYTES + 1))

@@ -1,9 +1,9 @@
 """A folder as a store: an object is a file, written under a temporary name in its folder and then renamed.
 
-Conditions are checked under a lock on the folder that the system gives up when its holder dies (``flock``), so that
-they hold between processes and, where the file system's locks do, between machines. An object that must not exist yet
-is made by a hard link, which needs no lock; on file systems without hard links (exFAT, SMB, many FUSE mounts) by a
-rename under the lock.
+Conditions are checked under a lock on the folder (``flock``), which the operating system releases when its holder dies.
+Conditional writes are therefore atomic between processes, and also between machines if the file system supports locks
+between machines. An object that must not exist yet is created by a hard link, which needs no lock; on file systems
+without hard links (exFAT, SMB, many FUSE mounts) by a rename under the lock.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if sys.platform != "win32":
 LOCK_NAME = ".caption-extents.lock"
 _LOCK_SECONDS = 60.0
 _TEMPORARY = re.compile(r"#(\d+|[0-9a-f]{12})$")
-"""Ends the name of a file that is being written."""
+"""Matches the suffix of temporary files, which are being written."""
 _ASIDE = "#aside"
-"""Ends the name of an object whose place is just being taken, where a rename cannot replace a file."""
+"""Suffix of the old file while an object is replaced, on file systems whose rename cannot replace a file."""
 _OLD_SECONDS = 86_400.0
-"""A temporary file of this age is a dead writer's, where locks cannot tell."""
+"""Age after which a temporary file counts as left by a dead writer, if the file system has no locks."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _NO_REPLACING = {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOTSUP}
 _PART_BYTES = 1 << 20
 _ATTEMPTS = 20
 _SHARED_MODE = 0o666
-"""Of the lock: all who may write to the folder may take it."""
+"""Permissions of the lock file, so that every user who may write to the folder can take the lock."""
 
 
 class FolderObjects:
@@ -58,7 +58,7 @@ class FolderObjects:
         self.conditional: bool | None = None
         self._root = folder
         self.address = str(folder)
-        # Threads of one process wait here; they would poll for the lock on the folder.
+        # Threads of this process queue for this lock first, instead of polling for the lock file.
         self._turn = threading.Lock()
 
     def put(self, key: str, data: bytes, content_type: str, condition: Condition = None) -> Tag:
@@ -188,7 +188,7 @@ class FolderObjects:
             try:
                 return _aside(path).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
-                return path.read_bytes()  # its place has been taken since
+                return path.read_bytes()  # the new file has been renamed into place since
 
     @contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
@@ -217,7 +217,7 @@ class FolderObjects:
                         raise
                 continue
             try:
-                # Before, another process may have taken it for a dead writer's: it has the lock, or has had it.
+                # Before we locked it, remove_leftovers() of another process may have locked and deleted the file.
                 if _try_lock(file) is not False and os.fstat(file.fileno()).st_ino == temporary.stat().st_ino:
                     return temporary, file
             except FileNotFoundError:
@@ -258,10 +258,10 @@ class FolderObjects:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """The only one that writes under a condition here.
+        """Hold the folder's lock, which serialises conditional writes.
 
         Raises:
-            OSError: the file system has no locks, or another process keeps this one.
+            OSError: the file system has no locks, or another process has held the lock for 60 s.
         """
         self._root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self._root / LOCK_NAME, timeout=_LOCK_SECONDS, mode=_SHARED_MODE, poll_interval=0.01)

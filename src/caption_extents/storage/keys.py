@@ -60,20 +60,20 @@ class VideoKeys:
         return f"{self.cropped_frames(version)}/modulo_{level}/chunk_{first_sample:010d}.webm"
 
     def manifest(self, version: int) -> str:
-        """Written last of a version's chunks: no manifest, no version."""
+        """Key of the manifest, which is written after all chunks; a version without a manifest is not visible."""
         return f"{self.cropped_frames(version)}/manifest.json"
 
     @property
     def claims(self) -> str:
-        """Prefix of what runs say to each other."""
+        """Prefix of the objects with which runs coordinate: claims, journals, staged manifests and the clock."""
         return f"{self.server_prefix}/claims"
 
     def claim(self, version: int) -> str:
-        """Says what becomes of a version, and who may change it; stays, so that no number is given twice."""
+        """Key of a version's claim; it is never deleted, so that no version number is used twice."""
         return f"{self.claims}/v{version}/claim.json"
 
     def journal(self, version: int, run_id: str, part: int) -> str:
-        """What a run has stored of a version."""
+        """Key of one part of a run's journal, which lists the chunks that the run has stored."""
         return f"{self.claims}/v{version}/journal_{run_id}_{part:06d}.json"
 
     def staged_manifest(self, version: int, run_id: str) -> str:
@@ -82,12 +82,12 @@ class VideoKeys:
 
     @property
     def clock(self) -> str:
-        """Written to learn what the store's clock says."""
+        """Key of an object that is written to read the store's clock from its modification time."""
         return f"{self.claims}/clock"
 
     @property
     def temporary(self) -> str:
-        """Prefix of what runs write for their workers and remove again."""
+        """Prefix of temporary blocks that runs write for remote encoder workers."""
         return f"{self.tenant_id}/temporary/videos/{self.video_id}"
 
     def segments(self, version: int, run_id: str | None = None) -> str:

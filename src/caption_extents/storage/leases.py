@@ -1,8 +1,8 @@
-"""Writing a version: taking a number or another run's unfinished version, staying alive, storing, and the commit.
+"""Writing a version: claiming or taking over a version number, heartbeat, storing objects, and the commit.
 
-While a run lives it changes its claim again and again, and notes what it has stored in a journal. A run that ends
-without finishing releases its claim; one that is killed stops changing it. The next run with the same inputs takes such
-a version over by a change of the claim, which the first can then not change any more, and does the rest.
+While a run is alive, it changes its claim periodically (the heartbeat), and lists the stored chunks in a journal. A run
+that fails releases its claim; a run that is killed stops changing it. The next run with the same inputs takes the
+version over by changing the claim, after which the first run cannot change it any more, and stores the missing objects.
 """
 
 from __future__ import annotations
@@ -183,17 +183,18 @@ def _is_intact(store: Store, entry: JournalEntry) -> bool:
 def store_for_run(
     store: Store, keys: VideoKeys, version: int, run_id: str, key: str, data: bytes, content_type: str
 ) -> Tag:
-    """Write an object of a version for the run that holds it; its tag.
+    """Write an object of a version for the run that holds the version; returns the object's tag.
 
-    What another run has stored under the key is only replaced while this one holds the version: it is read first, then
-    the claim, then it is replaced if it is still the same. A run that takes the version over later finds this object.
+    An object that another run has stored under the key is replaced only while this run holds the version: first the
+    object is read, then the claim is checked, then the object is replaced if it has not changed. If another run takes
+    the version over after the check and rewrites the object, the conditional write fails.
 
     Raises:
-        LeaseLostError: another run has the version.
-        UploadError: it could not be written.
+        LeaseLostError: another run holds the version.
+        UploadError: the object could not be written.
     """
     if not store.honours_conditions(key):
-        # Tickets for each chunk would cost eight requests, and could not keep out a run that was stopped either.
+        # The bakery lock would cost eight requests per chunk, and would not exclude a suspended run either.
         _check_held(store, keys, version, run_id)
         return store.put(key, data, content_type)
     while True:
@@ -223,22 +224,23 @@ def _lost_error(version: int, lease_seconds: float | None = None) -> LeaseLostEr
 
 
 class VersionLease:
-    """A version number that belongs to this run, while it lives.
+    """The lease of a version number, held by this run as long as its heartbeat continues. A context manager.
 
-    Entering starts the heartbeat. Nothing is visible to readers before :meth:`commit`. Leaving without it releases the
-    version for a next run to finish.
+    Entering it starts the heartbeat. Readers see nothing of the version before :meth:`commit`. Leaving it without a
+    commit releases the version, so that the next run can finish it.
 
     Args:
-        store: where.
-        keys: of the video.
-        held: the claim, which this run has just written; or that of a version which is complete.
-        complete: chunks of the version, if its run has died after its commit was decided: all that is left is said.
+        store: the store.
+        keys: keys of the video.
+        held: the claim that this run has just written, or the claim of a version that is already complete.
+        complete: all chunks of the version, if its run died after the commit was decided and this run has finished the
+            commit; None for a version that is still to be written.
 
     Attributes:
-        version: N.
-        run_id: the run that holds the lease.
-        done: chunks that an earlier run has stored.
-        is_complete: whether all of it is visible already.
+        version: version number N.
+        run_id: id of the run that holds the lease.
+        done: records of chunks that an earlier run has stored, by level and first sample.
+        is_complete: whether the version is already visible to readers.
     """
 
     def __init__(
@@ -251,7 +253,7 @@ class VersionLease:
         self._lease_seconds = held.claim.lease_seconds
         self._held = held
         self._changing = threading.Lock()
-        """Held while the claim is changed: each change needs the tag of the one before."""
+        """Serialises changes of the claim, because each change needs the tag of the previous one."""
         self._pending: list[JournalEntry] = []
         self._noting = threading.Lock()
         self._journals: list[str] = []
@@ -295,7 +297,7 @@ class VersionLease:
         return tag.get("e_tag")
 
     def record(self, record: ChunkRecord, e_tag: str | None) -> None:
-        """Remember that a chunk was stored; it is in the journal with the next heartbeat.
+        """Record that a chunk was stored; the next heartbeat writes it to the journal.
 
         Raises:
             LeaseLostError: another run has taken the version over.
@@ -309,8 +311,9 @@ class VersionLease:
     def commit(self, manifest: Manifest, database: bytes) -> None:
         """Make the version visible, with its database, and end the lease.
 
-        The commit is decided by one change of the claim; all before it is invisible, and all after it may be done by
-        others too if this run dies. What is visible already stays as it is: a person may have corrected it.
+        One change of the claim (to ``committing``) decides the commit. Before it nothing is visible to readers; the
+        steps after it can be finished by another process if this run dies. If the version is already complete, its
+        database is not replaced, because a person may have corrected it.
 
         Raises:
             LeaseLostError: another run has taken the version over.
@@ -335,7 +338,7 @@ class VersionLease:
             self._thread.join()
 
     def _keep_alive(self) -> None:
-        # A request that hangs must not take the time in which the next could succeed.
+        # Limit the retries of one heartbeat to half a lease, so that a hanging request leaves time for the next one.
         store = self.store.with_retry(RetryPolicy(seconds=self._lease_seconds / 2))
         while not self._stop.wait(self._lease_seconds / BEATS_IN_A_LEASE):
             try:
@@ -344,7 +347,7 @@ class VersionLease:
             except LeaseLostError:
                 return
             except Exception as error:
-                # Uploads meet the same store, and report it. If others take this run for dead, its next change fails.
+                # Only log it: uploads report store errors, and after a takeover the next change of the claim fails.
                 log.warning("heartbeat of version %d failed: %s", self.version, error)
 
     def _change(self, store: Store, **changes: object) -> None:
@@ -359,7 +362,7 @@ class VersionLease:
             held = change_claim(store, self.keys, self._held, stored=self._stored, **changes)
             there = read_claim(store, self.keys, self.version) if held is None else None
             if there is not None and (there.claim.run_id, there.claim.state) == (self.run_id, RUNNING):
-                # This run's last change, which had seemed to fail.
+                # The claim is still this run's: an earlier change succeeded although its response was lost.
                 held = change_claim(store, self.keys, there, stored=self._stored, **changes)
             if held is None:
                 self._lost = True
@@ -402,7 +405,7 @@ def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
     version = held.version
     staged = keys.staged_manifest(version, held.claim.run_id)
     store.publish(staged, keys.manifest(version))
-    # Before what it is made of is removed: some services copy in their own time.
+    # Some services copy asynchronously: wait until the manifest exists before deleting the staged one.
     if not _appears(store, keys.manifest(version)):
         return False
     publish_newest_database(store, keys)
@@ -415,7 +418,7 @@ def finish_commit(store: Store, keys: VideoKeys, held: Held) -> bool:
 
 
 def sweep(store: Store, keys: VideoKeys, version: int) -> None:
-    """Remove what killed writers of a version have left in a folder."""
+    """In a folder store, delete temporary files of a version that were left by killed writers."""
     for prefix in (keys.cropped_frames(version), keys.segments(version), keys.server_prefix):
         store.remove_leftovers(prefix)
 

@@ -29,7 +29,7 @@ class ChunkRecord:
 
     @classmethod
     def of(cls, key: str, plan: ChunkPlan, data: bytes) -> ChunkRecord:
-        """Of a chunk by its content."""
+        """The record of an encoded chunk with this key, plan and content."""
         return cls(key, plan.level, plan.samples, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -113,9 +113,9 @@ class Manifest:
 
 
 def content_fingerprint(path: Path) -> str:
-    """What tells one video file from another: SHA-256 over its size and its first, middle and last mebibyte.
+    """Fingerprint of a video file: SHA-256 of its size and of its first, middle and last MiB.
 
-    Reading a whole film would take longer than processing it; where an exact checksum is wanted, the store has one.
+    A checksum of the whole file is not used, because reading a film takes longer than processing it.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

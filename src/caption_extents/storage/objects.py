@@ -1,7 +1,8 @@
-"""Objects by key in one place, a cloud's bucket or a folder: what :class:`~caption_extents.storage.store.Store` needs.
+"""The low-level interface to the objects of a bucket or folder, below :class:`~caption_extents.storage.store.Store`.
 
-Retries, verification and the package's errors are the store's; here each call is one request. A missing object is a
-``FileNotFoundError``; a condition that does not hold is obstore's ``AlreadyExistsError`` or ``PreconditionError``.
+Each method makes one request. Retries, verification and conversion of errors are done by the store. A missing object
+raises ``FileNotFoundError``; a condition that does not hold raises obstore's ``AlreadyExistsError`` or
+``PreconditionError``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ NOT_IMPLEMENTED = re.compile(r"\b501\b|NotImplemented")
 """What a service says of a request that it does not know."""
 
 Tag = Mapping[str, str]
-"""What tells one content of an object from another, as the store gives it: opaque, but for ``e_tag`` of a cloud."""
+"""Identifies one content of an object, as returned by the store. It is opaque, except for ``e_tag`` of cloud stores."""
 
 
 @dataclass(frozen=True)
 class ObjectFacts:
-    """What a store says of an object without giving it."""
+    """Metadata of an object: key, size, modification time and entity tag."""
 
     key: str
     size_bytes: int
@@ -43,18 +44,18 @@ class Create:
 
 CREATE: Final = Create()
 Condition = Create | Tag | None
-"""Of a put: the object must not exist yet, must still have this tag, or nothing."""
+"""Condition of a put: the object must not exist yet (``CREATE``), must still have a tag, or None for no condition."""
 
 
 class Objects(Protocol):
     """Objects in one place. A put is atomic: a reader sees the whole old or the whole new object."""
 
     address: str
-    """For messages; holds no secret."""
+    """Address of the store for messages; contains no secrets."""
     folder: Path | None
-    """Where the objects are files, if they are."""
+    """The folder, if the objects are files; else None."""
     conditional: bool | None
-    """Whether conditions of puts are honoured; None where that must be found out."""
+    """Whether the store honours conditions of puts; None if this is not known yet."""
 
     def put(self, key: str, data: bytes, content_type: str, condition: Condition = None) -> Tag:
         """Write an object; its new tag."""
@@ -81,7 +82,7 @@ class Objects(Protocol):
         ...
 
     def prefixes(self, prefix: str) -> list[str]:
-        """What keys under a prefix, which ends at a ``/``, begin with up to the next ``/``, without that."""
+        """Common prefixes below a prefix, which ends with ``/``: each up to the next ``/``, which is not included."""
         ...
 
     def delete(self, key: str) -> None:
@@ -89,9 +90,9 @@ class Objects(Protocol):
         ...
 
     def publish(self, source: str, target: str) -> None:
-        """Let an object appear under another key at once, over what is there; it may keep its old key too.
+        """Copy or rename an object to another key atomically, replacing an object there.
 
-        Fails if it is gone, however long ago the caller decided on this.
+        Raises FileNotFoundError if the source has been deleted.
         """
         ...
 
@@ -158,7 +159,7 @@ class CloudObjects:
         except BaseError as error:
             if not isinstance(error, NotSupportedError) and not NOT_IMPLEMENTED.search(str(error)):
                 raise
-            # A service that copies nothing: the object is read and written, which a stopped process may do late.
+            # The service has no copy operation. Reading and writing is not atomic: a suspended process may write late.
             data = bytes(obstore.get(self.backend, source).bytes())
             obstore.put(self.backend, target, data, attributes={"Content-Type": "application/json"})
 

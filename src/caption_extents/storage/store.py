@@ -1,4 +1,4 @@
-"""Objects by key, in any store, with retries in one place, every write verified and conditions that hold."""
+"""Access to objects in any store, with retries, verified writes and conditional writes."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _NO_TAG = {"e_tag": '"0123456789abcdef0123456789abcdef"', "version": "1"}
-"""Of no object."""
+"""A tag that no object has, to test whether conditions are honoured."""
 _UNMET = (AlreadyExistsError, PreconditionError)
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
 _NO_CREDENTIALS = "http://169.254.169.254/"
-"""Where AWS gives its own machines their credentials, asked when the environment has none."""
+"""Metadata service of AWS; a request to it in an error means that the environment contains no credentials."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Store:
         return f"Store({self.address!r})"
 
     def with_retry(self, retry: RetryPolicy) -> Store:
-        """The same store with other patience."""
+        """A view of the same store with another retry policy."""
         other = copy.copy(self)
         other._retry = retry
         return other
@@ -110,10 +110,10 @@ class Store:
         return self._present(f"write {key!r} to", lambda: self._put(key, data, content_type, None), UploadError)
 
     def create(self, key: str, data: bytes, content_type: str) -> Tag | None:
-        """Write an object that must not exist yet; its tag, or None if it exists with other content.
+        """Write an object that must not exist yet; returns its tag, or None if it exists with other content.
 
-        Of several at once exactly one succeeds, if their data differ. An object that has just this content counts as
-        this call's: that is how a success whose answer was lost is told from a failure.
+        Of several concurrent calls with different data, exactly one succeeds. An existing object with the same content
+        counts as success, because the response to an earlier attempt of this call may have been lost.
 
         Raises:
             UploadError: it could not be written in time.
@@ -121,9 +121,12 @@ class Store:
         return self._put_if(CREATE, key, data, content_type)
 
     def replace(self, key: str, data: bytes, tag: Tag, content_type: str) -> Tag | None:
-        """Write an object over the content that has a tag; its new tag, or None if there is other content, or none.
+        """Replace an object that still has a tag (compare and swap).
 
-        As with :meth:`create`, an object that has just this content counts as this call's.
+        As with :meth:`create`, an existing object with the new content counts as success.
+
+        Returns:
+            The new tag; None if the object has changed or does not exist.
 
         Raises:
             UploadError: it could not be written in time.
@@ -163,9 +166,9 @@ class Store:
         return there is None if condition is CREATE else there is not None and there.tag == condition
 
     def honours_conditions(self, key: str) -> bool:
-        """Whether conditions of puts are honoured; found out once, with an object that all runs of a tenant share.
+        """Whether the store honours conditional writes; tested once per process.
 
-        It is left for the next process that asks, and is safe to delete.
+        The test writes a probe object, which all runs of a tenant share. It is not removed, and is safe to delete.
         """
         if self._conditional is None:
             if isinstance(self._objects, FolderObjects):
@@ -177,7 +180,7 @@ class Store:
         return self._conditional
 
     def protocol(self, key: str) -> str:
-        """How versions are claimed here, and what that costs, for people; ``key`` is one that may be written."""
+        """How versions are claimed in this store, as text for the `doctor` command; ``key`` must be writable."""
         if not self.honours_conditions(key):
             return (
                 "it ignores conditional writes, so versions are claimed by tickets, about eight requests each time; "
@@ -204,7 +207,7 @@ class Store:
             return False
 
         what = f"write {key!r} to"
-        # The first creates it, unless it is there.
+        # The first attempt creates the probe object, unless it exists; the second must be refused.
         creates = [self._present(what, lambda: honoured(CREATE), UploadError) for _ in range(2)]
         return creates[1] and self._present(what, lambda: honoured(_NO_TAG), UploadError)
 
@@ -214,10 +217,10 @@ class Store:
         return tag
 
     def _verify(self, key: str, data: bytes, e_tag: str | None) -> None:
-        """Compare what arrived with what was sent.
+        """Check that the store received the data that was sent.
 
-        Most services give an object's MD5 as its tag. Where one does not (encrypted buckets, some gateways), the first
-        object is read back once, and the transport's own checks must do from then on.
+        Most services return the MD5 of the data as the entity tag. If a service does not (encrypted buckets, some
+        gateways), the first object is read back and compared; later writes rely on the checks of the transport.
         """
         if self._e_tag_is_md5 is False:
             return
@@ -258,12 +261,12 @@ class Store:
         return StoreError(f"{self.address} has no object {key!r}")
 
     def publish(self, source: str, target: str) -> bool:
-        """Let an object appear under another key, over what is there; False if it is gone. It may keep its old key too.
+        """Copy or rename an object to another key, replacing an object there; returns False if there is no source.
 
-        However long ago the caller decided on it, nothing appears once ``source`` has been removed.
+        Once ``source`` has been deleted, a process that was suspended before this call cannot publish it any more.
 
         Raises:
-            UploadError: the store does not do it.
+            UploadError: the store refused or did not answer.
         """
         check_key(target)
         try:
@@ -280,7 +283,7 @@ class Store:
             download.wait()
 
     def start_download(self, key: str, path: Path, on_bytes: Callable[[int, int], None] | None = None) -> Download:
-        """An object on its way into a file, in parts side by side where the store answers range requests.
+        """Prepare the download of an object to a file, in parallel parts if the store supports range requests.
 
         Args:
             key: of the object.
@@ -296,7 +299,7 @@ class Store:
         return Download(self, key, facts, path, on_bytes)
 
     def answers_ranges(self, key: str, facts: ObjectFacts) -> bool:
-        """Whether the store gives a part of an object when asked for one; some gateways give the whole."""
+        """Whether the store supports range requests; some gateways return the whole object."""
         try:
             return len(self._with_retries(f"read {key!r} from", lambda: self._range(key, facts, 0, 1))) == 1
         except (StoreAccessError, FileNotFoundError):
@@ -321,7 +324,7 @@ class Store:
         return self._objects.get_range(key, start, end, facts.e_tag)
 
     def read_stream(self, key: str, restart: Callable[[], BinaryIO], on_bytes: Callable[[int], None]) -> None:
-        """Write an object as it comes to a file that ``restart`` gives anew for each attempt.
+        """Stream an object into a file; ``restart`` is called at the start of each attempt and returns the file.
 
         Raises:
             StoreError: there is no such object.
@@ -406,7 +409,7 @@ class Store:
             self._objects.remove_leftovers(check_key(prefix))
 
     def _present(self, what: str, request: Callable[[], T], failure: type[StoreAccessError] = StoreAccessError) -> T:
-        """A request about no single object, so that nothing can be missing but the place of them all."""
+        """Make a request for which a FileNotFoundError means that the bucket or folder is missing, not an object."""
         try:
             return self._with_retries(what, request, failure)
         except FileNotFoundError as error:
@@ -422,7 +425,7 @@ class Store:
             StoreAccessError: of the kind ``failure``, for every other reason.
         """
         policy = self._retry
-        # A folder answers the same the second time.
+        # Requests to a folder are not retried: an error of the file system would occur again.
         attempts: Any = tenacity.stop_after_attempt(1) if self.folder is not None else _Deadline(policy)
         retrying = tenacity.Retrying(
             stop=attempts,
@@ -456,8 +459,8 @@ class _Deadline:
 
 
 def _reason(error: Exception) -> str:
-    """The first paragraph of an error, without secrets; what follows is for the library's developers."""
-    # Of a file only what the system says of it: its name may be that of a temporary one.
+    """The first paragraph of an error's text, without secrets; the rest is debugging output of obstore."""
+    # For file errors use only strerror, because the file name may be that of a temporary file.
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if _NO_CREDENTIALS in text:
         return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -89,14 +89,14 @@ class VersionState:
     """A version as it stands in the store.
 
     Attributes:
-        version: N.
-        state: ``complete``; ``running``; ``abandoned`` (its run has died or failed, and a run with the same inputs goes
-            on with it); ``removed`` (a late run has left something of it); ``unfinished`` (running or abandoned, which
-            cannot be told where nothing may be written).
-        chunk_count: chunks that are stored.
-        run_id: who wrote it last; empty if unknown.
-        source: what it was made of, as its run was given it; empty if it is not complete.
-        source_fingerprint: tells the contents of sources apart; empty if it is not complete.
+        version: version number N.
+        state: ``complete``; ``running``; ``abandoned`` (its run has died or failed, and a run with the same inputs can
+            continue it); ``removed`` (deleted, but a delayed run has stored objects since); ``unfinished`` (running or
+            abandoned, which cannot be distinguished without write access to the store).
+        chunk_count: number of chunks that are stored.
+        run_id: id of the run that wrote the version last; empty if unknown.
+        source: path or key of the source video as given to the run; empty if the version is not complete.
+        source_fingerprint: fingerprint of the source's content; empty if the version is not complete.
     """
 
     version: int
@@ -146,7 +146,7 @@ def list_versions(store: Store, keys: VideoKeys) -> list[VersionState]:
 
 
 def _versions_with_leftovers(store: Store, keys: VideoKeys) -> set[int]:
-    """Numbers of which there is more for servers than the claim: also removed ones, that a late run has written to."""
+    """Versions with objects below the server prefix other than their claim; may include removed versions."""
     found = set()
     for key in store.keys(f"{keys.server_prefix}/"):
         name = key.removeprefix(f"{keys.server_prefix}/")
@@ -218,7 +218,7 @@ def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | 
     """
     held = _claim_for_removal(store, keys, version, expected)
     claim = keys.claim(version)
-    # What a manifest may still be made of goes before it: a run that was stopped in its commit can then not make one.
+    # Delete staged manifests first, so that a run that was suspended during its commit cannot publish one afterwards.
     staged = [key for key in store.keys(f"{keys.claims}/v{version}/") if key != claim]
     frames = sorted(store.keys(f"{keys.cropped_frames(version)}/"), key=lambda key: not key.endswith("/manifest.json"))
     others = [key for key in [keys.database(version)] if store.exists(key)]
@@ -230,7 +230,7 @@ def remove_version(store: Store, keys: VideoKeys, version: int, expected: str | 
 
 
 def _claim_for_removal(store: Store, keys: VideoKeys, version: int, expected: str | None) -> Held:
-    """The version's claim, from which no run can take it any more."""
+    """Set the version's claim to ``removing``, so that no run can take the version over, and return it."""
     mover = new_run_id()
     while True:
         found = read_claim(store, keys, version)
@@ -258,7 +258,7 @@ _CHUNKS_KEPT = 12
 
 
 class SampleReader:
-    """Samples of a version, out of its chunks; the latest chunks are kept."""
+    """Reads samples of a version from its chunks; the most recently used chunks are cached."""
 
     def __init__(self, store: Store, keys: VideoKeys, version: int) -> None:
         @lru_cache(_CHUNKS_KEPT)

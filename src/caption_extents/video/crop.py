@@ -42,7 +42,7 @@ class CropPixels:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CropPixels:
-        """Inverse of :func:`dataclasses.asdict`, after a way through JSON."""
+        """Inverse of :func:`dataclasses.asdict`, for data that has been sent as JSON."""
         return cls(**{**data, "decoded": tuple(data["decoded"])})
 
     def as_tuple(self) -> tuple[int, int, int, int]:

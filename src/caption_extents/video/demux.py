@@ -1,7 +1,7 @@
 """Opening a video file safely, and reading its packets.
 
-Videos come from strangers. Only known containers and codecs are opened, only through the ``file`` protocol, and only
-the one video stream is read: a playlist or a script that names other files is refused before it is followed.
+Videos come from untrusted sources. Only known containers and codecs are opened, only through the ``file`` protocol, and
+only the one video stream is read: a playlist or a script that names other files is refused before it is followed.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ MAX_SIDE_PX = 16_384
 MAX_PIXELS = 8_192 * 8_192
 MAX_OPEN_SECONDS = 20.0
 MAX_PACKETS_PER_SECOND = 1_000
-"""Of video, on average; more are no film but an attempt to keep the machine busy."""
+"""Maximum average number of video packets per second; files with more are rejected as a denial-of-service attempt."""
 
 _OPEN_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(CONTAINERS),
     "enable_drefs": "0",
-    # One more than is allowed: demuxers leave further streams out without a word.
+    # One more than is allowed, so that an excess is detected: demuxers silently ignore further streams.
     "max_streams": str(MAX_STREAMS + 1),
     "probesize": str(5 << 20),
     "analyzeduration": str(5_000_000),
@@ -165,7 +165,7 @@ def read_packets(container: av.container.InputContainer, stream: VideoStream) ->
 
 
 def decode_or_skip(packet: av.Packet[VideoStream]) -> list[VideoFrame]:
-    """The frames that a packet releases; none where it is too damaged to decode."""
+    """The frames that the decoder returns for a packet; an empty list if the packet cannot be decoded."""
     try:
         frames = packet.decode()
     except av.error.FFmpegError:
@@ -175,7 +175,7 @@ def decode_or_skip(packet: av.Packet[VideoStream]) -> list[VideoFrame]:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in as few words as it has."""
+    """The shortest available description of an error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""What is known of a video before it is decoded as a whole, and when its frames are shown."""
+"""Properties of a video that are known after decoding its first frame, and the presentation times of its frames."""
 
 from __future__ import annotations
 
@@ -79,10 +79,10 @@ class Orientation:
 
 
 WITHOUT_PRESENTATION_TIMES = frozenset({"avi"})
-"""Containers that store the order of decoding only; what their demuxers call pts is a guess."""
+"""Containers that store no presentation times, only the decoding order; the pts of their demuxers are estimates."""
 
 SPARSE_PRESENTATION_TIMES = frozenset({"mpeg"})
-"""Containers in which some frames have no time of their own: those that do not begin a packet of the container."""
+"""Containers in which frames that do not begin a container packet have no timestamp."""
 
 MAX_PROBE_PACKETS = 500
 """Packets of the video stream that are tried before it counts as undecodable."""
@@ -153,7 +153,7 @@ class VideoFacts:
 
     @property
     def times_every_frame(self) -> bool:
-        """Whether each frame comes with the time at which it is shown; otherwise decoding in order tells."""
+        """Whether the container stores a presentation time for each frame; otherwise times are found by decoding."""
         return self.container not in WITHOUT_PRESENTATION_TIMES | SPARSE_PRESENTATION_TIMES
 
     def to_json(self) -> dict[str, Any]:
@@ -182,18 +182,18 @@ class VideoFacts:
 
     @property
     def usual_duration(self) -> int:
-        """Ticks that a frame is shown, by the header's average."""
+        """Duration of a frame in ticks, according to the average frame rate in the header."""
         seconds = 1 / self.average_rate if self.average_rate else _FALLBACK_FRAME_SECONDS
         return max(1, round(seconds / self.time_base))
 
 
 class PresentationClock:
-    """Tells when decoded frames are shown, in ticks. One clock reads one pass over a video, frame by frame.
+    """Computes the presentation times of decoded frames, in ticks. It must be called once for every frame, in order.
 
-    Where the container keeps no presentation times, frames leave the decoder in the order in which they are shown, and
-    the decoding times of the packets that released them say when (as FFmpeg's own ``best_effort_timestamp`` does). The
-    last frames are released by the end of the file: each is shown when the one before it ends. So is a frame without a
-    time where the container leaves some out.
+    If the container stores no presentation times, frames leave the decoder in presentation order, and the time of a
+    frame is the decoding time of the packet that released it (like FFmpeg's ``best_effort_timestamp``). The last frames
+    are released when the decoder is flushed: each is shown when the one before it ends. The same applies to frames
+    without a timestamp in containers that do not store one for every frame.
 
     Args:
         container: FFmpeg's name of the demuxer.
@@ -254,7 +254,7 @@ def probe(path: Path, stream_index: int | None = None, arriving: OpenFile | None
             first_sample_seconds=max(Fraction(0), first_pts * stream.time_base - _clock_start(container)),
             stream_index=stream.index,
             size_bytes=path.stat().st_size,
-            # What is still arriving has its size from the start.
+            # A file that is still arriving has its full size from the start, so this cannot be determined yet.
             missing_bytes=missing_bytes(path) if arriving is None else 0,
         )
 
@@ -276,7 +276,7 @@ def _clock_start(container: av.container.InputContainer) -> Fraction:
 
 
 def no_times(path: Path) -> VideoError:
-    """What there is to say of a video whose frames have no timestamps."""
+    """The error for a video whose frames have no timestamps."""
     return VideoError(
         f"{str(path)!r} gives frames no timestamps; encode it anew, for example: ffmpeg -fflags +genpts -i IN out.mkv"
     )

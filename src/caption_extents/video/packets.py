@@ -1,4 +1,4 @@
-"""Which packets no other frame is predicted from, so that they need not be decoded unless a sample shows them."""
+"""Detection of non-reference frames, which need not be decoded unless a sample shows them."""
 
 from __future__ import annotations
 
@@ -89,10 +89,11 @@ def _hevc_test(extradata: bytes | None) -> NonReferenceTest:
 
 
 class NonReferenceFinder:
-    """Tells of each packet whether its frame is surely no reference for others.
+    """Decides for each packet whether its frame is certainly a non-reference frame.
 
-    When in doubt the answer is no, which only costs time. After a packet that cannot be read, or a kind of stream
-    that the test does not understand, :attr:`reliable` is False and no earlier answer may be used either.
+    If it is not certain, the answer is False, which only costs decoding time. After a packet that cannot be parsed, or
+    if the stream uses features that the test does not support, :attr:`reliable` is False, and earlier answers must not
+    be used.
     """
 
     def __init__(self, codec: str, extradata: bytes | None) -> None:

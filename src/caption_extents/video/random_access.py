@@ -1,4 +1,4 @@
-"""The source's own frames between two samples."""
+"""Decoding the frames of given time intervals, for example those between two samples."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def frames_between(
 def _frames_from(
     container: av.container.InputContainer, stream: av.VideoStream, facts: VideoFacts, first: int
 ) -> Iterator[VideoFrame]:
-    """Frames from a time on, or from some time before it.
+    """Seek, and decode frames from the time ``first`` on, possibly from some time before it.
 
-    Containers without an index (MPEG-TS) are sought by guessing, and may land behind a key frame: then from further
-    ahead, and in the end from the start.
+    In containers without an index (MPEG-TS), seeking is approximate and may end after the key frame. In this case seek
+    to earlier positions, and finally to the start of the file.
     """
     for seconds in _SEEK_AHEAD_SECONDS:
         container.seek(first - int(seconds / facts.time_base), stream=stream, backward=True)

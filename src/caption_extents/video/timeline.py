@@ -1,4 +1,4 @@
-"""Which frame is sample k, in exact rational time, and which packets must be decoded for the samples.
+"""Assigns a frame to each sample in exact rational time, and finds the packets that need not be decoded.
 
 Sample k is the frame that a player shows k / frame_rate seconds after the first frame: the last one whose pts is not
 later. Nothing here is rounded: pts are integers, the time base and the frame rate are fractions.
@@ -18,13 +18,13 @@ from caption_extents.video.info import WITHOUT_PRESENTATION_TIMES, PresentationC
 from caption_extents.video.packets import NonReferenceFinder
 
 MAX_SAMPLES = 10 * 3600 * 48
-"""Two days at ten samples a second; a longer timeline is taken for damaged timestamps."""
+"""Maximum number of samples: two days at ten per second; a longer timeline is treated as damaged timestamps."""
 
 MAX_PACKETS = 48 * 3600 * 120
 """Two days at 120 frames a second."""
 
 MAX_FRAME_SECONDS = 600
-"""Films and screen recordings show no picture longer than this without storing it again."""
+"""Maximum duration of one frame; a longer gap between timestamps is treated as damage."""
 
 _WITH_FIELDS_APART = frozenset({"mpegts", "mpeg"})
 """Containers in which each field of a frame may be a separate packet with its own time."""
@@ -34,7 +34,7 @@ _CLOCKS_THAT_START_AGAIN = frozenset({"mpegts", "mpeg", "flv"})
 
 _BACK_SECONDS = 0.1
 _MAX_LATE_PACKETS = 25
-"""Packets whose time has passed already: more are no damage but another recording. As many are a second of video."""
+"""Number of late packets (about one second of video) up to which they are treated as damage, not as a clock reset."""
 
 _MAX_UNTIMED_SHARE = 0.01
 
@@ -132,7 +132,7 @@ def sample_times(first_pts: int, count: int, time_base: Fraction, frame_rate: Fr
 
 def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIndex:
     """Timestamps of all frames: from packets where the container keeps presentation times, else by decoding."""
-    # Of a frame in two packets the first one's time is that of the frame: decoding tells which is the first.
+    # If the two fields of a frame are separate packets, the first one has the frame's time; only decoding pairs them.
     in_fields = facts.interlaced and facts.codec == "h264" and facts.container in _WITH_FIELDS_APART
     if facts.container in WITHOUT_PRESENTATION_TIMES or in_fields:
         return _index_by_decoding(facts, arriving)
@@ -167,7 +167,7 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
                 raise
     order.check()
     skippable = non_reference if finder.reliable else []
-    # A decoder that starts at a key frame would not know parameters that came with an earlier packet.
+    # If parameter sets change in mid-stream, a decoder that starts at a later key frame lacks them: list no key frames.
     return _frame_index(facts, pts, durations, skippable, keys if is_one_stream else [], order.count)
 
 
@@ -177,7 +177,7 @@ def _is_hidden_vp8(packet: av.Packet[av.VideoStream]) -> bool:
 
 
 class _Order:
-    """Notices that a video's clock starts again, so that frames after that would be lost among those before."""
+    """Detects that timestamps restart within a file, as in concatenated recordings, whose frames would be mixed up."""
 
     def __init__(self, facts: VideoFacts) -> None:
         self._facts = facts
@@ -200,7 +200,7 @@ class _Order:
             self._late += 1
 
     def check(self) -> None:
-        """Raise a VideoError if that was so."""
+        """Raise a VideoError if the timestamps restarted."""
         if self._late > _MAX_LATE_PACKETS:
             raise VideoError(
                 f"the timestamps of {str(self._facts.path)!r} go back by "
@@ -210,7 +210,7 @@ class _Order:
 
 
 def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameIndex:
-    """Presentation times as the decoder knows them: the file is decoded once more than otherwise."""
+    """Index the frames by decoding the whole file; used if packets do not give the presentation time of every frame."""
     pts: list[int] = []
     durations: list[int] = []
     keys: set[int] = set()
@@ -232,7 +232,7 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
     order.check()
     if untimed > _MAX_UNTIMED_SHARE * len(pts) and facts.times_every_frame:
         raise no_times(facts.path)
-    # Decoders that start at a key frame could not guess as one that starts at the first does.
+    # Estimated times depend on decoding from the first frame, so decoders must not start at later key frames.
     key_pts = sorted(keys.intersection(pts)) if facts.times_every_frame else []
     return _frame_index(facts, pts, durations, [], key_pts, order.count)
 
@@ -250,7 +250,7 @@ def _frame_index(
     duration = int(np.asarray(durations, np.int64)[times == last].max())
     if not 0 < duration * facts.time_base <= MAX_FRAME_SECONDS:
         duration = _likely_duration(facts, unique)
-    # Two frames with one pts share their fate: left out only if both may be.
+    # Frames with the same pts cannot be distinguished: never skip them, and do not use them as key frames.
     repeated = unique[np.unique(times, return_counts=True)[1] > 1]
     return FrameIndex(
         pts=unique,
@@ -281,7 +281,7 @@ def _check_gaps(facts: VideoFacts, pts: np.ndarray) -> None:
 
 
 def _likely_duration(facts: VideoFacts, pts: np.ndarray) -> int:
-    """Ticks of a last frame that does not tell: as the one before it, or as the header's average."""
+    """Assumed duration, in ticks, of a last frame without one: that of the frame before it, or the header's average."""
     if len(pts) > 1:
         return int(pts[-1] - pts[-2])
     return facts.usual_duration

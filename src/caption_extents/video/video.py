@@ -1,4 +1,4 @@
-"""A video as samples. How it is decoded is decided when it is opened."""
+"""Opening a video and decoding its samples. The decoder is chosen when the video is opened."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Decoding:
     """How a video's samples are decoded.
 
     Attributes:
-        gpu: number of the GPU whose decoders do it; None for the CPU.
-        only_gpu: whether a video that the GPU cannot decode is an error, and not decoded on the CPU.
-        threads: of a CPU decoder, 0 for one for each core; of a GPU, sessions at work at once, 0 for as many as keep
-            its decode engines busy.
-        isolated: read and decode in a child process within these limits, on the CPU; None for this process.
+        gpu: number of the GPU that decodes; None for the CPU.
+        only_gpu: whether a video that the GPU cannot decode is an error; otherwise it is decoded on the CPU.
+        threads: number of threads of the CPU decoder (0: one per core), or of sessions on a GPU (0: one per decode
+            engine plus one spare).
+        isolated: limits of a child process that reads and decodes the video on the CPU; None to use this process.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
     """
 
@@ -108,7 +108,7 @@ class Video:
 
     @property
     def how_it_ends_early(self) -> str | None:
-        """In words, how much of a file that was cut off is there; None if the file is whole."""
+        """For a truncated file, a description of how much of it is present; None if the file is complete."""
         there, missing = self.facts.size_bytes, self.facts.missing_bytes
         if not missing:
             return None
@@ -192,7 +192,7 @@ def open_video(
 
 
 def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Children | None = None) -> Video:
-    """Open a file of this machine, as :func:`open_video` does, with all that there is to decide.
+    """Open a local file like :func:`open_video`, with an explicit :class:`Decoding`.
 
     Args:
         path: the file.
@@ -224,12 +224,12 @@ class _IsolatedVideo(Video):
 
 
 class StartedVideo(Video):
-    """A video that a GPU's processes have begun to read and to decode.
+    """A video that child processes already read and decode on a GPU (see :mod:`caption_extents.job.early_start`).
 
     Args:
-        reader: reads it; its segments go to the sessions.
-        sessions: decode it.
-        decoding: how to decode it.
+        reader: child process that reads the video and passes its segments to the sessions.
+        sessions: decoder sessions on the GPU.
+        decoding: options of decoding.
     """
 
     def __init__(self, reader: IsolatedVideo, sessions: GpuSessions, decoding: Decoding) -> None:
@@ -270,7 +270,7 @@ class ArrivingFile(Protocol):
 
 @contextmanager
 def open_arriving(file: ArrivingFile, rate: Fraction, decoding: Decoding) -> Iterator[Video]:
-    """As :func:`open_local`, for a file that is still arriving: it is indexed meanwhile.
+    """Open a file that is still arriving: it is indexed while it arrives, and opened when it is complete.
 
     Args:
         file: the file.
@@ -288,7 +288,7 @@ def open_arriving(file: ArrivingFile, rate: Fraction, decoding: Decoding) -> Ite
             file.wait()
             video = Video(replace(facts, missing_bytes=missing_bytes(file.path)), timeline, decoding)
         except VideoError:
-            # Only the whole file tells whether that is so, or whether its parts came too slowly.
+            # The error may be due to slow arrival (the time limit of opening): wait for the whole file and try again.
             file.wait()
             video = open_local(file.path, rate, decoding)
         with video:

@@ -1,4 +1,4 @@
-"""Whether a file holds all that it says it does: a download or a recording may have been cut off."""
+"""Detection of truncated files: incomplete downloads, and recordings that were cut off."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _EBML = b"\x1aE\xdf\xa3"
 _SEGMENT_ID = b"\x18S\x80g"
 _MOST_BOXES = 10_000
 _SLACK_BYTES = 16
-"""Programs do not agree on what a size counts."""
+"""Tolerance: programs differ in whether a size includes its header."""
 _NO_LENGTHS = (0, 0xFFFFFFFF)
-"""Of an AVI that was written to where nothing can be written again."""
+"""Sizes that mean "unknown" in an AVI that was written to a non-seekable output."""
 _BOX_TYPES = {
     *(b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"ssix", b"prft", b"emsg"),
     *(b"moof", b"uuid", b"mfra", b"meta", b"pdin", b"udta", b"junk", b"PICT"),

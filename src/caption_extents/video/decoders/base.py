@@ -1,4 +1,4 @@
-"""What every decoder of cropped samples promises, and the rule that all of them follow."""
+"""The protocol of sample decoders, and the rule that decides which frame each sample shows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SampleDecoder(Protocol):
     """
 
     name: str
-    """Which decoder this is, for results: ``cpu`` or ``nvdec``, and why, where a GPU had to leave it to the CPU."""
+    """Name of the decoder for results: ``cpu`` or ``nvdec``; if a GPU could not decode the video, with the reason."""
 
     undecodable_samples: list[int]
 
@@ -43,20 +43,20 @@ def is_good(frame: VideoFrame, facts: VideoFacts) -> bool:
 
 
 def settle(frames: Iterable[tuple[int, VideoFrame]], sample_pts: np.ndarray) -> Iterator[tuple[int, int, VideoFrame]]:
-    """For each sample, in order: its place in ``sample_pts``, and pts and picture of the frame that it shows.
+    """Assign frames to samples: yields each sample's index in ``sample_pts``, and pts and picture of its frame.
 
     Args:
         frames: pts and picture of good frames, in presentation order.
         sample_pts: int64 (N,), ascending; pts of the frames that the samples ought to show.
 
     Yields:
-        All samples, or none where there is no frame. A sample that comes with another pts than its own could not be
-        decoded, and shows the last good frame before it, or the first one of all. Frames after the last sample's are
-        not taken.
+        One item for each sample; nothing if there are no frames. If the yielded pts is not the sample's own pts, the
+        sample's frame could not be decoded: the sample shows the last good frame before it, or the first good frame.
+        Frames after the last sample are not consumed.
     """
     at, shown = 0, None
     for frame in frames:
-        # A sample is settled when a frame arrives that is too late for it: the one before it was the right one.
+        # A frame later than the sample has arrived: the sample shows the frame before it.
         while shown is not None and at < len(sample_pts) and sample_pts[at] < frame[0]:
             yield at, *shown
             at += 1

@@ -19,7 +19,7 @@ from caption_extents.video.info import PresentationClock, VideoFacts
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
-"""Formats whose first three planes are the crop's already; others are converted by swscale."""
+"""Pixel formats whose first three planes can be cropped without conversion; others are converted by swscale."""
 
 _CLOSE_SECONDS = 10.0
 
@@ -39,7 +39,7 @@ def frame_planes(frame: VideoFrame) -> Planes:
 
 
 def _scaler() -> VideoReformatter:
-    """This thread's: a frame's own ``reformat`` would set swscale and its threads up anew for every frame."""
+    """The converter of this thread; ``VideoFrame.reformat`` would create a new swscale context for every frame."""
     if not hasattr(_scalers, "own"):
         _scalers.own = VideoReformatter()
     scaler: VideoReformatter = _scalers.own
@@ -89,7 +89,7 @@ class CpuDecoder:
     def close(self) -> None:
         """Stop decoding; the file is closed. A thread that is decoding stops at its next frame."""
         self._closing = True
-        # A thread that hangs in a codec keeps its turn; the file is left to it.
+        # A thread that hangs in a codec holds the lock: leave the file open for it.
         if self._turn.acquire(timeout=_CLOSE_SECONDS):
             try:
                 self._batches.close()
@@ -156,7 +156,7 @@ class _BatchWriter:
         self._cropped: list[np.ndarray] = []
 
     def add(self, number: int, frame: VideoFrame) -> SampleBatch | None:
-        """Put a frame's crop in place of sample ``number``; the batch, when it is complete."""
+        """Copy the crop of a frame into the batch as sample ``number``; returns the batch when it is complete."""
         crop, at = self._crop, number % BATCH_SAMPLES
         if self._planes is None:
             self._planes = empty_planes(min(BATCH_SAMPLES, self._count - number + at), crop.height, crop.width)

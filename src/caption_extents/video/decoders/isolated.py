@@ -1,8 +1,8 @@
-"""Reading and decoding a video in a child process, so that a crash in a codec is an error and nothing worse.
+"""Reading and decoding a video in a child process, so that a crash of a codec becomes an error of the run.
 
-The child probes the file, places the samples, decodes and crops; or it reads the packets that another process decodes.
-Everything that it says is checked against what was agreed before. Before it opens the file it gives up what decoding
-does not need: it cannot write files, nor grow past a limit of memory.
+The child probes the file and places the samples; then it either decodes and crops, or it reads packets that another
+process decodes. All its messages are validated against the expected number and size of arrays. Before it opens the
+file, it drops the rights that decoding does not need: it cannot write files, and its address space is limited.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _MAX_SEGMENT_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class DecoderLimits:
-    """What a decoding process may take.
+    """Limits of a decoding process.
 
     Attributes:
-        memory_bytes: of address space, libraries included.
-        stall_seconds: the process is ended when nothing comes from it for this long.
+        memory_bytes: limit of its address space, libraries included.
+        stall_seconds: the process is killed if it sends nothing for this long.
     """
 
     memory_bytes: int = Job.isolate_memory_mib << 20
@@ -91,7 +91,7 @@ class IsolatedVideo:
         self._child.close()
 
     def wait_until_indexed(self) -> None:
-        """Return when facts and timeline are known; may be called again, from several threads.
+        """Wait until :attr:`facts` and :attr:`timeline` are known; may be called repeatedly, from several threads.
 
         Raises:
             VideoError: the video cannot be used.
@@ -132,7 +132,7 @@ class IsolatedVideo:
         return IsolatedDecoder(self, crop)
 
     def batches(self, crop: CropPixels, lost: list[int]) -> Generator[SampleBatch]:
-        """Batches as the child decodes them; samples that could not be decoded are added to ``lost``."""
+        """Yield batches as the child decodes them; numbers of undecodable samples are appended to ``lost``."""
         count = len(self.timeline)
         for first in range(0, count, BATCH_SAMPLES):
             size = min(BATCH_SAMPLES, count - first)
@@ -148,7 +148,7 @@ class IsolatedVideo:
             lost.extend(self._samples(reply["undecodable"]))
 
     def _samples(self, numbers: Iterable[object]) -> list[int]:
-        """Numbers of samples, if they are that."""
+        """Check that the child's values are valid sample numbers, and return them; raises ValueError otherwise."""
         found = list(numbers)
         if not all(type(number) is int and 0 <= number < len(self.timeline) for number in found):
             raise ValueError(f"it speaks of samples {found[:3]}")
@@ -157,7 +157,8 @@ class IsolatedVideo:
     def segments(self, spans: list[Span]) -> Iterator[PackedSegment]:
         """The segments of :func:`~caption_extents.video.nvdec.segments.read_segments`, as plain bytes.
 
-        They end before the first that has packets with more than data and times, and there are none the second time.
+        The iteration ends before the first segment with a packet that has side data or other properties, which cannot
+        be sent as plain bytes. A second call yields nothing.
         """
         if self._asked:
             return
@@ -179,7 +180,7 @@ class IsolatedVideo:
 
     @contextmanager
     def _checking(self) -> Iterator[None]:
-        """What does not fit what was agreed before comes from a child that cannot be trusted."""
+        """Convert exceptions raised while a message is parsed into a DecodeError: the message is invalid."""
         try:
             yield
         except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -192,7 +193,7 @@ class IsolatedVideo:
             raise self._broken(str(error)) from error
 
     def _receive(self, payloads: int | None, limit_bytes: int) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """The next reply, and its payloads, if they are so many and not larger."""
+        """Receive a reply; raises DecodeError unless it has ``payloads`` payloads (None: any number)."""
         try:
             reply, found = self._child.receive(limit_bytes=limit_bytes)
         except ChannelError as error:
@@ -259,7 +260,7 @@ def serve(channels: list[Channel]) -> None:
 
 
 def _give_up_rights(memory_bytes: int) -> None:
-    """No files written, no core dumps, and no more memory than allowed; where the system has such limits."""
+    """Set resource limits, if the system has them: no writing of files, no core dumps, limited address space."""
     try:
         import resource
     except ImportError:
@@ -285,7 +286,7 @@ def _serve(parent: Channel) -> None:
     if "spans" in asked:
         _send_segments(parent, facts, timeline, [Span(*numbers) for numbers in asked["spans"]])
         return
-    # Not above: a parent that reads packets here and decodes them on a GPU does without.
+    # Imported only here: it is not needed if the child reads packets that are decoded on a GPU.
     from caption_extents.video.decoders.cpu import CpuDecoder
 
     decoder = CpuDecoder(facts, timeline, CropPixels.from_json(asked["crop"]), threads=asked["threads"])

@@ -1,7 +1,7 @@
-"""What the video decoders of a GPU (NVDEC) can decode.
+"""Decoding capabilities of a GPU's video decoders (NVDEC).
 
-The driver is asked through its own library, because neither PyTorch nor FFmpeg pass this on: how many decode engines
-the device has, and which codecs, depths and picture sizes they take (NVIDIA Video Codec SDK, ``cuvidGetDecoderCaps``).
+The number of decode engines and the supported codecs, bit depths and picture sizes are queried from the driver's
+library (NVIDIA Video Codec SDK, ``cuvidGetDecoderCaps``), because neither PyTorch nor FFmpeg provide them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _DecoderCaps(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DecodeEngines:
-    """What a device's decoders do with one codec at 8 bit 4:2:0; sizes in pixels."""
+    """Capabilities of a device's decode engines for one codec at 8-bit 4:2:0; sizes in pixels."""
 
     count: int
     min_width: int
@@ -71,7 +71,7 @@ class DecodeEngines:
 
 @cache
 def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
-    """What the engines of a device, by its number, decode of a codec; None where they do not, or there is no NVDEC."""
+    """Query the capabilities of a device (by its number) for a codec; None if unsupported, or if there is no NVDEC."""
     library = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
     try:
         ask = ctypes.CDLL(library).cuvidGetDecoderCaps
@@ -95,7 +95,7 @@ def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
 
 
 def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
-    """Why NVDEC cannot decode a video to the very pixels that a CPU gives; None where it can."""
+    """The reason why NVDEC cannot decode a video to the same pixels as the CPU decoder; None if it can."""
     if not facts.times_every_frame:
         return f"{facts.container} files do not time every frame, and are timed by decoding them on the CPU"
     if facts.codec not in _CODECS:

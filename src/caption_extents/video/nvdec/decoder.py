@@ -23,8 +23,8 @@ _DAMAGED_KEY_FRAMES = 3
 """Key frames that turn out not to be independently decodable before one decoder does the whole video."""
 
 _MAX_BATCH_SAMPLES = 128
-"""A batch costs the threads that share the GIL about a hundred hand-overs of it, however many samples it holds; with 32
-samples these, not the GPU, were what inference waited for."""
+"""Maximum samples per batch. A batch causes about a hundred GIL hand-overs, whatever its size; with 32 samples per
+batch, these, and not the GPU, were the bottleneck of inference."""
 
 _MAX_BATCH_BYTES = 32 << 20
 """Batches of large crops hold fewer samples, so that the few that wait between stages stay small."""
@@ -46,12 +46,12 @@ class NvdecDecoder:
     """A :class:`~caption_extents.video.decoders.base.SampleDecoder` on all decode engines of a GPU.
 
     Args:
-        facts: of a video for which :func:`~caption_extents.video.nvdec.capabilities.why_not_nvdec` gives no reason.
-        timeline: its samples.
-        crop: what to keep of each sample.
-        sessions: of the GPU; they are closed with the decoder.
-        session_count: sessions at work at once; 0 for one for each engine and one more.
-        read_there: gives the file's segments as another process reads them.
+        facts: facts of a video for which :func:`~caption_extents.video.nvdec.capabilities.why_not_nvdec` returns None.
+        timeline: the samples of the video.
+        crop: the crop region in pixels.
+        sessions: decoder sessions of the GPU; they are closed with the decoder.
+        session_count: number of sessions that decode at once; 0 for one per engine plus one spare.
+        read_there: reads the file's segments in another process; None to read the file in this process.
     """
 
     name = "nvdec"
@@ -98,7 +98,7 @@ class NvdecDecoder:
                     spans = merged(spans, error.segment)
                 else:
                     spans = [Span(spans[0].start_pts, None, 0, len(self._timeline))]
-        # It takes the processes of a GPU a while to end: begin while later stages are still at work.
+        # Ending processes with a CUDA context takes a while: start now, while later stages are still running.
         self._sessions.close()
 
     def _decode_spans(self, spans: list[Span], cutter: _BatchCutter) -> Iterator[SampleBatch]:
@@ -118,7 +118,7 @@ def _batch_samples(crop: CropPixels) -> int:
 
 
 class _BatchCutter:
-    """Cuts parts, which come in order, into batches of one size."""
+    """Regroups the parts of segments, which must be added in order, into batches of equal size."""
 
     def __init__(self, count: int, batch_samples: int, orientation: Orientation) -> None:
         self._count, self._size, self._orientation = count, batch_samples, orientation
@@ -129,11 +129,11 @@ class _BatchCutter:
 
     @property
     def taken_samples(self) -> int:
-        """Samples that came in so far."""
+        """Number of samples added so far."""
         return self._given + self._held
 
     def add(self, part: Part) -> Iterator[SampleBatch]:
-        """The batches that a part completes. Samples that came in before are skipped."""
+        """Add a part, and yield the batches that it completes. Samples that were added before are skipped."""
         planes = self._planes(part)
         if part.last is not None:
             self._shown = self._to_planes(part.last)

@@ -1,11 +1,11 @@
 """The few functions of NVIDIA's driver that decoding needs, called without PyTorch.
 
-A process that only decodes need not import PyTorch, which takes seconds and half a gigabyte. All of them share the
-device's primary context, as PyTorch does (CUDA Driver API, Primary Context Management).
+A process that only decodes need not import PyTorch, which takes seconds and half a gigabyte. All threads of a process
+use the device's primary context, as PyTorch does (CUDA Driver API, Primary Context Management).
 
-A crop is copied out of a decoded picture by one call of the driver. With tensors the same takes a dozen calls, each of
-which releases the GIL and takes it back; the threads of all decoder sessions queued for the GIL, and it, not the decode
-engines, limited them.
+A crop is copied from a decoded frame by one driver call. With PyTorch tensors it takes a dozen calls, each of which
+releases and reacquires the GIL; the threads of all decoder sessions then wait for the GIL, which limits them more than
+the decode engines do.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def device_name(ordinal: int) -> str:
 
 
 def pin(memory: np.ndarray) -> None:
-    """Lock memory into place, so that the device copies to it without a detour; until the process ends."""
+    """Page-lock host memory, so that the device can copy to it directly; it stays locked until the process ends."""
     _call("cuMemHostRegister_v2", ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.nbytes), 0)
 
 
@@ -129,7 +129,7 @@ def _copy_2d() -> ctypes._NamedFuncPointer:
 
 
 class BoxCopy:
-    """Copies one box of rows out of pictures, always the same; not for several threads at once.
+    """Copies a rectangle, always the same one, from pictures on the device to host memory; not thread-safe.
 
     Args:
         left_bytes, top: where the box begins in the picture.

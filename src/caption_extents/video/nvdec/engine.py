@@ -1,10 +1,10 @@
 """Decoding on the engines of an NVIDIA GPU (NVDEC).
 
-Frames never leave the GPU: the crop is copied out of a frame before the frame returns to the decoder's pool. All is
-queued on the device's default stream, the one on which FFmpeg maps decoded frames, so that a crop is taken after its
-frame is decoded and before the frame's memory is used again, without waiting for either. So frames are taken as the
-decoder has them; FFmpeg would copy each whole frame first, for those who use it on other streams. Nothing here needs
-PyTorch.
+Whole frames never leave the GPU: only the crop is copied to the host, before the frame returns to the decoder's pool.
+The copy is queued on the device's default stream, on which FFmpeg maps decoded frames; stream order guarantees that it
+runs after the frame is decoded and before the frame's memory is reused, without synchronisation. Therefore frames are
+used in the decoder's own surfaces (``unsafe_output``); by default FFmpeg copies each whole frame first, because frames
+might be used on other streams. This module does not need PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from caption_extents.video.nvdec.driver import BoxCopy
 from caption_extents.video.nvdec.session import Crops
 
 _HELD_FRAMES = 4
-"""That a session keeps while its decoder goes on: those that have just come out, what is shown, and the latest."""
+"""Additional surfaces per decoder, for the frames that a session holds while the decoder continues: the frames just
+returned, the frame shown by the current sample, and the latest frame."""
 
 
 def warm_up(ordinal: int) -> None:

@@ -1,8 +1,8 @@
-"""Segments of a video decoded side by side, and their parts given out in order.
+"""Decoding the segments of a video in parallel, and returning their parts in order.
 
-One thread reads packets and cuts them into segments (:mod:`caption_extents.video.nvdec.segments`); a thread for each
-session waits for its decoder, here or in another process; the iterating thread gets the parts of one segment after the
-other. PyTorch is not needed for any of it, so that decoding can begin while it is still imported.
+One thread reads packets and cuts them into segments (:mod:`caption_extents.video.nvdec.segments`). One thread per
+session waits for its decoder, which runs in this or in another process. The iterating thread gets the parts of the
+segments in order. This module does not need PyTorch, so that decoding can begin while PyTorch is still being imported.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from caption_extents.video.nvdec.session import DependentError, Part, Session
 from caption_extents.video.timeline import Timeline
 
 _AHEAD = 2
-"""Segments under way or waiting to be given out, for each session."""
+"""Maximum number of segments per session that are being decoded or not completely consumed."""
 
 _PARTS_AHEAD = 4
-"""Parts of a segment that wait to be given out; its session waits when there are more."""
+"""Maximum number of parts of a segment that wait to be consumed; then its session waits (back-pressure)."""
 
 _CLOSE_SECONDS = 10.0
 
@@ -44,7 +44,7 @@ class SegmentSession(Protocol):
         ...
 
     def close(self) -> None:
-        """Have a call that is under way end soon."""
+        """Make a running call of :meth:`decode` end soon."""
         ...
 
 
@@ -59,7 +59,7 @@ class LocalSession:
         return self._session.decode(segment if isinstance(segment, Segment) else segment.unpack(), sample_pts)
 
     def close(self) -> None:
-        """Nothing to do: the session looks at what stops it before every packet."""
+        """Nothing to do: the session checks its ``stopped`` function before every packet."""
 
 
 class SideBySide:
@@ -69,9 +69,9 @@ class SideBySide:
         facts: of the video.
         timeline: its samples.
         spans: segments to decode.
-        sessions: that decode them.
-        read_there: another process that reads the file; what it leaves out is read here.
-        stopped: set when the work is closed; sessions look at it.
+        sessions: sessions that decode the segments.
+        read_there: reads the file in another process; segments that it does not return are read in this process.
+        stopped: set by :meth:`close`; sessions check it.
     """
 
     def __init__(

@@ -20,14 +20,14 @@ from caption_extents.video.info import VideoFacts
 from caption_extents.video.timeline import Timeline
 
 SEGMENT_SAMPLES = 64
-"""Least samples in a segment. Draining a session at a segment's end costs a few frames' time, so not too few; all
-sessions hold segments at once, and all must have one soon after the start, so not too many."""
+"""Minimum number of samples in a segment. More samples mean less overhead, because a session is drained at the end of
+each segment; fewer samples mean less memory, and that all sessions have work soon after the start."""
 
 Packet: TypeAlias = "av.Packet[Any]"
 
 
 class TimedPacket(Protocol):
-    """What matters here of a packet; ``pts`` in ticks."""
+    """The properties of a packet that are used to cut segments; ``pts`` is in ticks."""
 
     @property
     def pts(self) -> int | None:
@@ -70,7 +70,7 @@ class Segment(Generic[P]):
         number: place among the spans.
         span: its samples.
         packets: all of them, or the first.
-        later: those after them, read when they are asked for: a film that is one segment does not fit into memory.
+        later: the remaining packets, read on demand, because a film of one segment does not fit into memory.
     """
 
     number: int
@@ -121,13 +121,13 @@ def cut_segments(packets: Iterable[P], spans: list[Span]) -> Iterator[Segment[P]
 def read_segments(
     facts: VideoFacts, timeline: Timeline, spans: list[Span], stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Segment[Packet]]:
-    """The segments of a file, without the packets that nothing needs; those after damage to the file do not come."""
+    """Read the segments of a file, without packets that are not needed; reading ends early if the file is damaged."""
     packets = _needed_packets(facts, frozenset(timeline.skippable_pts.tolist()), stopped)
     return iter([Segment(0, spans[0], later=packets)]) if len(spans) == 1 else cut_segments(packets, spans)
 
 
 def merged(spans: list[Span], number: int) -> list[Span]:
-    """Spans without the cut at the beginning of one of them, which is not the first."""
+    """Merge span ``number``, which must not be the first, into the span before it; returns the new list."""
     before, after = spans[number - 1], spans[number]
     joined = Span(before.start_pts, after.end_pts, before.first_sample, after.last_sample)
     return [*spans[: number - 1], joined, *spans[number + 1 :]]
@@ -147,7 +147,7 @@ def _needed_packets(facts: VideoFacts, skippable: frozenset[int], stopped: Calla
 
 
 PACKET_NUMBERS = 4
-"""Of each packet: size in bytes, pts, dts, and whether it is a key frame."""
+"""Number of table columns per packet: size in bytes, pts, dts, and 1 for a key frame."""
 
 NO_TIME = -(1 << 63)
 
@@ -157,12 +157,12 @@ _HARMLESS = frozenset({"mpegts_stream_id"})
 
 @dataclass(frozen=True)
 class PackedSegment:
-    """A segment.
+    """A segment as plain arrays, to be sent to another process.
 
     Attributes:
-        number, span: as of :class:`Segment`.
-        table: int64 (P, 4), :data:`PACKET_NUMBERS` of each packet.
-        data: of all packets, one after the other.
+        number, span: see :class:`Segment`.
+        table: int64 (P, 4), one row per packet; see :data:`PACKET_NUMBERS`.
+        data: concatenated data of all packets.
     """
 
     number: int
@@ -188,9 +188,9 @@ class PackedSegment:
 
 
 def pack(segment: Segment[Packet]) -> PackedSegment | None:
-    """A segment as bytes; None where a decoder needs more of a packet than data, times and the mark of a key frame."""
+    """Pack a segment into plain arrays; None if a packet has side data or flags that the decoder needs too."""
     packets = segment.packets
-    packets.extend(segment.later)  # and stay there, for who decodes what cannot be sent
+    packets.extend(segment.later)  # kept in the segment, which is decoded in this process if it cannot be sent
     if not all(map(_is_plain, packets)):
         return None
     numbers = [

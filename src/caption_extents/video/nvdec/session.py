@@ -1,7 +1,7 @@
 """One decoder at work on segments: packets in, crops of samples out, some at a time.
 
-What decodes and crops is an :class:`Engine`: NVDEC in :mod:`caption_extents.video.nvdec.engine`. Nothing here knows of
-threads, processes or PyTorch.
+Decoding and cropping are done by an :class:`Engine`, such as NVDEC in :mod:`caption_extents.video.nvdec.engine`. This
+module does not depend on threads, processes or PyTorch.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import Packet, Segment
 
 Crops: TypeAlias = tuple[np.ndarray, ...]
-"""Crops of consecutive samples, uint8 (N, ...), laid out as suits the engine that takes them."""
+"""Crops of consecutive samples, uint8 (N, ...), laid out as the engine requires."""
 
 Room: TypeAlias = Callable[[int], Crops]
-"""Uninitialised crops of so many samples, to be filled."""
+"""Allocates uninitialised crops for a number of samples."""
 
 
 class Engine(Protocol):
-    """What decodes and crops. A session calls it from one thread only."""
+    """Decodes frames and copies crops. A session calls it from one thread only."""
 
     shapes: tuple[tuple[int, ...], ...]
-    """Of one sample's crop, in each array."""
+    """Shape of one sample's crop in each array."""
 
     def open(self) -> VideoCodecContext:
         """A decoder for the video's packets."""
@@ -43,7 +43,7 @@ class Engine(Protocol):
         ...
 
     def crop_into(self, frame: VideoFrame, crops: Crops, index: int) -> None:
-        """Have a frame's crop copied into the room of sample ``index``."""
+        """Start to copy the crop of a frame to index ``index`` of ``crops``; complete after :meth:`finish`."""
         ...
 
     def finish(self) -> None:
@@ -52,12 +52,12 @@ class Engine(Protocol):
 
 
 def new_room(engine: Engine) -> Room:
-    """Room that is allocated anew for every part."""
+    """A :data:`Room` that allocates new arrays for every part."""
     return lambda count: tuple(np.empty((count, *shape), np.uint8) for shape in engine.shapes)
 
 
 _PREPARING_PACKETS = 48
-"""Some groups of B frames."""
+"""Number of packets that are decoded twice by :func:`_prepare`: a few groups of B frames."""
 
 
 class DependentError(Exception):
@@ -77,10 +77,10 @@ class Part:
     Attributes:
         first_sample: number of the first.
         count: how many.
-        crops: their crops; None if no frame of the segment could be decoded, and they show what was shown before.
-        undecodable: samples that do not show their own frame.
-        is_last: whether the segment ends with them.
-        last: with the last part: crop of the segment's last good frame.
+        crops: crops of the samples; None if no frame of the segment decodes, so that they show the frame before it.
+        undecodable: numbers of samples that do not show their own frame.
+        is_last: whether this is the last part of the segment.
+        last: in the last part, the crop of the segment's last good frame.
     """
 
     first_sample: int
@@ -95,11 +95,11 @@ class Session:
     """One decoder. All calls come from one thread.
 
     Args:
-        engine: that decodes and crops.
-        facts: of the video.
-        part_samples: most samples in a part.
-        room: where crops go; asked for one sample more than a part has.
-        stopped: whether to give up.
+        engine: decodes and crops.
+        facts: facts of the video.
+        part_samples: maximum number of samples in a part.
+        room: allocates the crops of a part; called with one sample more than the part has, for the last good frame.
+        stopped: checked before every packet; decoding ends when it returns True.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Session:
         self._part_samples, self._room = part_samples, room
         self._context: VideoCodecContext | None = None
         self._is_drained = True
-        """Whether the decoder holds nothing of the segment before."""
+        """Whether the decoder has been drained after the previous segment; otherwise it is opened again."""
 
     def decode(self, segment: Segment[Packet], sample_pts: np.ndarray) -> Iterator[Part]:
         """Decode a segment and crop its samples.
@@ -147,7 +147,7 @@ class Session:
                 yield Part(first + begun, at + 1 - begun, _cut(crops, 0, at + 1 - begun), undecodable, is_last=False)
                 crops, undecodable = None, []
         for _ in source:
-            pass  # to the end, so that the decoder is empty for the next segment, and the last good frame is known
+            pass  # decode to the end: this drains the decoder and finds the last good frame
         if latest is None or crops is None:
             if segment.number and segment.packets and not self._stopped():
                 raise DependentError
@@ -188,10 +188,11 @@ class Session:
 
 
 def _prepare(context: VideoCodecContext, packets: list[Packet]) -> None:
-    """Have a decoder learn how many frames are shown later than they are decoded.
+    """Let an H.264 decoder find the reorder depth of the stream by decoding its first packets and flushing it.
 
-    H.264 need not say so (``bitstream_restriction_flag`` in its annex E). FFmpeg's decoder then finds out at the first
-    frame that comes too late, and does not forget it when it is flushed; that frame is lost.
+    H.264 streams need not declare the reorder depth (``bitstream_restriction_flag``, annex E). FFmpeg's decoder then
+    learns it from the first frame that comes out too late, and drops that frame. It keeps the learned depth when it is
+    flushed.
     """
     for packet in [*packets, None]:
         with suppress(av.error.FFmpegError):

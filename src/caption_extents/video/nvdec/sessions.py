@@ -1,7 +1,7 @@
-"""All decode engines of a GPU at work: how many sessions there are, in which processes, and from when on.
+"""The decoder sessions of a GPU: their number, the processes in which they run, and when they start.
 
-Decoding can begin before the process that asked for it has imported PyTorch: sessions start, the video is indexed by
-another process, and the first segments are decoded meanwhile.
+Decoding can begin before the parent process has imported PyTorch: the session processes start, another process indexes
+the video, and the first segments are decoded while PyTorch is imported.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from caption_extents.video.nvdec.worker import SESSIONS, EngineKind, SessionProc
 from caption_extents.video.timeline import Timeline
 
 SPARE_SESSIONS = 1
-"""Beyond one for each engine: work for the engine whose session is between two segments."""
+"""Sessions in addition to one per engine, so that no engine idles while a session is between two segments."""
 
 _SHARED_BYTES = 64 << 20
-"""Of a film that is one segment; larger ones are decoded in this process, as they are read."""
+"""Maximum size of a film of one segment that is sent to a session process; larger ones are decoded in this process."""
 
 _PROCESSES = 2
-"""For the sessions of up to seven engines."""
+"""Number of session processes started in advance; sufficient for the sessions of up to seven engines."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class GpuSessions:
     def _begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
         facts, stopped = work.facts, threading.Event()
         if len(work.spans) == 1 and facts.size_bytes > _SHARED_BYTES:
-            # In one piece it cannot be sent to another process.
+            # The single segment is too large to be sent to another process.
             return SideBySide(facts, work.timeline, work.spans, self._local(work, 1, stopped), None, stopped)
         count = min(work.sessions or self._session_count(facts), len(work.spans))
         sessions = self._remote(work, count) if self._can_share else self._local(work, count, stopped)

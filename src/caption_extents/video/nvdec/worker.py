@@ -29,10 +29,11 @@ from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, 
 from caption_extents.video.nvdec.session import Crops, DependentError, Engine, Part, Session, new_room
 
 SESSIONS = 4
-"""In a process: few enough for one GIL, many enough that processes, each with a CUDA context, do not fill a GPU."""
+"""Sessions per process: few, so that they do not compete for its GIL, but more than one, because each process has a
+CUDA context, which takes GPU memory."""
 
 _SLOTS = 2
-"""Parts of a session that may be under way between the processes."""
+"""Number of shared-memory slots per session, that is, of parts that are in transfer to the parent process."""
 
 _PART_SAMPLES = 64
 _PART_BYTES = 8 << 20
@@ -42,7 +43,7 @@ _ERRORS: dict[str, type[Exception]] = {"DependentError": DependentError}
 
 @dataclass(frozen=True)
 class EngineKind:
-    """How a child makes its engines: a class in a module, called with facts, crop and the device's number."""
+    """Names the class of a child's engines (module and class name) and the number of the device that they use."""
 
     module: str
     name: str
@@ -108,7 +109,7 @@ class SessionProcess:
 class RemoteSession:
     """A session in a child, for a thread of this process.
 
-    What the child cannot be sent, packets with more than data and times, is decoded here.
+    Segments that cannot be sent as plain bytes, because their packets have side data, are decoded in this process.
     """
 
     def __init__(self, child: Child, channel: Channel, engine: Engine, facts: VideoFacts, crop: CropPixels) -> None:
