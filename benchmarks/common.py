@@ -23,7 +23,7 @@ import torch
 import caption_extents
 from caption_extents.machine import usable_cores
 from caption_extents.training import sample_video
-from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.nvdec.sessions import GpuSessions
 from caption_extents.video.video import Decoding, StartedVideo, Video, open_local
 
@@ -140,7 +140,7 @@ def opened_video(video: Path, device: torch.device, threads: int = 0) -> Iterato
         return
     gpu = device.index or 0
     with (
-        IsolatedVideo(video, Fraction(10), DecoderLimits()) as reader,
+        VideoReaderProcess(video, Fraction(10), DecoderLimits()) as reader,
         closing(GpuSessions(gpu)) as sessions,
         StartedVideo(reader, sessions, Decoding(gpu, threads=threads)) as opened,
     ):

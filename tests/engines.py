@@ -14,7 +14,7 @@ from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.decoders.cpu import frame_planes
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
-from caption_extents.video.nvdec.scheduler import LocalSession, SegmentReader, SideBySide
+from caption_extents.video.nvdec.scheduler import LocalSession, ParallelSegmentDecoder, SegmentReader
 from caption_extents.video.nvdec.session import Crops, Session, new_room
 from caption_extents.video.nvdec.sessions import Work
 from caption_extents.video.timeline import Timeline
@@ -72,14 +72,14 @@ class SessionsHere:
     def __init__(self, count: int, part_samples: int = 5, kind: type[SoftwareEngine] = SoftwareEngine) -> None:
         self._count, self._part_samples, self._kind = count, part_samples, kind
 
-    def begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
+    def begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
         facts, stopped = work.facts, threading.Event()
         engines = [self._kind(facts, work.crop) for _ in range(min(self._count, len(work.spans)))]
         here = [
             LocalSession(Session(engine, facts, self._part_samples, new_room(engine), stopped.is_set))
             for engine in engines
         ]
-        return SideBySide(facts, work.timeline, work.spans, here, read_there, stopped)
+        return ParallelSegmentDecoder(facts, work.timeline, work.spans, here, remote_reader, stopped)
 
     def close(self) -> None:
         pass

@@ -18,20 +18,20 @@ from caption_extents.children import Children
 from caption_extents.errors import DecodeError
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoders.cpu import CpuDecoder
-from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.info import probe
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec import sessions as gpu_sessions
 from caption_extents.video.nvdec.decoder import NvdecDecoder
 from caption_extents.video.nvdec.scheduler import SegmentReader
 from caption_extents.video.nvdec.sessions import GpuSessions
-from caption_extents.video.nvdec.worker import EngineKind, SessionProcess
+from caption_extents.video.nvdec.worker import EngineSpec, SessionProcess
 from caption_extents.video.timeline import build_timeline
 from tests.media import Recipe, cut_off_beginning, make_video, reference_samples
 from tests.test_exactness import B_FRAMES, OPEN_GOP, RECIPES, REGION, check_batches
 
 TOLD = {"fps29.97", "open-gop", "hevc", "vp9", "av1", "rotated-90", "longer", "mpegts", "one-frame"}
-SOFTWARE = EngineKind("tests.engines", "SoftwareEngine")
+SOFTWARE = EngineSpec("tests.engines", "SoftwareEngine")
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,12 @@ def sessions_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(GpuSessions, "_session_count", lambda self, facts: 3)
 
 
-def open_remote(gpu: GpuSessions, path: Path, rate: Fraction, read_there: SegmentReader | None = None) -> NvdecDecoder:
+def open_remote(
+    gpu: GpuSessions, path: Path, rate: Fraction, remote_reader: SegmentReader | None = None
+) -> NvdecDecoder:
     facts = probe(path)
     timeline, crop = build_timeline(facts, rate), resolve_crop(REGION, facts)
-    return NvdecDecoder(facts, timeline, crop, gpu, read_there=read_there)
+    return NvdecDecoder(facts, timeline, crop, gpu, remote_reader=remote_reader)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_decoding_begins_before_anybody_asks(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
     path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
-    reader = IsolatedVideo(path, Fraction(10), DecoderLimits())
+    reader = VideoReaderProcess(path, Fraction(10), DecoderLimits())
     children = Children()
     gpu = GpuSessions(0, children, SOFTWARE)
     with closing(reader), closing(gpu):
@@ -146,7 +148,7 @@ def test_an_early_start_for_something_else_is_given_up(tmp_path: Path, monkeypat
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
     path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
-    reader = IsolatedVideo(path, Fraction(5), DecoderLimits())
+    reader = VideoReaderProcess(path, Fraction(5), DecoderLimits())
     gpu = GpuSessions(0, kind=SOFTWARE)
     with closing(reader), closing(gpu):
         gpu.begin_early(reader, REGION)
@@ -162,7 +164,7 @@ def test_a_process_that_fails_is_an_error_with_a_reason(engine: str, message: st
     before = threading.active_count()
     with (
         pytest.raises(DecodeError, match=message),
-        closing(open_remote(GpuSessions(0, kind=EngineKind("tests.engines", engine)), path, Fraction(10))) as decoder,
+        closing(open_remote(GpuSessions(0, kind=EngineSpec("tests.engines", engine)), path, Fraction(10))) as decoder,
     ):
         list(decoder)
     assert threading.active_count() == before
@@ -184,7 +186,7 @@ def test_closing_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_early_start_with_a_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "none.mp4"
     path.write_bytes(b"not a video")
-    reader = IsolatedVideo(path, Fraction(10), DecoderLimits())
+    reader = VideoReaderProcess(path, Fraction(10), DecoderLimits())
     gpu = GpuSessions(0, kind=SOFTWARE)
     with closing(reader), closing(gpu):
         gpu.begin_early(reader, REGION)

@@ -22,7 +22,7 @@ from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoders.cpu import CpuDecoder
-from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.decoder import NvdecDecoder
@@ -86,7 +86,7 @@ def test_a_child_decodes_the_same(recipe: Recipe, tmp_path: Path) -> None:
     path = make_video(recipe, tmp_path)
     facts, rate = probe(path), Fraction(10)
     crop, timeline = resolve_crop(REGION, facts), build_timeline(facts, rate)
-    with IsolatedVideo(path, rate, LIMITS) as child:
+    with VideoReaderProcess(path, rate, LIMITS) as child:
         assert child.facts == facts
         for name in ("sample_pts", "skippable_pts", "key_pts"):
             np.testing.assert_array_equal(getattr(child.timeline, name), getattr(timeline, name))
@@ -101,7 +101,7 @@ def test_a_child_decodes_the_same(recipe: Recipe, tmp_path: Path) -> None:
 def test_a_child_reads_the_same_segments(recipe: Recipe, tmp_path: Path) -> None:
     path = make_video(recipe, tmp_path)
     rate = Fraction(10)
-    with IsolatedVideo(path, rate, LIMITS) as child:
+    with VideoReaderProcess(path, rate, LIMITS) as child:
         spans = plan_spans(child.timeline, 3)
         here = list(read_segments(child.facts, child.timeline, spans))
         for one, other in zip(child.segments(spans), here, strict=True):
@@ -117,17 +117,17 @@ def test_segments_that_a_child_cannot_send_are_read_here(tmp_path: Path, monkeyp
     original = make_video(Recipe("long", pts=tuple(range(100)), options={"g": "15", "bf": "0"}), tmp_path)
     trimmed = cut_off_beginning(original, tmp_path / "trimmed.mp4", Fraction(40, 30))
     rate = Fraction(10)
-    with IsolatedVideo(trimmed, rate, LIMITS) as child:
+    with VideoReaderProcess(trimmed, rate, LIMITS) as child:
         facts, timeline = child.facts, child.timeline
         crop = resolve_crop(REGION, facts)
         given: list[int] = []
 
-        def read_there(spans: list[Span]) -> Iterator[PackedSegment]:
+        def remote_reader(spans: list[Span]) -> Iterator[PackedSegment]:
             for segment in child.segments(spans):
                 given.append(segment.number)
                 yield segment
 
-        there = list(NvdecDecoder(facts, timeline, crop, SessionsHere(2), read_there=read_there))
+        there = list(NvdecDecoder(facts, timeline, crop, SessionsHere(2), remote_reader=remote_reader))
     here = list(CpuDecoder(facts, timeline, crop, threads=1))
     assert len(given) < len(plan_spans(timeline, 3))
     for one, other in zip(there, here, strict=True):
@@ -193,11 +193,11 @@ def test_a_bad_video_is_the_users_error(tmp_path: Path) -> None:
 def test_closing_ends_a_thread_that_reads(video: Path) -> None:
     """Whenever it comes to it; a pipe that is closed first would leave the thread waiting for as long as it may."""
     for wait_seconds in (0.0, 0.0, 0.0, 0.2):
-        child = IsolatedVideo(video, Fraction(10), LIMITS)
+        child = VideoReaderProcess(video, Fraction(10), LIMITS)
         child.wait_until_indexed()
         errors: list[BaseException] = []
 
-        def read(child: IsolatedVideo = child, errors: list[BaseException] = errors) -> None:
+        def read(child: VideoReaderProcess = child, errors: list[BaseException] = errors) -> None:
             try:
                 child._receive(0, 0)
             except DecodeError as error:
@@ -213,7 +213,7 @@ def test_closing_ends_a_thread_that_reads(video: Path) -> None:
 
 
 def test_no_child_is_left(video: Path) -> None:
-    with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+    with VideoReaderProcess(video, Fraction(10), LIMITS) as child:
         decoder = child.open_decoder(resolve_crop(REGION, child.facts), threads=1)
         next(iter(decoder))
         process = child._child
@@ -269,16 +269,16 @@ def test_a_watched_iteration_that_is_left_early_ends_its_thread() -> None:
 
 def test_the_environment_of_a_child_is_not_changed_for_others(video: Path) -> None:
     before = dict(os.environ)
-    with IsolatedVideo(video, Fraction(10), LIMITS):
+    with VideoReaderProcess(video, Fraction(10), LIMITS):
         assert dict(os.environ) == before
 
 
 def test_a_child_that_dies_early_is_told_of_and_not_its_pipe(video: Path) -> None:
 
     def open_dead_child() -> None:
-        with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+        with VideoReaderProcess(video, Fraction(10), LIMITS) as child:
             os.kill(child._child.process_id, signal.SIGKILL)
-            child._child.how_it_ended()
+            child._child.describe_exit()
             child.open_decoder(resolve_crop(REGION, child.facts), threads=0)
 
     with pytest.raises(DecodeError, match="signal SIGKILL"):
@@ -286,7 +286,7 @@ def test_a_child_that_dies_early_is_told_of_and_not_its_pipe(video: Path) -> Non
 
 
 def test_a_child_decodes_once(video: Path) -> None:
-    with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+    with VideoReaderProcess(video, Fraction(10), LIMITS) as child:
         crop = resolve_crop(REGION, child.facts)
         child.open_decoder(crop, threads=1)
         with pytest.raises(InputError, match="decoded once"):
@@ -305,7 +305,7 @@ def test_a_child_decodes_once(video: Path) -> None:
 def test_what_a_child_says_is_checked(
     reply: dict[str, object], message: str, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with IsolatedVideo(video, Fraction(10), LIMITS) as child:
+    with VideoReaderProcess(video, Fraction(10), LIMITS) as child:
         crop = resolve_crop(REGION, child.facts)
         half = np.zeros((32, crop.height // 2, crop.width // 2), np.uint8)
         planes = [plane.reshape(-1) for plane in (np.zeros((32, crop.height, crop.width), np.uint8), half, half)]

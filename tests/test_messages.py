@@ -20,13 +20,13 @@ import caption_extents
 from caption_extents.batch import read_list
 from caption_extents.cli.errors import with_options
 from caption_extents.errors import InputError, OutputError, ProcessingError
-from caption_extents.files import write_whole
+from caption_extents.files import write_atomically
 from caption_extents.job import run as runs
 from caption_extents.results.database import open_database
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import acquire_version
 from caption_extents.storage.store import open_store
-from caption_extents.video.wholeness import lacks_index, missing_bytes
+from caption_extents.video.truncation import lacks_index, missing_bytes
 from tests.media import Recipe, make_video
 from tests.test_cli import CROP, call
 
@@ -215,7 +215,7 @@ def test_a_full_disk_leaves_the_old_file(full_disk: Path) -> None:
     old = full_disk / "film.srt"
     old.write_text("a good file")
     with pytest.raises(OutputError, match=r"film\.srt': No space left on device; what was there before is as it was"):
-        write_whole(old, "x" * 100_000)
+        write_atomically(old, "x" * 100_000)
     assert old.read_text() == "a good file"
     assert list(full_disk.iterdir()) == [old]
 
@@ -237,11 +237,11 @@ def test_files_are_replaced_with_their_rights_and_through_links(tmp_path: Path) 
     (tmp_path / "old").write_text("old")
     (tmp_path / "old").chmod(0o640)
     (tmp_path / "link").symlink_to("old")
-    write_whole(tmp_path / "link", "né")
+    write_atomically(tmp_path / "link", "né")
     assert (tmp_path / "old").read_text(encoding="utf-8") == "né"
     assert (tmp_path / "old").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "link").is_symlink()
-    write_whole(Path(os.devnull), "for nobody")
+    write_atomically(Path(os.devnull), "for nobody")
 
 
 @pytest.mark.parametrize(

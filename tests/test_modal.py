@@ -21,7 +21,7 @@ from caption_extents.cli import app as command_line
 from caption_extents.deploy import executors
 from caption_extents.encoders import modal_workers
 from caption_extents.encoders.modal_settings import ModalSettings
-from caption_extents.encoders.tasks import EncodeReport, EncodeTask
+from caption_extents.encoders.tasks import EncodeResult, EncodeTask
 from caption_extents.errors import EncodeError, InputError, ProcessingError
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
@@ -188,7 +188,7 @@ class FakeCall:
     def __init__(self, function: Any, task: EncodeTask) -> None:
         self._function, self._task = function, task
 
-    def get(self) -> EncodeReport:
+    def get(self) -> EncodeResult:
         return self._function.body(self._task)
 
     def cancel(self) -> None:
@@ -230,12 +230,12 @@ def test_encoding_by_modal_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_workers_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(task: Any) -> EncodeReport:
+    def fail(task: Any) -> EncodeResult:
         raise task
 
     function = deployed(monkeypatch, fail)
     workers = modal_workers.ModalEncoderWorkers(3)
-    futures: list[Future[EncodeReport]] = [
+    futures: list[Future[EncodeResult]] = [
         workers.submit(error)  # type: ignore[arg-type]
         for error in (EncodeError("chunk 3 is bad"), ConnectionError("no route"))
     ]

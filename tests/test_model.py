@@ -232,7 +232,7 @@ def test_a_gpu_looks_as_closely_as_a_cpu() -> None:
     around = tuple((k + step).clamp(0, 23) for step in (-1, 0, 1, 2))
     for device in ("cpu", "cuda"):
         with CaptionModel(device=device) as model:
-            found.append(model.classify(model.look_closely(*crops, around)))
+            found.append(model.classify(model.describe_closely(*crops, around)))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02)
 
 

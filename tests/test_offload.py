@@ -19,7 +19,7 @@ from caption_extents import CropInferResult, CropRegion
 from caption_extents.chunks.plan import ChunkAssembler, plan_chunks
 from caption_extents.chunks.presets import PRESETS
 from caption_extents.encoders.blocks import BLOCK_SAMPLES, BlockAssembler, SampleBlock, pack, unpack
-from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
+from caption_extents.encoders.tasks import EncodeResult, EncodeTask, run_encode_task
 from caption_extents.errors import EncodeError, InputError
 from caption_extents.job import run as run_module
 from caption_extents.pipeline.analysis import Prices, cost_of_run
@@ -117,16 +117,16 @@ class PoolWorkers:
 
     def __post_init__(self) -> None:
         self.tasks: list[EncodeTask] = []
-        self._running: list[Future[EncodeReport]] = []
+        self._running: list[Future[EncodeResult]] = []
         self._pool = ThreadPoolExecutor(self.count)
 
-    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+    def submit(self, task: EncodeTask) -> Future[EncodeResult]:
         self.tasks.append(task)
         if len(self.tasks) > self.fail_after:
             # What was sent before is done, and has been collected, when this one fails.
             wait(self._running)
             time.sleep(1.0)
-            failed: Future[EncodeReport] = Future()
+            failed: Future[EncodeResult] = Future()
             failed.set_exception(EncodeError("the worker is out of luck"))
             return failed
         self._running.append(self._pool.submit(run_encode_task, task))
@@ -205,7 +205,7 @@ def test_ctrl_c_does_not_wait_for_workers(video: Path, tmp_path: Path, monkeypat
     never = threading.Event()
 
     class Stuck(PoolWorkers):
-        def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+        def submit(self, task: EncodeTask) -> Future[EncodeResult]:
             self.tasks.append(task)
             return Future()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.interface import LookingModel
+from caption_extents.model.interface import SecondLookModel
 from caption_extents.model.labeller import Labeller
 from caption_extents.pipeline.clocks import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
@@ -46,10 +46,10 @@ class _Counting:
         found[..., Label.DIFFERENT.value] = ((around % 100) / 100).float()[:, None]
         return found
 
-    def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def needs_second_look(self, probabilities: torch.Tensor) -> torch.Tensor:
         return probabilities[:, 0, Label.DIFFERENT.value] < 0.3
 
-    def look_closely(
+    def describe_closely(
         self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         self.looked_at += len(around[0])
@@ -69,7 +69,7 @@ def _expected(brightness: list[int]) -> tuple[torch.Tensor, int]:
     k = torch.arange(len(samples) - 1)
     around = [(k + step).clamp(0, len(samples) - 1) for step in (-1, 0, 1, 2)]
     first = model.describe(*(samples[numbers] for numbers in around))
-    worth = model.is_worth_a_look(model.classify(first))
+    worth = model.needs_second_look(model.classify(first))
     closely = samples + 1000 * (samples // 2)
     again = torch.where(worth, model.describe(*(closely[numbers] for numbers in around)), first)
     return model.classify(again), int(worth.sum())
@@ -78,7 +78,7 @@ def _expected(brightness: list[int]) -> tuple[torch.Tensor, int]:
 @given(st.lists(st.integers(0, 255), min_size=2, max_size=60), st.lists(st.integers(1, 20), min_size=1, max_size=60))
 def test_any_batches_give_what_all_samples_at_once_give(brightness: list[int], sizes: list[int]) -> None:
     model = _Counting()
-    assert isinstance(model, LookingModel)
+    assert isinstance(model, SecondLookModel)
     inference = Inference(Labeller(model), len(brightness), StageClock(INFERENCE))
     at = 0
     for size in itertools.cycle(sizes):
@@ -99,9 +99,9 @@ def test_a_close_look_sees_the_pair_that_it_is_asked_for() -> None:
     u, v = torch.randint(0, 256, (2, 6, 24, 200), dtype=torch.uint8, generator=generator).unbind()
     around = (torch.tensor([0, 3]), torch.tensor([1, 4]), torch.tensor([2, 5]), torch.tensor([3, 5]))
     with CaptionModel(threads=2) as model:
-        assert isinstance(model, LookingModel)
-        both = model.look_closely(y, u, v, around)
-        one = model.look_closely(y[3:], u[3:], v[3:], tuple(numbers[1:] - 3 for numbers in around))
+        assert isinstance(model, SecondLookModel)
+        both = model.describe_closely(y, u, v, around)
+        one = model.describe_closely(y[3:], u[3:], v[3:], tuple(numbers[1:] - 3 for numbers in around))
         coarse = model.embed(y, u, v)
         first = model.describe(*(coarse[numbers] for numbers in around))
     torch.testing.assert_close(both[1:], one, rtol=1e-4, atol=1e-4)
@@ -113,4 +113,4 @@ def test_what_may_be_one_caption_or_two_is_worth_a_look() -> None:
     probabilities = torch.zeros(4, 2, 5)
     probabilities[:, :, Label.DIFFERENT.value] = torch.tensor([[0.0, 0.05], [0.04, 0.08], [0.9, 0.7], [0.99, 0.98]])
     with CaptionModel() as model:
-        assert model.is_worth_a_look(probabilities).tolist() == [False, True, True, False]
+        assert model.needs_second_look(probabilities).tolist() == [False, True, True, False]

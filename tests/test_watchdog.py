@@ -36,10 +36,10 @@ from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
 from caption_extents.video import demux
 from caption_extents.video.decoders import cpu
-from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.info import probe
 from caption_extents.video.timeline import build_timeline
-from caption_extents.watchdog import Watchdog, alive
+from caption_extents.watchdog import Watchdog, report_progress
 from tests.media import Recipe, make_video
 
 KEYS = VideoKeys("t1", "v1")
@@ -70,7 +70,7 @@ def test_progress_renews_the_limit() -> None:
     def work() -> str:
         for _ in range(8):
             time.sleep(0.2)
-            alive()
+            report_progress()
         return "done"
 
     assert Watchdog(0.6).call("working", work) == "done"
@@ -241,7 +241,7 @@ def test_indexing_in_a_process_of_its_own_shows_life(tmp_path: Path) -> None:
     limit = max(0.8, took / 2)
     if took < limit:
         pytest.skip("this machine is too quick for the test's video")
-    with IsolatedVideo(path, Fraction(10), DecoderLimits(stall_seconds=limit)) as child:
+    with VideoReaderProcess(path, Fraction(10), DecoderLimits(stall_seconds=limit)) as child:
         assert len(child.timeline) == 160
 
 
@@ -311,7 +311,7 @@ def test_a_thread_that_nobody_waits_for_ends_with_its_next_progress() -> None:
     def endless() -> Iterator[int]:
         try:
             while True:
-                alive()
+                report_progress()
                 yield 1
         finally:
             ended.set()

@@ -72,7 +72,7 @@ class Entry:
         return hashlib.sha256(json.dumps({**asdict(self), "rate": rate}, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _what_for(options: BatchOptions) -> str:
+def _options_digest(options: BatchOptions) -> str:
     """Digest of the store and of all options that change results; an entry is done only for the same digest."""
     shared = [str(options.get("store")), options.get("preset", Job.preset)]
     # Other options are included only if they are given, so that journals of earlier versions stay valid.
@@ -227,7 +227,7 @@ class Journal:
         self._path = path
 
     def done(self, what_for: str) -> set[str]:
-        """Digests of the entries that succeeded with the same store and options (see :func:`_what_for`)."""
+        """Digests of the entries that succeeded with the same store and options (see :func:`_options_digest`)."""
         if not self._path.exists():
             return set()
         digests = set()
@@ -428,7 +428,7 @@ def run_batch(
     started = time.perf_counter()
     for entry in entries:
         entry.job(options)  # all are checked before any is started
-    what_for = _what_for(options)
+    what_for = _options_digest(options)
     before = journal.done(what_for)
     missing = [entry for entry in entries if entry.digest not in before]
     summary = Summary(skipped=len(entries) - len(missing))

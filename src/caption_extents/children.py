@@ -32,7 +32,7 @@ import numpy as np
 from caption_extents import errors
 from caption_extents.errors import StallError
 from caption_extents.machine import cpu_seconds_of, own_peak_memory_of
-from caption_extents.watchdog import alive, install_waker, wake_threads
+from caption_extents.watchdog import install_waker, report_progress, wake_threads
 
 _HEADER = struct.Struct("<II")
 """Bytes of the JSON object, and number of payloads. A header of zeros is a sign of life."""
@@ -93,7 +93,7 @@ class Channel:
         """Send an error, which the other side raises; as a RuntimeError if it does not know the class."""
         self.send({"error": str(error)[:_MESSAGE_CHARACTERS], "kind": type(error).__name__})
 
-    def show_life(self) -> None:
+    def send_keep_alive(self) -> None:
         """Send a keep-alive, at most every 0.2 s, so that the other side knows that this process makes progress."""
         now = time.monotonic()
         if now - self._told > _LIFE_SECONDS:
@@ -161,7 +161,7 @@ class Channel:
                 if got == 0:
                     raise ChannelError("it has ended")
                 view = view[got:]
-                alive()
+                report_progress()
         except OSError as error:
             raise ChannelError("it has ended") from error
         return data
@@ -273,7 +273,7 @@ class Child:
         if not channel.wait(self._stall_seconds / 2):
             raise StallError(f"nothing came from the process for {self._stall_seconds:g} s")
 
-    def how_it_ended(self) -> str:
+    def describe_exit(self) -> str:
         """How the child ended, as a phrase for an error message; waits up to a second for it to end."""
         try:
             code = self._process.wait(1.0)

@@ -16,7 +16,7 @@ Extent = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class VersionReport:
+class VersionData:
     """The data of one version that a comparison uses.
 
     Attributes:
@@ -110,7 +110,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def read_version(store: Store, keys: VideoKeys, version: int) -> VersionReport:
+def read_version(store: Store, keys: VideoKeys, version: int) -> VersionData:
     """Read the data of a complete version that a comparison uses.
 
     Raises:
@@ -121,7 +121,7 @@ def read_version(store: Store, keys: VideoKeys, version: int) -> VersionReport:
     metadata = dict(database.execute("SELECT * FROM run_metadata").fetchone())
     labels = database.execute("SELECT forward_predicted_label FROM pair_results ORDER BY frame1_index").fetchall()
     captions = database.execute("SELECT start_frame, end_frame FROM captions ORDER BY caption_index").fetchall()
-    return VersionReport(
+    return VersionData(
         version=version,
         implementation=str(metadata["implementation"]),
         model=manifest.model_version,
@@ -135,7 +135,7 @@ def read_version(store: Store, keys: VideoKeys, version: int) -> VersionReport:
     )
 
 
-def compare_versions(a: VersionReport, b: VersionReport, price_per_hour: float | None = None) -> Comparison:
+def compare_versions(a: VersionData, b: VersionData, price_per_hour: float | None = None) -> Comparison:
     """How B differs from A.
 
     Raises:

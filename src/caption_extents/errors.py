@@ -15,7 +15,7 @@ class CaptionExtentsError(Exception):
 
 
 @contextmanager
-def as_own_errors() -> Iterator[None]:
+def wrap_unexpected_errors() -> Iterator[None]:
     """Turn unforeseen errors into a ProcessingError, with the original attached."""
     try:
         yield

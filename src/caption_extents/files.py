@@ -11,7 +11,7 @@ from pathlib import Path
 from caption_extents.errors import OutputError
 
 
-def write_whole(path: Path, data: str | bytes) -> None:
+def write_atomically(path: Path, data: str | bytes) -> None:
     """Write a file atomically: if the disk is full or the process is killed, an existing file stays unchanged.
 
     Devices and pipes, files in folders without write permission, and files that are mount points are written in place.

@@ -15,7 +15,7 @@ import numpy as np
 
 from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions
 from caption_extents.captions.stream import CaptionStream
-from caption_extents.errors import InputError, VideoError, as_own_errors
+from caption_extents.errors import InputError, VideoError, wrap_unexpected_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.labeller import label_parts
@@ -61,8 +61,8 @@ def find_captions(
         ProcessingError: (a RuntimeError) the video cannot be decoded, or decoding hangs.
     """
     with (
-        as_own_errors(),
-        _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
+        wrap_unexpected_errors(),
+        _CaptionSearch(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
     ):
         probabilities, video = np.concatenate(list(finding.parts())), finding.video
         return decode_captions(
@@ -91,8 +91,8 @@ def iter_captions(
         The captions, in order.
     """
     with (
-        as_own_errors(),
-        _Finding(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
+        wrap_unexpected_errors(),
+        _CaptionSearch(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
     ):
         video = finding.video
         captions = CaptionStream(video.sample_rate, finding.costs, first_sample_seconds=video.first_sample_seconds)
@@ -102,7 +102,7 @@ def iter_captions(
 
 
 @dataclass
-class _Finding:
+class _CaptionSearch:
     """A video and a model, opened to find captions; a context manager that closes what it has opened."""
 
     path: str | os.PathLike[str]
@@ -128,7 +128,7 @@ class _Finding:
             gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
             decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)
             self.video = self._opened.enter_context(open_local(Path(self.path), self.rate, decoding))
-            ends_early = self.video.how_it_ends_early
+            ends_early = self.video.truncation
             if ends_early and not self.partial:
                 advice = "Fetch it again, or give `partial` to take it as far as it goes"
                 raise VideoError(f"{str(self.path)!r} ends early: {ends_early}. {advice}")
@@ -140,7 +140,7 @@ class _Finding:
 
     def parts(self) -> Iterator[np.ndarray]:
         """Probabilities of the pairs, in order; fails when too much cannot be decoded."""
-        loose = LOOSE_END_SECONDS * self.rate if self.video.how_it_ends_early else 0
+        loose = LOOSE_END_SECONDS * self.rate if self.video.truncation else 0
         samples = Extraction(
             self.video.samples(self.region),
             self.video.sample_count,

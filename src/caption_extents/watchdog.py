@@ -3,7 +3,7 @@
 A call into native code cannot be interrupted from outside. Therefore work that may hang runs in a separate thread
 (:meth:`Watchdog.call`, :meth:`Watchdog.items`) or is watched in its own thread (:meth:`Watchdog.watch`), while the
 caller waits in Python code that checks whether the time limit has expired. Any progress restarts the limit:
-:func:`alive` is called for every packet, frame and picture.
+:func:`report_progress` is called for every packet, frame and picture.
 
 After half of the limit, all threads of the process are sent a signal whose handler does nothing. It works around a bug
 of glibc 2.27 to 2.40, whose condition variables can lose a wake-up
@@ -51,7 +51,7 @@ class _AbandonedError(BaseException):
     """Ends a thread whose result is not awaited any more."""
 
 
-def alive() -> None:
+def report_progress() -> None:
     """Report progress of this thread's operation; raises, to end the thread, if its result is no longer needed."""
     operation: _Operation | None = getattr(_current, "operation", None)
     if operation is not None:
@@ -62,7 +62,7 @@ def alive() -> None:
         _hook()
 
 
-def all_alive() -> None:
+def report_progress_for_all() -> None:
     """Report progress for all operations of this process, when something arrives that any of them may wait for."""
     _monitor.renewed_at = time.monotonic()
 
@@ -71,7 +71,7 @@ _hook: Callable[[], None] | None = None
 
 
 def tell_progress_to(hook: Callable[[], None]) -> None:
-    """Register a function that is called with every :func:`alive`; a child process uses it to report to its parent."""
+    """Have every :func:`report_progress` also call a function; a child process reports to its parent by it."""
     global _hook
     _hook = hook
 

@@ -123,7 +123,7 @@ def decode_captions(
     scores = pair_scores(probabilities, costs)
     labels = likeliest_labels(scores, costs.hasty)
     certainty = label_posteriors(scores, costs.hasty)[np.arange(len(labels)), labels]
-    cutter = CaptionCutter(sample_rate, first_sample_seconds)
+    cutter = CaptionBuilder(sample_rate, first_sample_seconds)
     return [*cutter.add(labels, certainty), *cutter.end()]
 
 
@@ -147,7 +147,7 @@ def pair_scores(probabilities: np.ndarray, costs: DecodingCosts) -> np.ndarray:
     return scores
 
 
-class CaptionCutter:
+class CaptionBuilder:
     """Turns labels, which must be added in order of time, into captions.
 
     Args:

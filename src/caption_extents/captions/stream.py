@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 
 from caption_extents.captions.chain import label_of_step, label_posteriors, start_scores, step_scores
-from caption_extents.captions.extents import Caption, CaptionCutter, DecodingCosts, pair_scores
+from caption_extents.captions.extents import Caption, CaptionBuilder, DecodingCosts, pair_scores
 
 _CONTEXT_PAIRS = 200
 """Earlier pairs that are included when certainties are computed; the influence of pairs before these is negligible."""
@@ -44,7 +44,7 @@ class CaptionStream:
         first_sample_seconds: float | Fraction = 0,
     ) -> None:
         self._costs = costs or DecodingCosts()
-        self._cutter = CaptionCutter(sample_rate, first_sample_seconds)
+        self._cutter = CaptionBuilder(sample_rate, first_sample_seconds)
         self._labels = _LabelStream(self._costs.hasty)
         self._scores = np.empty((0, 5))
         """Scores, float64 (P, 5): of the last pairs whose labels were returned, and of all pending pairs."""

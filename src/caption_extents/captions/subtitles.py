@@ -9,7 +9,7 @@ import pysubs2
 
 from caption_extents.captions.extents import Caption
 from caption_extents.errors import InputError
-from caption_extents.files import write_whole
+from caption_extents.files import write_atomically
 
 SUBTITLE_SUFFIXES = (".srt", ".vtt", ".ass")
 
@@ -39,7 +39,7 @@ def write_subtitles(captions: Iterable[Caption], path: str | Path) -> None:
         OutputError: the file cannot be written; an existing file is unchanged.
     """
     check_subtitle_path(Path(path))
-    write_whole(Path(path), render_subtitles(captions, Path(path).suffix[1:].lower()))
+    write_atomically(Path(path), render_subtitles(captions, Path(path).suffix[1:].lower()))
 
 
 def check_subtitle_path(path: Path) -> None:

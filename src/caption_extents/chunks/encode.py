@@ -17,7 +17,7 @@ from caption_extents.chunks.plan import ChunkFrames, ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.errors import EncodeError
 from caption_extents.samples import Planes, plane_view
-from caption_extents.watchdog import alive
+from caption_extents.watchdog import report_progress
 
 CONTENT_TYPE = "video/webm"
 
@@ -50,7 +50,7 @@ class EncodedChunk:
 
 
 def encode_chunk(
-    frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat, tell: Callable[[], None] = alive
+    frames: ChunkFrames, preset: EncoderPreset, form: ChunkFormat, tell: Callable[[], None] = report_progress
 ) -> EncodedChunk:
     """Encode a chunk. The same frames, preset and format give the same bytes, every time and in any thread.
 

@@ -20,13 +20,13 @@ from caption_extents.options import Job
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 INTERRUPTED = "interrupted"
-_NAMES_HERE = {
+_OPTION_NAMES = {
     "frame_rate": "--rate",
     "tenant_id": "--tenant",
     **{f"crop_{side}": f"{side} of --crop" for side in ("left", "top", "right", "bottom")},
 }
 # A video_id may also be an argument, or stand in a file.
-_OPTIONS = [*({name for name in inspect.signature(Job).parameters if "_" in name} - {"video_id"}), *_NAMES_HERE]
+_OPTIONS = [*({name for name in inspect.signature(Job).parameters if "_" in name} - {"video_id"}), *_OPTION_NAMES]
 _ARGUMENT = re.compile(rf"'[^']*'|`(\w+)`|\b({'|'.join(_OPTIONS)})\b")
 """Matches names of arguments in messages; text in single quotes is matched first, because it must not be replaced."""
 
@@ -62,7 +62,7 @@ def with_options(message: str) -> str:
 
     def option(found: re.Match[str]) -> str:
         name = found[1] or found[2]
-        return _NAMES_HERE.get(name, "--" + name.replace("_", "-")) if name else found[0]
+        return _OPTION_NAMES.get(name, "--" + name.replace("_", "-")) if name else found[0]
 
     return _ARGUMENT.sub(option, message)
 

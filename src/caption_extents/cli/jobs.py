@@ -23,7 +23,7 @@ from caption_extents.cli.results import (
     save_subtitles,
 )
 from caption_extents.errors import InputError
-from caption_extents.files import write_whole
+from caption_extents.files import write_atomically
 from caption_extents.job.api import run_job
 from caption_extents.options import (
     DEFAULT_ENCODER_WORKERS,
@@ -108,7 +108,7 @@ def run(
         if trace is not None:
             from caption_extents.pipeline.metrics import chrome_trace
 
-            write_whole(trace, json.dumps(chrome_trace(result.metrics.timeline)))
+            write_atomically(trace, json.dumps(chrome_trace(result.metrics.timeline)))
     if as_json:
         typer.echo(json.dumps(result.to_dict()))
     else:

@@ -14,7 +14,7 @@ from caption_extents.cli.errors import check_output, errors_as_exit_codes
 from caption_extents.cli.options import HELP
 from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
-from caption_extents.files import write_whole
+from caption_extents.files import write_atomically
 from caption_extents.region import CropRegion
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def crop(
 
             png = io.BytesIO()
             Image.fromarray(drawn).save(png, "png")
-            write_whole(picture, png.getvalue())
+            write_atomically(picture, png.getvalue())
     if as_json:
         typer.echo(json.dumps([{"crop": band.region.as_tuple(), "pictures": band.pictures} for band in bands]))
         return

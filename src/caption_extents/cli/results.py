@@ -13,7 +13,7 @@ from caption_extents.cli.errors import check_output, errors_as_exit_codes
 from caption_extents.cli.options import StoreOption, TenantOption
 from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
-from caption_extents.files import write_whole
+from caption_extents.files import write_atomically
 from caption_extents.options import DEFAULT_STORE, check_id, id_from_name
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def import_corrections(
         changed = write(opened, corrections)
         if truth is not None:
             labels = json.dumps(corrections.truth(opened), ensure_ascii=False, indent=1)
-            write_whole(truth, labels)
+            write_atomically(truth, labels)
     typer.echo(f"{changed} captions corrected of {len(corrections.captions)}, version {corrections.version}")
 
 

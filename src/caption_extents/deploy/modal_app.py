@@ -15,7 +15,7 @@ from typing import Any
 import modal
 
 from caption_extents.encoders.modal_settings import ENCODE_FUNCTION, ModalSettings
-from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
+from caption_extents.encoders.tasks import EncodeResult, EncodeTask, run_encode_task
 from caption_extents.job.api import crop_and_infer_caption_frame_extents as run_here
 from caption_extents.options import REMOTE_ENCODER_NAMES
 from caption_extents.region import CropRegion
@@ -108,7 +108,7 @@ def crop_and_infer_caption_frame_extents_v2(*arguments: Any, **options: Any) -> 
     secrets=_secrets(),
     enable_memory_snapshot=True,
 )
-def encode_segment(task: EncodeTask) -> EncodeReport:
+def encode_segment(task: EncodeTask) -> EncodeResult:
     """Encode samples that a job elsewhere has sent; see :mod:`caption_extents.encoders.tasks`."""
     return run_encode_task(task)
 

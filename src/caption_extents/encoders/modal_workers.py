@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from caption_extents.encoders.modal_settings import ENCODE_FUNCTION, ModalSettings
-from caption_extents.encoders.tasks import MAX_IN_FLIGHT, EncodeReport, EncodeTask
+from caption_extents.encoders.tasks import MAX_IN_FLIGHT, EncodeResult, EncodeTask
 from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
 
 
@@ -32,7 +32,7 @@ class ModalEncoderWorkers:
         self._lock = threading.Lock()
         self._waiters = ThreadPoolExecutor(MAX_IN_FLIGHT, "modal")
 
-    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+    def submit(self, task: EncodeTask) -> Future[EncodeResult]:
         """See the protocol."""
         return self._waiters.submit(self._call, task)
 
@@ -44,12 +44,12 @@ class ModalEncoderWorkers:
         for call in calls:
             call.cancel()
 
-    def _call(self, task: EncodeTask) -> EncodeReport:
+    def _call(self, task: EncodeTask) -> EncodeResult:
         try:
             call = self._function.spawn(task)
             with self._lock:
                 self._calls[call] = None
-            report: EncodeReport = call.get()
+            report: EncodeResult = call.get()
         except CaptionExtentsError:
             raise
         except Exception as error:

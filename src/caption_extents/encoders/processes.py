@@ -57,7 +57,7 @@ class ProcessEncoder:
         self._sizes = [encoders // count + (index < encoders % count) for index in range(count)]
         """Encoders in each child."""
         self._children = children or Children()
-        self._idle: list[_Line] = []
+        self._idle: list[_ChildChannel] = []
         self._all: list[Child] = []
         self._starting: threading.Thread | None = None
         self._start_error: BaseException | None = None
@@ -91,7 +91,7 @@ class ProcessEncoder:
                     child = self._children.start(_TARGET, size + _WAITING, [str(size)])
                     self._all.append(child)
                     load = _Load(size)
-                    self._idle += [_Line(child, channel, load) for channel in child.channels]
+                    self._idle += [_ChildChannel(child, channel, load) for channel in child.channels]
                     self._changed.notify_all()
         except Exception as error:
             with self._changed:
@@ -125,11 +125,11 @@ class ProcessEncoder:
             try:
                 return line.encode(frames, self._preset, form)
             except ChannelError as error:
-                ended = f"the encoder's process {line.child.how_it_ended()}; is there too little memory?"
+                ended = f"the encoder's process {line.child.describe_exit()}; is there too little memory?"
                 raise EncodeError(f"{_name(frames.plan)} could not be encoded: {ended}") from error
 
     @contextmanager
-    def _line(self) -> Iterator[_Line]:
+    def _line(self) -> Iterator[_ChildChannel]:
         """Borrow a free channel to the least loaded child; waits until one is free."""
         with self._changed:
             while not (self._closed or self._idle or self._start_error):
@@ -157,7 +157,7 @@ class _Load:
         self.above = -encoders
 
 
-class _Line:
+class _ChildChannel:
     """A channel to a child, which processes one chunk at a time."""
 
     def __init__(self, child: Child, channel: Channel, load: _Load) -> None:
@@ -195,13 +195,13 @@ def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) ->
     form = ChunkFormat(**{**task["form"], "frame_rate": Fraction(task["form"]["frame_rate"])})
     # Send keep-alives while this chunk is queued: it has not stalled, and the encoders report their own progress.
     while not turn.acquire(timeout=_TURN_SECONDS):
-        parent.show_life()
+        parent.send_keep_alive()
     try:
         started, started_thread = time.perf_counter(), time.thread_time()
         try:
             y, u, v = arrays_in(parent.memory(sum(int(np.prod(shape)) for shape in shapes)), shapes)
             preset = EncoderPreset.from_json(task["preset"])
-            data = encode_chunk(ChunkFrames(plan, (y, u, v)), preset, form, parent.show_life).data
+            data = encode_chunk(ChunkFrames(plan, (y, u, v)), preset, form, parent.send_keep_alive).data
         except EncodeError as error:
             parent.send_error(error)
             return

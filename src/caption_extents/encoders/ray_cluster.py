@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from caption_extents import errors
 from caption_extents.children import Channel, ChannelError, Child
-from caption_extents.encoders.tasks import EncodeReport, EncodeTask, run_encode_task
+from caption_extents.encoders.tasks import EncodeResult, EncodeTask, run_encode_task
 from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class RayEncoderWorkers:
         """Cores of the cluster."""
         return max(1, int(self._cluster.resources.cpus))
 
-    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+    def submit(self, task: EncodeTask) -> Future[EncodeResult]:
         """See the protocol."""
         return self._cluster.submit(run_encode_task, task, needs=Resources(cpus=1))
 

@@ -50,7 +50,7 @@ class EncodeTask:
 
 
 @dataclass(frozen=True)
-class EncodeReport:
+class EncodeResult:
     """What a worker has done.
 
     Attributes:
@@ -63,7 +63,7 @@ class EncodeReport:
     cpu_seconds: float
 
 
-def run_encode_task(task: EncodeTask) -> EncodeReport:
+def run_encode_task(task: EncodeTask) -> EncodeResult:
     """Execute a task: read its block, and encode and store its chunks.
 
     Raises:
@@ -80,7 +80,7 @@ def run_encode_task(task: EncodeTask) -> EncodeReport:
             data = encode_chunk(frames, preset, task.form).data
             tag = store_for_run(store, task.keys, task.version, task.run_id, key, data, CONTENT_TYPE)
             stored.append((ChunkRecord.of(key, frames.plan, data), tag.get("e_tag")))
-    return EncodeReport(stored, time.perf_counter() - started, time.process_time() - started_cpu)
+    return EncodeResult(stored, time.perf_counter() - started, time.process_time() - started_cpu)
 
 
 class EncoderWorkers(Protocol):
@@ -93,7 +93,7 @@ class EncoderWorkers(Protocol):
         """Number of tasks that are executed at once, as far as it is known."""
         ...
 
-    def submit(self, task: EncodeTask) -> Future[EncodeReport]:
+    def submit(self, task: EncodeTask) -> Future[EncodeResult]:
         """Submit a task; if its worker dies, the task is retried. The future raises ``ProcessingError`` on failure."""
         ...
 

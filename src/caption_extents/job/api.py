@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from caption_extents.errors import as_own_errors
+from caption_extents.errors import wrap_unexpected_errors
 from caption_extents.options import Job
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run_job(job: Job) -> CropInferResult:
     from caption_extents.children import Children
     from caption_extents.job.early_start import early_start
 
-    with as_own_errors(), closing(Children()) as children, early_start(job, children) as started:
+    with wrap_unexpected_errors(), closing(Children()) as children, early_start(job, children) as started:
         # Imported only after the child processes have been started, because it imports PyTorch.
         from caption_extents.job.run import run
 

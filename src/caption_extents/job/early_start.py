@@ -11,7 +11,7 @@ from pathlib import Path
 from caption_extents.children import Children
 from caption_extents.options import Job
 from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
-from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.sessions import GpuSessions
 
@@ -23,7 +23,7 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 class EarlyStart:
     """The child processes of an early start: one reads and indexes the video, the others decode it on a GPU."""
 
-    reader: IsolatedVideo
+    reader: VideoReaderProcess
     sessions: GpuSessions
     gpu_memory_before: dict[str, int]
     """Memory in use on each GPU before the decoder sessions were started, in bytes, by the GPU's UUID."""
@@ -31,7 +31,9 @@ class EarlyStart:
     @classmethod
     def begin(cls, job: Job, path: Path, gpu: int, children: Children) -> EarlyStart:
         """Start the child processes; they index the video and begin to decode its first segments."""
-        reader = IsolatedVideo(path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children, job.stream)
+        reader = VideoReaderProcess(
+            path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children, job.stream
+        )
         memory_before = memory_in_use(open_nvml())
         sessions = GpuSessions(gpu, children)
         sessions.begin_early(reader, job.crop_region)

@@ -121,7 +121,7 @@ def run(job: Job, children: Children, started: EarlyStart | None = None) -> Crop
             closing(found),
             _encoder_workers(job, lease) as workers,
         ):
-            done = _planned_and_done(lease, len(plan.timeline))
+            done = _stored_chunks(lease, len(plan.timeline))
             gpu = GpuWatch(gpu_uuid(plan.model.device), watch.started, started.gpu_memory_before if started else None)
             stages = _Opened(job, plan, lease, done, encoder, workers, watch, watchdog).stages(rows, found)
             measured = Measured(
@@ -209,8 +209,8 @@ def _loading_model(job: Job, device: torch.device) -> Iterator[Future[PairModel]
 def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> _Plan:
     if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
-    if video.how_it_ends_early:
-        ends_early = f"{job.video_key!r} ends early: {video.how_it_ends_early}"
+    if video.truncation:
+        ends_early = f"{job.video_key!r} ends early: {video.truncation}"
         if not job.partial:
             raise VideoError(f"{ends_early}. Fetch it again, or give `partial` to take it as far as it goes")
         log.warning("%s. It is taken as far as it goes", ends_early)
@@ -335,7 +335,7 @@ class _Opened:
         decoder, labeller = self.plan.video.samples(self.plan.crop), Labeller(self.plan.model)
         return Stages(
             extraction=Extraction(decoder, count, job.max_undecodable_share, self.watchdog, clocks[EXTRACTION], loose),
-            inference=Inference(labeller, count, clocks[INFERENCE], _unless_damaged(rows.add_pairs), found.begin),
+            inference=Inference(labeller, count, clocks[INFERENCE], _skip_nan(rows.add_pairs), found.begin),
             encoding=Encoding(self.encoder, form, clocks[ENCODING], count, self.done),
             upload=Upload(self.lease, clocks[UPLOAD]),
             workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
@@ -345,7 +345,7 @@ class _Opened:
         )
 
 
-def _planned_and_done(lease: VersionLease, sample_count: int) -> dict[ChunkPlan, ChunkRecord]:
+def _stored_chunks(lease: VersionLease, sample_count: int) -> dict[ChunkPlan, ChunkRecord]:
     """Planned chunks that an earlier run has already stored completely, with their records."""
     found = ((chunk, lease.done.get((chunk.level, chunk.first_sample))) for chunk in plan_chunks(sample_count))
     return {chunk: record for chunk, record in found if record is not None and record.samples == chunk.samples}
@@ -362,7 +362,7 @@ def _check_complete(records: list[ChunkRecord], sample_count: int) -> None:
         )
 
 
-def _unless_damaged(add: Callable[[int, np.ndarray], None]) -> Callable[[int, np.ndarray], None]:
+def _skip_nan(add: Callable[[int, np.ndarray], None]) -> Callable[[int, np.ndarray], None]:
     """Skip NaN probabilities: the schema rejects them, and :func:`_checked` fails the run later."""
     return lambda first, probabilities: None if np.isnan(probabilities).any() else add(first, probabilities)
 

@@ -177,7 +177,7 @@ class CaptionModel:
         """
         return self._for_each_slice(self._describe_slice, [before, earlier, later, after])
 
-    def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def needs_second_look(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Which pairs need a second look, because they may show one caption or two; bool (N,).
 
         Args:
@@ -187,7 +187,7 @@ class CaptionModel:
         two = probabilities[..., Label.DIFFERENT.value].mean(1)
         return (two >= least) & (two <= most)
 
-    def look_closely(
+    def describe_closely(
         self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """The second look: compute descriptions of pairs from twice as many pixels as :meth:`embed` uses.

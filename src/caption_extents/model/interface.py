@@ -69,10 +69,10 @@ class ContextModel(PairModel, Protocol):
 
 
 @runtime_checkable
-class LookingModel(ContextModel, Protocol):
+class SecondLookModel(ContextModel, Protocol):
     """A model with a second look: it can describe selected pairs more accurately, at a higher cost per pair."""
 
-    def is_worth_a_look(self, probabilities: torch.Tensor) -> torch.Tensor:
+    def needs_second_look(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Which pairs need a second look; bool (N,).
 
         Args:
@@ -81,7 +81,7 @@ class LookingModel(ContextModel, Protocol):
         """
         ...
 
-    def look_closely(
+    def describe_closely(
         self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]
     ) -> torch.Tensor:
         """Compute more accurate descriptions of pairs, which replace those of :meth:`describe`.

@@ -16,7 +16,7 @@ import torch
 
 from caption_extents.errors import InputError
 from caption_extents.labels import Label
-from caption_extents.model.interface import ContextModel, LookingModel, PairModel
+from caption_extents.model.interface import ContextModel, PairModel, SecondLookModel
 from caption_extents.samples import SampleBatch
 
 
@@ -29,7 +29,7 @@ class Labeller:
 
     def __init__(self, model: PairModel) -> None:
         self._model = model
-        self._pairs = _InContext(model) if isinstance(model, ContextModel) else _OnItsOwn(model)
+        self._pairs = _ContextLabeller(model) if isinstance(model, ContextModel) else _PairwiseLabeller(model)
 
     def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Take the next samples.
@@ -75,7 +75,7 @@ def label_samples(model: PairModel, samples: Iterable[SampleBatch]) -> np.ndarra
     return np.concatenate(parts) if parts else np.empty((0, 2, len(Label)), np.float32)
 
 
-class _OnItsOwn:
+class _PairwiseLabeller:
     """Labels each pair by its own samples."""
 
     def __init__(self, model: PairModel) -> None:
@@ -91,14 +91,14 @@ class _OnItsOwn:
             samples.keep_from(samples.end - 1)
 
 
-class _InContext:
+class _ContextLabeller:
     """Labels each pair when its neighbours have been described; with a second look, all pairs are labelled twice."""
 
     def __init__(self, model: ContextModel) -> None:
         self._model = model
         self._samples = _Held()
         self._first_look = _Labelling(model)
-        self._second_look = _SecondLook(model) if isinstance(model, LookingModel) else None
+        self._second_look = _SecondLook(model) if isinstance(model, SecondLookModel) else None
 
     def add(self, batch: SampleBatch, embeddings: torch.Tensor, *, is_last: bool) -> Iterator[tuple[int, torch.Tensor]]:
         """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
@@ -163,7 +163,7 @@ class _Labelling:
 class _SecondLook:
     """Describes selected pairs again from more pixels, and labels all pairs again with the improved descriptions."""
 
-    def __init__(self, model: LookingModel) -> None:
+    def __init__(self, model: SecondLookModel) -> None:
         self._model = model
         self._labelling = _Labelling(model)
         self._batches: deque[SampleBatch] = deque()
@@ -191,14 +191,14 @@ class _SecondLook:
 
     def _looked_at(self, pairs: _Labelled) -> torch.Tensor:
         """Their descriptions, those that are worth a look by a closer one."""
-        worth = self._model.is_worth_a_look(pairs.probabilities).nonzero()[:, 0]
+        worth = self._model.needs_second_look(pairs.probabilities).nonzero()[:, 0]
         if not len(worth):
             return pairs.descriptions
         numbers = torch.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
         samples, around = torch.unique(numbers.clamp(0, self._end - 1), return_inverse=True)
         y, u, v = self._planes_of(samples.numpy())
         descriptions = pairs.descriptions.clone()
-        descriptions[worth.to(descriptions.device)] = self._model.look_closely(y, u, v, around.unbind())
+        descriptions[worth.to(descriptions.device)] = self._model.describe_closely(y, u, v, around.unbind())
         return descriptions
 
     def _planes_of(self, samples: np.ndarray) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import SampleReader, change_database, read_manifest
 from caption_extents.video.video import open_video
-from caption_extents.watchdog import Watchdog, alive
+from caption_extents.watchdog import Watchdog, report_progress
 
 MEDIAN_SAMPLES = 9
 """Number of samples whose median is a caption's picture: enough to suppress moving background, few to fetch."""
@@ -134,7 +134,7 @@ def store_texts(
     def read() -> None:
         for done, extent in enumerate(extents, start=1):
             text = reader.read(caption_picture(read_sample, *extent))
-            alive()
+            report_progress()
             if text is not None:
                 found[extent] = text
             tell(done, len(extents))

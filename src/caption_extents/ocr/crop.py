@@ -18,7 +18,7 @@ from caption_extents.video.crop import resolve_crop
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.random_access import frames_between
 from caption_extents.video.timeline import Timeline, build_timeline
-from caption_extents.watchdog import Watchdog, alive
+from caption_extents.watchdog import Watchdog, report_progress
 
 FRAMES = 40
 """Number of pictures searched for text: if captions are shown a third of the time, about 13 of them contain one."""
@@ -132,7 +132,7 @@ def _suggest(facts: VideoFacts, detect: Detector, tell: Callable[[int, int], Non
             TextBox(number, left / width, top / height, right / width, bottom / height)
             for left, top, right, bottom in detect(picture)
         ]
-        alive()
+        report_progress()
         boxes += found
         if len(found) > best[0]:
             best = len(found), picture

@@ -16,7 +16,7 @@ from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.plan import ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.encoders.blocks import BLOCK_SAMPLES, BlockAssembler, SampleBlock, pack
-from caption_extents.encoders.tasks import EncodeReport, EncoderWorkers, EncodeTask
+from caption_extents.encoders.tasks import EncodeResult, EncoderWorkers, EncodeTask
 from caption_extents.pipeline.clocks import StageClock
 from caption_extents.samples import SampleBatch
 from caption_extents.storage.keys import VideoKeys
@@ -61,7 +61,7 @@ class Offload:
             blocks += self._assembler.flush()
         return blocks
 
-    def send(self, block: SampleBlock) -> Future[EncodeReport] | None:
+    def send(self, block: SampleBlock) -> Future[EncodeResult] | None:
         """Write a block to the store and submit its task; returns None if all its chunks are already stored."""
         missing = [plan for plan in block.plans() if plan not in self.done]
         self.encoding_clock.count(samples=len(block) - sum(len(plan.samples) for plan in missing))
@@ -77,7 +77,7 @@ class Offload:
             self.block_bytes += len(data)
         return self.workers.submit(self._task(key, block, missing))
 
-    def collect(self, sent: Future[EncodeReport] | None) -> list[ChunkRecord]:
+    def collect(self, sent: Future[EncodeResult] | None) -> list[ChunkRecord]:
         """Wait until a block is encoded, record its chunks in the lease, and delete the block.
 
         Returns:
@@ -125,7 +125,7 @@ class Offload:
             form=self.form,
         )
 
-    def _wait(self, sent: Future[EncodeReport]) -> EncodeReport | None:
+    def _wait(self, sent: Future[EncodeResult]) -> EncodeResult | None:
         while not self._stopping.is_set():
             try:
                 return sent.result(timeout=_POLL_SECONDS)

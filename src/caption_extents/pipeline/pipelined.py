@@ -21,7 +21,7 @@ from caption_extents.storage.manifest import ChunkRecord
 
 _LOOK_SECONDS = 0.25
 
-_BATCHES_BEHIND = 4
+_INFERENCE_QUEUE_FACTOR = 4
 """Factor by which the queue before inference is longer than the others; it holds about half a second of batches."""
 
 
@@ -60,7 +60,7 @@ class _Run:
 
     def inference(self) -> _Step:
         """Create the step that labels the batches from extraction."""
-        clocks, size = self.stages.clocks, self.stages.workers.queue_size * _BATCHES_BEHIND
+        clocks, size = self.stages.clocks, self.stages.workers.queue_size * _INFERENCE_QUEUE_FACTOR
         infer = self.stages.inference.infer
         return self._step("infer", 1, infer, size, producer=clocks[EXTRACTION], consumer=clocks[INFERENCE])
 

@@ -71,7 +71,7 @@ class Bakery:
 
             def check() -> None:
                 if not store.exists(ticket):
-                    raise _stood_still(key)
+                    raise _lost_turn_error(key)
 
             yield check
         finally:
@@ -92,7 +92,7 @@ def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:
         there = store.keys(f"{room}/")
         tickets = _tickets(room, there)
         if token not in {ticket.token for ticket in tickets}:
-            raise _stood_still(key)
+            raise _lost_turn_error(key)
         if choosing:
             choosing &= set(there)
             if not choosing:
@@ -110,7 +110,7 @@ def _wait_for_turn(store: Store, room: str, token: str, key: str) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _stood_still(key: str) -> StoreAccessError:
+def _lost_turn_error(key: str) -> StoreAccessError:
     return StoreAccessError(f"{key!r} could not be written alone: this process, or a request, stood still for too long")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from caption_extents.errors import StoreAccessError
-from caption_extents.watchdog import all_alive
+from caption_extents.watchdog import report_progress_for_all
 
 if TYPE_CHECKING:
     from caption_extents.storage.objects import ObjectFacts
@@ -157,7 +157,7 @@ class Download:
         self._count(0, set(self._missing))
 
     def _count(self, size: int, parts: set[int] | None = None) -> None:
-        all_alive()
+        report_progress_for_all()
         with self._changed:
             self._done_bytes += size
             self._missing -= parts or set()

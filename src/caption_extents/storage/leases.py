@@ -252,10 +252,10 @@ class VersionLease:
         self.is_complete = complete is not None
         self._lease_seconds = held.claim.lease_seconds
         self._held = held
-        self._changing = threading.Lock()
+        self._claim_lock = threading.Lock()
         """Serialises changes of the claim, because each change needs the tag of the previous one."""
         self._pending: list[JournalEntry] = []
-        self._noting = threading.Lock()
+        self._pending_lock = threading.Lock()
         self._journals: list[str] = []
         self._stored = held.claim.stored
         self._lost = False
@@ -304,7 +304,7 @@ class VersionLease:
         """
         if self._lost:
             raise self._lost_error()
-        with self._noting:
+        with self._pending_lock:
             self._pending.append(JournalEntry(record, e_tag))
             self._stored = True
 
@@ -356,7 +356,7 @@ class VersionLease:
         Raises:
             LeaseLostError: it is another run's.
         """
-        with self._changing:
+        with self._claim_lock:
             if self._lost:
                 raise self._lost_error()
             held = change_claim(store, self.keys, self._held, stored=self._stored, **changes)
@@ -373,14 +373,14 @@ class VersionLease:
         return _lost_error(self.version, self._lease_seconds)
 
     def _write_journal(self, store: Store) -> None:
-        with self._noting:
+        with self._pending_lock:
             entries, self._pending = self._pending, []
         if entries:
             key = self.keys.journal(self.version, self.run_id, len(self._journals) + 1)
             try:
                 store.put(key, json.dumps([asdict(entry) for entry in entries]).encode(), CONTENT_JSON)
             except BaseException:
-                with self._noting:
+                with self._pending_lock:
                     self._pending = entries + self._pending
                 raise
             self._journals.append(key)

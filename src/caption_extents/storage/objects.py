@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import obstore
 from obstore.exceptions import BaseError, NotSupportedError
 
-from caption_extents.watchdog import all_alive
+from caption_extents.watchdog import report_progress_for_all
 
 _PIECE_BYTES = 1 << 18
 NOT_IMPLEMENTED = re.compile(r"\b501\b|NotImplemented")
@@ -128,7 +128,7 @@ class CloudObjects:
         parts = []
         for part in obstore.get(self.backend, key, options=options).stream(min_chunk_size=_PIECE_BYTES):
             parts.append(bytes(part))
-            all_alive()  # on a slow line a part of a file takes minutes
+            report_progress_for_all()  # on a slow line a part of a file takes minutes
         return b"".join(parts)
 
     def stream(self, key: str) -> Iterator[bytes]:

@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 _MD5 = re.compile(r'"?([0-9a-f]{32})"?')
 _NO_TAG = {"e_tag": '"0123456789abcdef0123456789abcdef"', "version": "1"}
 """A tag that no object has, to test whether conditions are honoured."""
-_UNMET = (AlreadyExistsError, PreconditionError)
+_PRECONDITION_ERRORS = (AlreadyExistsError, PreconditionError)
 _FINAL = (FileNotFoundError, AlreadyExistsError, PreconditionError, NotSupportedError, ValueError)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
-_NO_CREDENTIALS = "http://169.254.169.254/"
+_AWS_METADATA_URL = "http://169.254.169.254/"
 """Metadata service of AWS; a request to it in an error means that the environment contains no credentials."""
 
 
@@ -143,7 +143,7 @@ class Store:
                 check()
                 if self._holds(condition, key):
                     return self._put(key, data, content_type, None)
-            except _UNMET:
+            except _PRECONDITION_ERRORS:
                 pass
             except FileNotFoundError:
                 if condition is CREATE:  # there is no such bucket
@@ -196,7 +196,7 @@ class Store:
         def honoured(condition: Condition) -> bool:
             try:
                 self._put(key, uuid.uuid4().bytes, "text/plain", condition)
-            except _UNMET:
+            except _PRECONDITION_ERRORS:
                 return True
             except NotSupportedError:
                 return False
@@ -453,7 +453,7 @@ class _Deadline:
 
     def __call__(self, state: tenacity.RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        refused = isinstance(error, _REFUSED) or _NO_CREDENTIALS in str(error)
+        refused = isinstance(error, _REFUSED) or _AWS_METADATA_URL in str(error)
         limit = self._policy.refused_seconds if refused else self._policy.seconds
         return (state.seconds_since_start or 0.0) >= limit
 
@@ -462,7 +462,7 @@ def _reason(error: Exception) -> str:
     """The first paragraph of an error's text, without secrets; the rest is debugging output of obstore."""
     # For file errors use only strerror, because the file name may be that of a temporary file.
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if _NO_CREDENTIALS in text:
+    if _AWS_METADATA_URL in text:
         return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     return mask_secrets(text.split("\n\n")[0])
 

@@ -23,8 +23,8 @@ from av.video.stream import VideoStream
 from caption_extents.errors import VideoError
 from caption_extents.options import MAX_STREAMS
 from caption_extents.video.streams import candidates, chosen_stream, find_film
-from caption_extents.video.wholeness import lacks_index
-from caption_extents.watchdog import alive
+from caption_extents.video.truncation import lacks_index
+from caption_extents.watchdog import report_progress
 
 CONTAINERS = {
     "mov,mp4,m4a,3gp,3g2,mj2": "MP4, MOV",
@@ -157,7 +157,7 @@ def read_packets(container: av.container.InputContainer, stream: VideoStream) ->
     while True:
         try:
             for packet in container.demux(stream):
-                alive()
+                report_progress()
                 yield packet
         except IndexError:
             continue
@@ -170,7 +170,7 @@ def decode_or_skip(packet: av.Packet[VideoStream]) -> list[VideoFrame]:
         frames = packet.decode()
     except av.error.FFmpegError:
         return []
-    alive()
+    report_progress()
     return frames
 
 

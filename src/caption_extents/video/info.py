@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
 from caption_extents.video.demux import OpenFile, check_size, codec_name, open_container, read_packets, reason_of
-from caption_extents.video.wholeness import missing_bytes
+from caption_extents.video.truncation import missing_bytes
 
 
 @dataclass(frozen=True)

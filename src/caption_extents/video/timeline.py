@@ -26,10 +26,10 @@ MAX_PACKETS = 48 * 3600 * 120
 MAX_FRAME_SECONDS = 600
 """Maximum duration of one frame; a longer gap between timestamps is treated as damage."""
 
-_WITH_FIELDS_APART = frozenset({"mpegts", "mpeg"})
+_FIELD_PACKET_CONTAINERS = frozenset({"mpegts", "mpeg"})
 """Containers in which each field of a frame may be a separate packet with its own time."""
 
-_CLOCKS_THAT_START_AGAIN = frozenset({"mpegts", "mpeg", "flv"})
+_CONCATENABLE_CONTAINERS = frozenset({"mpegts", "mpeg", "flv"})
 """Containers that can be concatenated as they are, so that each part may start its clock again."""
 
 _BACK_SECONDS = 0.1
@@ -133,14 +133,14 @@ def sample_times(first_pts: int, count: int, time_base: Fraction, frame_rate: Fr
 def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIndex:
     """Timestamps of all frames: from packets where the container keeps presentation times, else by decoding."""
     # If the two fields of a frame are separate packets, the first one has the frame's time; only decoding pairs them.
-    in_fields = facts.interlaced and facts.codec == "h264" and facts.container in _WITH_FIELDS_APART
+    in_fields = facts.interlaced and facts.codec == "h264" and facts.container in _FIELD_PACKET_CONTAINERS
     if facts.container in WITHOUT_PRESENTATION_TIMES or in_fields:
         return _index_by_decoding(facts, arriving)
     pts: list[int] = []
     durations: list[int] = []
     non_reference: list[int] = []
     keys: list[int] = []
-    order, is_one_stream = _Order(facts), True
+    order, is_one_stream = _ClockResetDetector(facts), True
     with open_container(facts.path, facts.stream_index, arriving=arriving) as (container, stream):
         finder = NonReferenceFinder(facts.codec, stream.codec_context.extradata)
         try:
@@ -176,7 +176,7 @@ def _is_hidden_vp8(packet: av.Packet[av.VideoStream]) -> bool:
     return not memoryview(packet)[0] >> 4 & 1
 
 
-class _Order:
+class _ClockResetDetector:
     """Detects that timestamps restart within a file, as in concatenated recordings, whose frames would be mixed up."""
 
     def __init__(self, facts: VideoFacts) -> None:
@@ -190,7 +190,7 @@ class _Order:
         """Take the next packet, in the order of the file."""
         self.count += 1
         dts = packet.dts
-        if dts is None or self._facts.container not in _CLOCKS_THAT_START_AGAIN:
+        if dts is None or self._facts.container not in _CONCATENABLE_CONTAINERS:
             return
         if self._latest is None or dts > self._latest:
             self._latest = dts
@@ -215,7 +215,7 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
     durations: list[int] = []
     keys: set[int] = set()
     untimed = 0
-    clock, order = PresentationClock(facts.container, facts.usual_duration), _Order(facts)
+    clock, order = PresentationClock(facts.container, facts.usual_duration), _ClockResetDetector(facts)
     with open_container(facts.path, facts.stream_index, 0, arriving) as (container, stream):
         for packet in read_packets(container, stream):
             if packet.size:

@@ -18,14 +18,14 @@ from caption_extents.region import CropRegion
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.decoders.cpu import CpuDecoder
-from caption_extents.video.decoders.isolated import DecoderLimits, IsolatedVideo
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.capabilities import why_not_nvdec
 from caption_extents.video.nvdec.decoder import NvdecDecoder
 from caption_extents.video.nvdec.sessions import GpuSessions
 from caption_extents.video.timeline import Timeline, build_timeline
-from caption_extents.video.wholeness import missing_bytes
+from caption_extents.video.truncation import missing_bytes
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Video:
         return len(self.timeline)
 
     @property
-    def how_it_ends_early(self) -> str | None:
+    def truncation(self) -> str | None:
         """For a truncated file, a description of how much of it is present; None if the file is complete."""
         there, missing = self.facts.size_bytes, self.facts.missing_bytes
         if not missing:
@@ -205,15 +205,17 @@ def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Childre
         DecodeError: the process that reads it died or went past a limit.
     """
     if decoding.isolated is not None:
-        return _IsolatedVideo(IsolatedVideo(path, rate, decoding.isolated, children, decoding.stream_index), decoding)
+        return _ChildProcessVideo(
+            VideoReaderProcess(path, rate, decoding.isolated, children, decoding.stream_index), decoding
+        )
     facts = probe(path, decoding.stream_index)
     return Video(facts, build_timeline(facts, rate), decoding)
 
 
-class _IsolatedVideo(Video):
+class _ChildProcessVideo(Video):
     """A video that a child process reads and decodes."""
 
-    def __init__(self, child: IsolatedVideo, decoding: Decoding) -> None:
+    def __init__(self, child: VideoReaderProcess, decoding: Decoding) -> None:
         child.wait_until_indexed()
         super().__init__(child.facts, child.timeline, decoding)
         self._child = child
@@ -232,7 +234,7 @@ class StartedVideo(Video):
         decoding: options of decoding.
     """
 
-    def __init__(self, reader: IsolatedVideo, sessions: GpuSessions, decoding: Decoding) -> None:
+    def __init__(self, reader: VideoReaderProcess, sessions: GpuSessions, decoding: Decoding) -> None:
         reader.wait_until_indexed()
         super().__init__(reader.facts, reader.timeline, decoding)
         self._reader, self._sessions = reader, [sessions]
@@ -246,7 +248,7 @@ class StartedVideo(Video):
             crop,
             self._sessions.pop(),
             session_count=self._decoding.threads,
-            read_there=self._reader.segments,
+            remote_reader=self._reader.segments,
         )
 
 

@@ -45,7 +45,7 @@ class DecoderLimits:
     stall_seconds: float = Job.stall_seconds
 
 
-class IsolatedVideo:
+class VideoReaderProcess:
     """A video opened by a child process, which starts at once; a context manager that ends the child.
 
     Args:
@@ -77,7 +77,7 @@ class IsolatedVideo:
         self._child = (children or Children()).start(TARGET, stall_seconds=limits.stall_seconds, quiet=True)
         self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes, "stream": stream_index})
 
-    def __enter__(self) -> IsolatedVideo:
+    def __enter__(self) -> VideoReaderProcess:
         self.wait_until_indexed()
         return self
 
@@ -211,7 +211,7 @@ class IsolatedVideo:
         return DecodeError(f"the decoding process of {str(self._path)!r} cannot be trusted: {what}")
 
     def _broken(self, what: str) -> DecodeError:
-        how = self._child.how_it_ended()
+        how = self._child.describe_exit()
         if not self._child.has_ended:
             return self._untrusted(what)
         return DecodeError(
@@ -225,7 +225,7 @@ class IsolatedDecoder:
 
     name = "cpu, isolated"
 
-    def __init__(self, video: IsolatedVideo, crop: CropPixels) -> None:
+    def __init__(self, video: VideoReaderProcess, crop: CropPixels) -> None:
         self.undecodable_samples: list[int] = []
         self._video = video
         self._batches = video.batches(crop, self.undecodable_samples)
@@ -246,7 +246,7 @@ TARGET = "caption_extents.video.decoders.isolated:serve"
 def serve(channels: list[Channel]) -> None:
     """In the child: answer the parent until it closes the channel."""
     (parent,) = channels
-    tell_progress_to(parent.show_life)
+    tell_progress_to(parent.send_keep_alive)
     try:
         _serve(parent)
     except (VideoError, DecodeError) as error:

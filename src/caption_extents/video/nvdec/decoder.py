@@ -13,9 +13,9 @@ from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES
 from caption_extents.video.info import Orientation, VideoFacts
 from caption_extents.video.nvdec import segments
-from caption_extents.video.nvdec.scheduler import SegmentReader, SideBySide
+from caption_extents.video.nvdec.scheduler import ParallelSegmentDecoder, SegmentReader
 from caption_extents.video.nvdec.segments import Span, merged, plan_spans
-from caption_extents.video.nvdec.session import Crops, DependentError, Part
+from caption_extents.video.nvdec.session import Crops, KeyFrameNotDecodableError, Part
 from caption_extents.video.nvdec.sessions import Work
 from caption_extents.video.timeline import Timeline
 
@@ -33,7 +33,7 @@ _MAX_BATCH_BYTES = 32 << 20
 class Sessions(Protocol):
     """Decoder sessions; see :class:`~caption_extents.video.nvdec.sessions.GpuSessions`."""
 
-    def begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
+    def begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
         """Begin to decode."""
         ...
 
@@ -51,7 +51,7 @@ class NvdecDecoder:
         crop: the crop region in pixels.
         sessions: decoder sessions of the GPU; they are closed with the decoder.
         session_count: number of sessions that decode at once; 0 for one per engine plus one spare.
-        read_there: reads the file's segments in another process; None to read the file in this process.
+        remote_reader: reads the file's segments in another process; None to read the file in this process.
     """
 
     name = "nvdec"
@@ -64,13 +64,13 @@ class NvdecDecoder:
         sessions: Sessions,
         *,
         session_count: int = 0,
-        read_there: SegmentReader | None = None,
+        remote_reader: SegmentReader | None = None,
     ) -> None:
         self.undecodable_samples: list[int] = []
         self._facts, self._timeline, self._crop = facts, timeline, crop
-        self._sessions, self._session_count, self._read_there = sessions, session_count, read_there
+        self._sessions, self._session_count, self._read_there = sessions, session_count, remote_reader
         self._batches = self._decode()
-        self._work: SideBySide | None = None
+        self._work: ParallelSegmentDecoder | None = None
 
     def __iter__(self) -> Iterator[SampleBatch]:
         return self._batches
@@ -89,7 +89,7 @@ class NvdecDecoder:
             try:
                 yield from self._decode_spans(spans, cutter)
                 break
-            except DependentError as error:
+            except KeyFrameNotDecodableError as error:
                 # This key frame is not independently decodable. Merge its segment into the one before and decode from
                 # the start again, without the samples that were given already. With intra refresh no key frame is:
                 # after three of them one decoder does the whole video.

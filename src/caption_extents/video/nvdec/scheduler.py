@@ -18,7 +18,7 @@ import numpy as np
 
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import PackedSegment, Packet, Segment, Span, read_segments
-from caption_extents.video.nvdec.session import DependentError, Part, Session
+from caption_extents.video.nvdec.session import KeyFrameNotDecodableError, Part, Session
 from caption_extents.video.timeline import Timeline
 
 _AHEAD = 2
@@ -62,7 +62,7 @@ class LocalSession:
         """Nothing to do: the session checks its ``stopped`` function before every packet."""
 
 
-class SideBySide:
+class ParallelSegmentDecoder:
     """Threads that decode the spans of a file; iterating gives their parts in order, once.
 
     Args:
@@ -70,7 +70,7 @@ class SideBySide:
         timeline: its samples.
         spans: segments to decode.
         sessions: sessions that decode the segments.
-        read_there: reads the file in another process; segments that it does not return are read in this process.
+        remote_reader: reads the file in another process; segments that it does not return are read in this process.
         stopped: set by :meth:`close`; sessions check it.
     """
 
@@ -80,11 +80,11 @@ class SideBySide:
         timeline: Timeline,
         spans: list[Span],
         sessions: Sequence[SegmentSession],
-        read_there: SegmentReader | None,
+        remote_reader: SegmentReader | None,
         stopped: threading.Event,
     ) -> None:
         self.spans = spans
-        self._facts, self._timeline, self._sessions, self._read_there = facts, timeline, sessions, read_there
+        self._facts, self._timeline, self._sessions, self._read_there = facts, timeline, sessions, remote_reader
         self._segments: queue.Queue[AnySegment | None] = queue.Queue()
         self._room = threading.Semaphore(len(sessions) * _AHEAD)
         self._stopped = stopped
@@ -174,7 +174,7 @@ class SideBySide:
                 try:
                     for part in session.decode(segment, sample_pts):
                         self._put(segment.number, part)
-                except DependentError as error:
+                except KeyFrameNotDecodableError as error:
                     error.segment = segment.number
                     raise
         except BaseException as error:

@@ -60,7 +60,7 @@ _PREPARING_PACKETS = 48
 """Number of packets that are decoded twice by :func:`_prepare`: a few groups of B frames."""
 
 
-class DependentError(Exception):
+class KeyFrameNotDecodableError(Exception):
     """A segment's first frame cannot be decoded without what was before it.
 
     Attributes:
@@ -119,7 +119,7 @@ class Session:
             sample_pts: of its samples, int64.
 
         Raises:
-            DependentError: it is not the first, and its first frame cannot be decoded.
+            KeyFrameNotDecodableError: it is not the first, and its first frame cannot be decoded.
         """
         latest: VideoFrame | None = None
         if not self._is_drained:
@@ -130,7 +130,7 @@ class Session:
             nonlocal latest
             for pts, frame in self._frames(segment):
                 if latest is None and segment.number and pts != segment.span.start_pts:
-                    raise DependentError
+                    raise KeyFrameNotDecodableError
                 latest = frame
                 yield pts, frame
 
@@ -150,7 +150,7 @@ class Session:
             pass  # decode to the end: this drains the decoder and finds the last good frame
         if latest is None or crops is None:
             if segment.number and segment.packets and not self._stopped():
-                raise DependentError
+                raise KeyFrameNotDecodableError
             yield Part(first, end - first, None, list(range(first, end)))
             return
         count = len(sample_pts) - begun

@@ -15,14 +15,14 @@ from caption_extents.children import Children
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.region import CropRegion
 from caption_extents.video.crop import CropPixels, resolve_crop
-from caption_extents.video.decoders.isolated import IsolatedVideo
+from caption_extents.video.decoders.isolated import VideoReaderProcess
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.capabilities import decode_engines, why_not_nvdec
-from caption_extents.video.nvdec.scheduler import LocalSession, SegmentReader, SegmentSession, SideBySide
+from caption_extents.video.nvdec.scheduler import LocalSession, ParallelSegmentDecoder, SegmentReader, SegmentSession
 from caption_extents.video.nvdec.segments import Span, plan_spans
 from caption_extents.video.nvdec.session import Session, new_room
-from caption_extents.video.nvdec.worker import SESSIONS, EngineKind, SessionProcess, part_samples
+from caption_extents.video.nvdec.worker import SESSIONS, EngineSpec, SessionProcess, part_samples
 from caption_extents.video.timeline import Timeline
 
 SPARE_SESSIONS = 1
@@ -63,18 +63,18 @@ class GpuSessions:
         kind: of the sessions' engines; by default NVDEC.
     """
 
-    def __init__(self, ordinal: int, children: Children | None = None, kind: EngineKind | None = None) -> None:
+    def __init__(self, ordinal: int, children: Children | None = None, kind: EngineSpec | None = None) -> None:
         self._ordinal, self._children = ordinal, children or Children()
-        self._kind = kind or EngineKind("caption_extents.video.nvdec.engine", "NvdecEngine", ordinal)
+        self._kind = kind or EngineSpec("caption_extents.video.nvdec.engine", "NvdecEngine", ordinal)
         can_share = hasattr(os, "memfd_create")
         self._fresh = [SessionProcess(self._kind, self._children) for _ in range(_PROCESSES)] if can_share else []
         self._all = list(self._fresh)
         self._busy: list[SessionProcess] = []
         self._can_share = can_share
-        self._early: tuple[Work, SideBySide] | None = None
+        self._early: tuple[Work, ParallelSegmentDecoder] | None = None
         self._beginning: threading.Thread | None = None
 
-    def begin_early(self, reader: IsolatedVideo, region: CropRegion) -> None:
+    def begin_early(self, reader: VideoReaderProcess, region: CropRegion) -> None:
         """Begin to decode a video that another process is indexing, as soon as that has been done."""
 
         def begin() -> None:
@@ -91,7 +91,7 @@ class GpuSessions:
         self._beginning = threading.Thread(target=begin, name="begin-early", daemon=True)
         self._beginning.start()
 
-    def begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
+    def begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
         """Begin to decode, or go on with what has begun early if it is the same."""
         if self._beginning is not None:
             self._beginning.join()
@@ -101,16 +101,18 @@ class GpuSessions:
             if (known.crop, known.spans) == (work.crop, work.spans) and not work.sessions:
                 return begun
             begun.close()
-        return self._begin(work, read_there)
+        return self._begin(work, remote_reader)
 
-    def _begin(self, work: Work, read_there: SegmentReader | None) -> SideBySide:
+    def _begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
         facts, stopped = work.facts, threading.Event()
         if len(work.spans) == 1 and facts.size_bytes > _SHARED_BYTES:
             # The single segment is too large to be sent to another process.
-            return SideBySide(facts, work.timeline, work.spans, self._local(work, 1, stopped), None, stopped)
+            return ParallelSegmentDecoder(
+                facts, work.timeline, work.spans, self._local(work, 1, stopped), None, stopped
+            )
         count = min(work.sessions or self._session_count(facts), len(work.spans))
         sessions = self._remote(work, count) if self._can_share else self._local(work, count, stopped)
-        return SideBySide(facts, work.timeline, work.spans, sessions, read_there, stopped)
+        return ParallelSegmentDecoder(facts, work.timeline, work.spans, sessions, remote_reader, stopped)
 
     def _session_count(self, facts: VideoFacts) -> int:
         engines = decode_engines(facts.codec, self._ordinal)

@@ -26,7 +26,7 @@ from caption_extents.video.crop import CropPixels
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.scheduler import AnySegment
 from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Segment, Span, pack
-from caption_extents.video.nvdec.session import Crops, DependentError, Engine, Part, Session, new_room
+from caption_extents.video.nvdec.session import Crops, Engine, KeyFrameNotDecodableError, Part, Session, new_room
 
 SESSIONS = 4
 """Sessions per process: few, so that they do not compete for its GIL, but more than one, because each process has a
@@ -38,11 +38,11 @@ _SLOTS = 2
 _PART_SAMPLES = 64
 _PART_BYTES = 8 << 20
 _PAGE = mmap.PAGESIZE
-_ERRORS: dict[str, type[Exception]] = {"DependentError": DependentError}
+_ERRORS: dict[str, type[Exception]] = {"KeyFrameNotDecodableError": KeyFrameNotDecodableError}
 
 
 @dataclass(frozen=True)
-class EngineKind:
+class EngineSpec:
     """Names the class of a child's engines (module and class name) and the number of the device that they use."""
 
     module: str
@@ -82,7 +82,7 @@ class SessionProcess:
         children: of the run.
     """
 
-    def __init__(self, kind: EngineKind, children: Children) -> None:
+    def __init__(self, kind: EngineSpec, children: Children) -> None:
         self._kind = kind
         self._child = children.start(_TARGET, SESSIONS, [json.dumps(asdict(kind))], errors=_ERRORS)
         self._told = False
@@ -122,7 +122,7 @@ class RemoteSession:
         """The segment's parts.
 
         Raises:
-            DependentError: see :meth:`caption_extents.video.nvdec.session.Session.decode`.
+            KeyFrameNotDecodableError: see :meth:`caption_extents.video.nvdec.session.Session.decode`.
             DecodeError: the child failed, or is gone.
         """
         packed = segment if isinstance(segment, PackedSegment) else pack(segment)
@@ -141,7 +141,7 @@ class RemoteSession:
             if self._stopped.is_set():
                 return
             raise DecodeError(
-                f"a decoding process of {str(self._facts.path)!r} {self._child.how_it_ended()}; "
+                f"a decoding process of {str(self._facts.path)!r} {self._child.describe_exit()}; "
                 "the file makes the decoder crash, or there is too little memory"
             ) from error
 
@@ -214,7 +214,7 @@ class _Slots:
         self._used -= 1
 
 
-def _serve(parent: Channel, kind: EngineKind) -> None:
+def _serve(parent: Channel, kind: EngineSpec) -> None:
     opening, _ = parent.receive()
     facts = VideoFacts.from_json(opening["facts"], Path(opening["path"]))
     crop = CropPixels.from_json(opening["crop"])
@@ -239,7 +239,7 @@ def _serve(parent: Channel, kind: EngineKind) -> None:
                     }
                 )
             slots.all_taken()
-        except (DependentError, VideoError, DecodeError) as error:
+        except (KeyFrameNotDecodableError, VideoError, DecodeError) as error:
             parent.send_error(error)
         except ChannelError:
             raise
@@ -249,6 +249,6 @@ def _serve(parent: Channel, kind: EngineKind) -> None:
 
 def serve(channels: list[Channel], kind: str) -> None:
     """In the child: sessions that answer over their channels until the parent closes them."""
-    engine_kind = EngineKind(**json.loads(kind))
+    engine_kind = EngineSpec(**json.loads(kind))
     engine_kind.warm_up()
     serve_each(channels, lambda channel: _serve(channel, engine_kind))
