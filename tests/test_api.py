@@ -215,7 +215,7 @@ def test_the_text_of_captions(film: str, model: ce.CaptionModel) -> None:
         (lambda film: ce.write_subtitles([], "film.txt"), "cannot write subtitles to 'film.txt'"),
         (lambda film: ce.Job(film, "../up", "v", ce.CropRegion(*CROP)), "tenant_id '../up' cannot be used"),
         (lambda film: ce.Job(film, "t", "v", ce.CropRegion(*CROP), preset="x").rate and ce.run_job(
-            ce.Job(film, "t", "v", ce.CropRegion(*CROP), preset="x")), "unknown encoder preset 'x'"),
+            ce.Job(film, "t", "v", ce.CropRegion(*CROP), preset="x")), "preset 'x' is unknown; choose fast"),
     ],
 )  # fmt: skip
 def test_errors_name_the_value_and_what_is_allowed(call, message: str, film: str) -> None:  # type: ignore[no-untyped-def]

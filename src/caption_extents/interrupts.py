@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing import parent_process
 from typing import Any
 
@@ -34,6 +36,19 @@ def interrupt_on_signals() -> None:
 
     for number in _signals():
         signal.signal(number, interrupt)
+
+
+def exit_past_threads(code: int) -> None:
+    """End the process here and now if threads are still at work; otherwise return, and let the interpreter end.
+
+    A thread that comes back from a codec or from PyTorch while the interpreter is being taken down makes the process
+    abort (https://github.com/python/cpython/issues/87135). All that was open has been closed by now.
+    """
+    if any(thread.daemon for thread in threading.enumerate()):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
 
 
 def _signals() -> list[signal.Signals]:

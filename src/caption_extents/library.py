@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,8 +18,9 @@ from caption_extents.captions.stream import CaptionStream
 from caption_extents.errors import InputError, VideoError, wrap_unexpected_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.devices import check_model_device
 from caption_extents.model.labeller import label_parts
-from caption_extents.options import Job, check_device, exact_rate
+from caption_extents.options import Job, check_device, check_share, exact_rate
 from caption_extents.pipeline.clocks import EXTRACTION, StageClock
 from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Extraction
 from caption_extents.region import CropRegion
@@ -60,13 +61,11 @@ def find_captions(
         InputError: (a ValueError) the file, the region or the device cannot be used.
         ProcessingError: (a RuntimeError) the video cannot be decoded, or decoding hangs.
     """
-    with (
-        wrap_unexpected_errors(),
-        _CaptionSearch(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
-    ):
-        probabilities, video = np.concatenate(list(finding.parts())), finding.video
+    search = _CaptionSearch(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream)
+    with wrap_unexpected_errors(), search:
+        probabilities, video = np.concatenate(list(search.parts())), search.video
         return decode_captions(
-            probabilities, video.sample_rate, finding.costs, first_sample_seconds=video.first_sample_seconds
+            probabilities, video.sample_rate, search.costs, first_sample_seconds=video.first_sample_seconds
         )
 
 
@@ -85,20 +84,13 @@ def iter_captions(
 
     The captions, arguments and errors are those of :func:`find_captions`, except that the result may differ where two
     label sequences are equally likely, and that the confidence of a caption is computed from the pairs that are known
-    when it is yielded. Work starts when the first caption is requested, and stops when the iterator is closed.
+    when it is yielded. Arguments are checked at once; the file is opened when the first caption is requested, and work
+    stops when the iterator is closed.
 
-    Yields:
-        The captions, in order.
+    Returns:
+        An iterator over the captions, in order.
     """
-    with (
-        wrap_unexpected_errors(),
-        _CaptionSearch(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream) as finding,
-    ):
-        video = finding.video
-        captions = CaptionStream(video.sample_rate, finding.costs, first_sample_seconds=video.first_sample_seconds)
-        for probabilities in finding.parts():
-            yield from captions.add(probabilities)
-        yield from captions.end()
+    return _CaptionSearch(path, crop, sample_rate, device, model, partial, max_undecodable_share, stream).captions()
 
 
 @dataclass
@@ -116,14 +108,18 @@ class _CaptionSearch:
 
     def __post_init__(self) -> None:
         check_device("device", self.device)
+        check_share("max_undecodable_share", self.max_undecodable_share)
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise InputError(f"path is {self.path!r}; give a file's path")
+        if self.given_model is not None and not isinstance(self.given_model, CaptionModel):
+            raise InputError(f"model is {self.given_model!r}; give a CaptionModel")
         self.region, self.rate = CropRegion.of(self.crop), exact_rate("sample_rate", self.sample_rate)
         self._opened = ExitStack()
 
     def __enter__(self) -> Self:
         with self._opened:
             self.model = self.given_model or self._opened.enter_context(CaptionModel(device=self.device))
-            if self.device != "auto" and not str(self.model.device).startswith(self.device):
-                raise InputError(f"device is {self.device!r}, and the model computes on {str(self.model.device)!r}")
+            check_model_device(self.device, self.model.device)
             self.costs = DecodingCosts.of(self.model)
             gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
             decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)
@@ -137,6 +133,27 @@ class _CaptionSearch:
 
     def __exit__(self, *error: object) -> None:
         self._opened.close()
+
+    def captions(self) -> Iterator[Caption]:
+        """The captions, each as soon as it is final."""
+        found = self._found()
+        try:
+            while True:
+                with wrap_unexpected_errors():  # and not around what the caller does between two captions
+                    caption = next(found, None)
+                if caption is None:
+                    return
+                yield caption
+        finally:
+            found.close()
+
+    def _found(self) -> Generator[Caption]:
+        with self:
+            video = self.video
+            stream = CaptionStream(video.sample_rate, self.costs, first_sample_seconds=video.first_sample_seconds)
+            for probabilities in self.parts():
+                yield from stream.add(probabilities)
+            yield from stream.end()
 
     def parts(self) -> Iterator[np.ndarray]:
         """Probabilities of the pairs, in order; fails when too much cannot be decoded."""

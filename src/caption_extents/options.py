@@ -13,7 +13,7 @@ from dataclasses import KW_ONLY, Field, dataclass, field, fields
 from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from caption_extents.errors import InputError
 from caption_extents.machine import usable_cores
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 IMPLEMENTATION_NAMES = ("pipelined", "sequential")
 REMOTE_ENCODER_NAMES = ("ray", "modal")
+PRESET_NAMES = ("fast", "balanced", "reference", "archive")
 ENCODER_NAMES = ("auto", "threads", "processes", *REMOTE_ENCODER_NAMES)
 DEFAULT_STORE = "caption-extents-store"
 DEFAULT_ENCODER_WORKERS = 4
@@ -56,13 +57,14 @@ def _option(default: Any, check: Check | None = None, *, variable: str | None = 
     return field(default=default, metadata={"check": check, "variable": variable, "otherwise": otherwise})
 
 
-def _between(least: float, most: float, unit: str) -> Check:
+def _between(least: float, most: float, unit: str, convert: Callable[[Any], Any] = plain_number) -> Check:
     def check(name: str, value: Any) -> Any:
-        usable = not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
-        if not usable or not least <= value <= most:
+        # Also false for NaN and infinity.
+        usable = not isinstance(value, bool) and isinstance(value, Real) and least <= cast(float, value) <= most
+        if not usable:
             shown = str(value) if isinstance(value, Fraction) else repr(value)
             raise InputError(f"{name} is {shown}; give {unit} between {least:.7g} and {most:.7g}")
-        return plain_number(value)
+        return convert(value)
 
     return check
 
@@ -78,11 +80,18 @@ def check_count(name: str, value: Any, least: int, most: int = MAX_WORKERS) -> i
     return int(value)
 
 
+check_share = _between(0, 1, "a share")
+
+
 def _count(least: int, most: int = MAX_WORKERS) -> Check:
     return lambda name, value: check_count(name, value, least, most)
 
 
-check_rate = _between(0.001, MAX_FRAME_RATE, "samples a second")
+def _plain_or_fraction(value: Any) -> Any:
+    return value if isinstance(value, Fraction) else plain_number(value)
+
+
+check_rate = _between(0.001, MAX_FRAME_RATE, "samples a second", _plain_or_fraction)
 
 
 def exact_rate(name: str, rate: float | Fraction) -> Fraction:
@@ -91,7 +100,7 @@ def exact_rate(name: str, rate: float | Fraction) -> Fraction:
     Raises:
         InputError: samples cannot be taken at this rate.
     """
-    check_rate(name, rate)
+    rate = check_rate(name, rate)
     return rate if isinstance(rate, Fraction) else Fraction(str(rate))
 
 
@@ -119,7 +128,8 @@ def check_device(name: str, value: Any) -> Any:
     return value
 
 
-def _price(name: str, value: Any) -> Any:
+def check_price(name: str, value: Any) -> Any:
+    """A price; an InputError if it is none."""
     if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise InputError(f"{name} is {value!r}; give a price, 0 or more")
     return plain_number(value)
@@ -136,6 +146,30 @@ def check_id(value: str, name: str) -> str:
             f"{name} {value!r} cannot be used: give 1 to {LONGEST_ID} letters, digits, '.', '_' or '-', "
             "starting with a letter or digit and without '..'"
         )
+    return value
+
+
+def _path(name: str, value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise InputError(f"{name} is {value!r}; give a path, or a key in the store, as text")
+    return os.fspath(value)
+
+
+def _model(name: str, value: Any) -> Any:
+    if not isinstance(value, (str, os.PathLike)) and not callable(getattr(value, "embed", None)):
+        raise InputError(f"{name} is {value!r}; give a file of weights, or an object that follows PairModel")
+    return value
+
+
+def _callable(name: str, value: Any) -> Any:
+    if not callable(value):
+        raise InputError(f"{name} is {value!r}; give a function, which is called with a Progress")
+    return value
+
+
+def _switch(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} is {value!r}; give True or False")
     return value
 
 
@@ -190,7 +224,7 @@ class Job:
         InputError: an argument cannot be used; names it, its value and what is allowed.
     """
 
-    video_key: str
+    video_key: str = field(metadata={"check": _path})
     tenant_id: str = field(metadata={"check": _id})
     video_id: str = field(metadata={"check": _id})
     crop_region: CropRegion = field(metadata={"check": lambda _, value: CropRegion.of(value)})
@@ -200,27 +234,27 @@ class Job:
     implementation: str = _option(
         None, _one_of(IMPLEMENTATION_NAMES), variable="CAPTION_EXTENTS_IMPLEMENTATION", otherwise="pipelined"
     )
-    store: str | os.PathLike[str] | None = _option(None, variable="CAPTION_EXTENTS_STORE")
+    store: str | os.PathLike[str] | None = _option(None, _or_none(_path), variable="CAPTION_EXTENTS_STORE")
     device: str = _option("auto", check_device)
-    preset: str = "fast"
-    model: str | os.PathLike[str] | PairModel | None = None
+    preset: str = _option("fast", _one_of(PRESET_NAMES))
+    model: str | os.PathLike[str] | PairModel | None = _option(None, _or_none(_model))
     encoder: str = _option("auto", _one_of(ENCODER_NAMES))
     decode_threads: int = _option(0, _count(0))
     inference_workers: int | None = _option(None, _or_none(_count(1)))
     upload_workers: int = _option(16, _count(1))
     queue_size: int = _option(2, _count(1))
-    max_undecodable_share: float = _option(0.01, _between(0, 1, "a share"))
-    partial: bool = False
+    max_undecodable_share: float = _option(0.01, check_share)
+    partial: bool = _option(False, _switch)
     stream: int | None = _option(None, _or_none(_count(0, MAX_STREAMS)))
-    refine: bool = False
+    refine: bool = _option(False, _switch)
     stall_seconds: float = _option(DEFAULT_STALL_SECONDS, _between(0.1, 86_400, "seconds"))
-    isolate: bool = False
+    isolate: bool = _option(False, _switch)
     isolate_memory_mib: int = _option(8192, _count(256, 1 << 24))
-    price_per_hour: float | None = _option(None, _or_none(_price), variable="CAPTION_EXTENTS_PRICE_PER_HOUR")
+    price_per_hour: float | None = _option(None, _or_none(check_price), variable="CAPTION_EXTENTS_PRICE_PER_HOUR")
     prices: str | os.PathLike[str] | None = _option(None, variable="CAPTION_EXTENTS_PRICES")
-    new_version: bool = False
+    new_version: bool = _option(False, _switch)
     lease_seconds: float = _option(12.0, _between(0.2, 3600, "seconds"))
-    progress: ProgressCallback | None = None
+    progress: ProgressCallback | None = _option(None, _or_none(_callable))
 
     def __post_init__(self) -> None:
         for one in fields(self):
@@ -228,7 +262,6 @@ class Job:
                 object.__setattr__(self, one.name, _by_default(one))
             if (check := one.metadata.get("check")) is not None:
                 object.__setattr__(self, one.name, check(one.name, getattr(self, one.name)))
-        object.__setattr__(self, "video_key", os.fspath(self.video_key))
         self._check_together()
 
     def _check_together(self) -> None:
@@ -317,15 +350,17 @@ def id_from_name(video: str) -> str:
     return f"{begin or 'video'}-{digest}"
 
 
+_RATE = re.compile(r"\s*[0-9]{1,9}(\.[0-9]{1,9}|/0*[1-9][0-9]{0,8})?\s*", re.ASCII)
+
+
 def parse_rate(text: str) -> Fraction:
     """Samples a second, exactly, as ``10``, ``12.5`` or ``30000/1001``.
 
     Raises:
         InputError: it is no such number.
     """
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise InputError(f"the rate is {text!r}; give samples a second, as 10 or 30000/1001") from None
+    if not _RATE.fullmatch(text):
+        raise InputError(f"the rate is {text!r}; give samples a second, as 10 or 30000/1001")
+    rate = Fraction(text)
     check_rate("frame_rate", rate)
     return rate

@@ -68,7 +68,10 @@ class CropRegion:
 
 
 def plain_number(value: Any) -> Any:
-    """A number of another library's type, as NumPy's, as one of Python's, which can be written as JSON."""
-    if isinstance(value, (int, float, Fraction)):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
+    """A number of any type as an int or a float, which can be written as JSON.
+
+    A number of NumPy's smaller types becomes the decimal number that it prints as.
+    """
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, (float, Fraction)) else float(str(value))

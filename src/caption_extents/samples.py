@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-from av.video.plane import VideoPlane
+
+from caption_extents.errors import InputError
+
+if TYPE_CHECKING:
+    from av.video.plane import VideoPlane
 
 Planes: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Y, U and V, uint8: (H, W) and twice (H/2, W/2), or with a first axis for samples."""
@@ -41,7 +45,7 @@ class SampleBatch:
         v: red-difference chroma, uint8 (N, H/2, W/2).
 
     Raises:
-        ValueError: the arrays do not have these shapes and the type uint8.
+        InputError: the arrays do not have these shapes and the type uint8.
     """
 
     first_sample: int
@@ -51,13 +55,13 @@ class SampleBatch:
 
     def __post_init__(self) -> None:
         if self.y.ndim != 3 or self.y.shape[1] % 2 or self.y.shape[2] % 2:
-            raise ValueError(f"luma must be (N, H, W) with even H and W, not {self.y.shape}")
+            raise InputError(f"luma must be (N, H, W) with even H and W, not {self.y.shape}")
         half = (self.y.shape[0], self.y.shape[1] // 2, self.y.shape[2] // 2)
         for name, plane in (("u", self.u), ("v", self.v)):
             if plane.shape != half:
-                raise ValueError(f"chroma {name} must be {half} beside luma {self.y.shape}, not {plane.shape}")
+                raise InputError(f"chroma {name} must be {half} beside luma {self.y.shape}, not {plane.shape}")
         if any(plane.dtype != np.uint8 for plane in self.planes):
-            raise ValueError(f"planes must be uint8, not {', '.join(str(plane.dtype) for plane in self.planes)}")
+            raise InputError(f"planes must be uint8, not {', '.join(str(plane.dtype) for plane in self.planes)}")
 
     @property
     def planes(self) -> Planes:

@@ -127,11 +127,20 @@ def decode_captions(
     return [*cutter.add(labels, certainty), *cutter.end()]
 
 
+_ROUNDING = 1e-3
+"""By which computed probabilities may leave 0..1."""
+
+
 def check_probabilities(probabilities: np.ndarray) -> None:
     """Raise an InputError if these cannot be probabilities of pairs."""
-    if probabilities.ndim != 3 or probabilities.shape[1:] != (2, len(Label)) or not np.isfinite(probabilities).all():
+    is_right = probabilities.dtype.kind in "fiu" and probabilities.ndim == 3
+    if not is_right or probabilities.shape[1:] != (2, len(Label)) or not np.isfinite(probabilities).all():
         raise InputError(
             f"probabilities {probabilities.shape} must be finite numbers of shape (pairs, 2, {len(Label)})"
+        )
+    if len(probabilities) and not -_ROUNDING <= probabilities.min() <= probabilities.max() <= 1 + _ROUNDING:
+        raise InputError(
+            f"probabilities are from {probabilities.min():g} to {probabilities.max():g}; give numbers between 0 and 1"
         )
 
 

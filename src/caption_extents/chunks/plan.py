@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caption_extents.errors import InputError
 from caption_extents.samples import Planes, slice_planes
 
 LEVELS = (16, 4, 1)
@@ -106,10 +107,10 @@ class ChunkAssembler:
         """Take consecutive samples (copied) and give the chunks that they complete.
 
         Raises:
-            ValueError: a sample was left out or came twice.
+            InputError: a sample was left out or came twice.
         """
         if first_sample != self.sample_count:
-            raise ValueError(f"sample {self.sample_count} was expected, but {first_sample} came")
+            raise InputError(f"sample {self.sample_count} was expected, but {first_sample} came")
         count = len(planes[0])
         self.sample_count += count
         by_level: dict[int, list[int]] = {}

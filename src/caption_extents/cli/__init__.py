@@ -11,7 +11,7 @@ import typer
 
 from caption_extents.cli import checks, jobs, region, results
 from caption_extents.cli.errors import EXIT_FAILED
-from caption_extents.interrupts import interrupt_on_signals
+from caption_extents.interrupts import exit_past_threads, interrupt_on_signals
 from caption_extents.version import __version__
 
 app = typer.Typer(
@@ -60,6 +60,10 @@ def main() -> None:
     interrupt_on_signals()
     try:
         app()
+    except SystemExit as ended:
+        if isinstance(ended.code, int) and ended.code:
+            exit_past_threads(ended.code)
+        raise
     except OSError as error:
         # stdout is not writable. Redirect it, so that the interpreter does not fail again when it flushes it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -31,6 +31,11 @@ def evaluate(
         from caption_extents.training import evaluate as evaluation
 
         videos = evaluation.find_labelled(labelled)
+        if worst is not None:
+            # Before there are figures to lose.
+            from caption_extents.training.worst_cases import write_worst_cases
+
+            worst.mkdir(parents=True, exist_ok=True)
         examined = []
         with evaluation.open_model(model, device) as opened:
             costs = DecodingCosts.of(opened)
@@ -41,9 +46,8 @@ def evaluate(
                 examined.append(evaluation.examine(video, probabilities, tolerance, costs))
         report = evaluation.summarise(examined, tolerance)
         if worst is not None:
-            from caption_extents.training.worst_cases import write_worst_cases
-
-            write_worst_cases(examined, worst, worst_count)
+            count = write_worst_cases(examined, worst, worst_count)
+            typer.echo(f"{count} pictures written to {worst}", err=True)
     typer.echo(json.dumps(report.to_dict()) if as_json else evaluation.format_report(report, tolerance))
 
 

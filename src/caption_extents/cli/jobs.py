@@ -15,6 +15,7 @@ from caption_extents.cli.options import HELP, StoreOption, TenantOption, choices
 from caption_extents.cli.progress import progress_display
 from caption_extents.cli.region import auto_crop
 from caption_extents.cli.results import (
+    address_of,
     check_ocr,
     check_subtitles,
     open_versions,
@@ -32,6 +33,7 @@ from caption_extents.options import (
     REMOTE_ENCODER_NAMES,
     Job,
     check_id,
+    check_price,
     encoders_of_cores,
     encoders_of_machine,
     id_from_name,
@@ -99,23 +101,28 @@ def run(
                 )
             )
         opened, keys = open_versions(store, tenant, video_id)
+        # First of all: what follows may fail, and the version is complete.
+        if as_json:
+            typer.echo(json.dumps(result.to_dict()))
+        else:
+            _print_result(result, video_id, opened.address)
+        tell = (lambda what, place: None) if as_json else _print_place
         if ocr:
             read_texts(opened, keys, result.version, as_json or quiet)
         if subtitles is not None:
             save_subtitles(opened, keys, result.version, subtitles)
+            tell("subtitles", str(subtitles))
         if page:
-            save_report(opened, keys, result.version, as_json or quiet)
+            tell("report", address_of(opened, save_report(opened, keys, result.version, as_json or quiet)))
         if trace is not None:
             from caption_extents.pipeline.metrics import chrome_trace
 
             write_atomically(trace, json.dumps(chrome_trace(result.metrics.timeline)))
-    if as_json:
-        typer.echo(json.dumps(result.to_dict()))
-    else:
-        _print_result(result, video_id, opened.address)
-        for name, path in (("subtitles", subtitles), ("trace", trace)):
-            if path is not None:
-                typer.echo(f"{name:<9} {path}")
+            tell("trace", str(trace))
+
+
+def _print_place(what: str, place: str) -> None:
+    typer.echo(f"{what:<9} {place}")
 
 
 def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
@@ -127,9 +134,9 @@ def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
         typer.echo(f"{len(result.undecodable_samples)} samples could not be decoded and show the frame before them")
     if not result.caption_count:
         typer.echo("no captions: is this where they stand? `caption-extents crop VIDEO --picture crop.png` shows it")
-    typer.echo(f"video id  {video_id}, version {result.version} in {store}")
-    typer.echo(f"chunks    {result.cropped_frames_prefix}")
-    typer.echo(f"database  {result.caption_frame_extents_db_key}")
+    _print_place("video id", f"{video_id}, version {result.version} in {store}")
+    _print_place("chunks", result.cropped_frames_prefix)
+    _print_place("database", result.caption_frame_extents_db_key)
     typer.echo(format_metrics(result.metrics))
 
 
@@ -234,8 +241,10 @@ def compare(
     with errors_as_exit_codes():
         from caption_extents.compare import compare_versions, read_version
 
+        if price_per_hour is not None:
+            check_price("price_per_hour", price_per_hour)
         run_them = {a, b} <= set(IMPLEMENTATION_NAMES)
-        if not run_them and not (a.isdigit() and b.isdigit()):
+        if not run_them and not all(one.isascii() and one.isdigit() for one in (a, b)):
             raise InputError(f"{a!r} and {b!r} are neither versions nor {choices(IMPLEMENTATION_NAMES)}")
         if run_them and crop is None:
             raise InputError("to run implementations, give the crop")

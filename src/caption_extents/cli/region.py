@@ -54,6 +54,8 @@ def crop(
             png = io.BytesIO()
             Image.fromarray(drawn).save(png, "png")
             write_atomically(picture, png.getvalue())
+            if not quiet:
+                typer.echo(f"picture written to {picture}", err=True)
     if as_json:
         typer.echo(json.dumps([{"crop": band.region.as_tuple(), "pictures": band.pictures} for band in bands]))
         return

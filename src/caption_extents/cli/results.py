@@ -53,7 +53,7 @@ def report(
     with errors_as_exit_codes():
         opened, keys = open_versions(store, tenant, video_id)
         key = save_report(opened, keys, version, quiet)
-    typer.echo(f"{opened.folder / key}" if opened.folder else f"{opened.address}/{key}")
+    typer.echo(address_of(opened, key))
 
 
 def import_corrections(
@@ -75,7 +75,10 @@ def import_corrections(
         if truth is not None:
             labels = json.dumps(corrections.truth(opened), ensure_ascii=False, indent=1)
             write_atomically(truth, labels)
-    typer.echo(f"{changed} captions corrected of {len(corrections.captions)}, version {corrections.version}")
+    what = f"version {corrections.version} of {corrections.keys.video_id} in {opened.address}"
+    typer.echo(f"{changed} captions corrected of {len(corrections.captions)}, {what}")
+    if truth is not None:
+        typer.echo(f"labels written to {truth}")
 
 
 def versions(
@@ -151,6 +154,11 @@ def save_report(store: Store, keys: VideoKeys, version: int | None, quiet: bool)
 
     with progress_of("report", quiet) as tell:
         return write_report(store, keys, version, tell)
+
+
+def address_of(store: Store, key: str) -> str:
+    """Where an object can be found: a path, or an address."""
+    return str(store.folder / key) if store.folder else f"{store.address}/{key}"
 
 
 def save_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> int:

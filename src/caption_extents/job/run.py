@@ -28,13 +28,13 @@ from caption_extents.chunks.presets import EncoderPreset, find_preset
 from caption_extents.encoders.base import ChunkEncoder, ThreadEncoder
 from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.encoders.tasks import EncoderWorkers
-from caption_extents.errors import InputError, ProcessingError, VideoError
+from caption_extents.errors import ProcessingError, VideoError
 from caption_extents.files import shown_name
 from caption_extents.job.early_start import EarlyStart
 from caption_extents.job.inputs import open_input
 from caption_extents.job.result import CropInferResult, Measured, Stopwatch
 from caption_extents.labels import Label
-from caption_extents.model.devices import choose_device, gpu_uuid, single_threaded_pool
+from caption_extents.model.devices import check_model_device, choose_device, gpu_uuid, single_threaded_pool
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labeller import Labeller
 from caption_extents.model.opening import open_model
@@ -163,13 +163,7 @@ def _device(job: Job) -> torch.device:
     """The device of the run: that of the model if the caller passed a model object, else chosen by ``job.device``."""
     if job.model is None or isinstance(job.model, (str, os.PathLike)):
         return choose_device(job.device)
-    asked, _, number = job.device.partition(":")
-    other = number and job.model.device.index is not None and int(number) != job.model.device.index
-    if asked == "cuda" and (job.model.device.type != "cuda" or other):
-        raise InputError(
-            f"device is {job.device!r}, and the model computes on {str(job.model.device)!r}; give device 'auto' or "
-            "'cpu', or a model on the GPU"
-        )
+    check_model_device(job.device, job.model.device)
     return job.model.device
 
 

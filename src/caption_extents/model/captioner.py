@@ -23,7 +23,7 @@ from caption_extents.model.labeller import label_parts, label_samples
 from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size, to_input
 from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs
-from caption_extents.options import MAX_INFERENCE_THREADS
+from caption_extents.options import MAX_INFERENCE_THREADS, check_count
 from caption_extents.samples import SampleBatch
 
 Compute = Callable[..., torch.Tensor]
@@ -65,7 +65,9 @@ class CaptionModel:
     ) -> None:
         self.path = Path(weights) if weights is not None else DEFAULT_WEIGHTS
         self.device = choose_device(str(device))
-        threads = threads or min(MAX_INFERENCE_THREADS, usable_cores())
+        if threads is None:
+            threads = min(MAX_INFERENCE_THREADS, usable_cores())
+        threads = check_count("threads", threads, 1)
         network, self.version = load_weights(self.path)
         self.costs = read_costs(self.path)
         looks = f"closely {CLOSE_AREA_PX} {_CLOSE_BETWEEN}"
@@ -129,7 +131,7 @@ class CaptionModel:
     def _warm_up(self) -> None:
         """Load the GPU's libraries, which takes half a second, while the first samples are decoded."""
         # Errors, such as lack of memory, are ignored here: they occur again, and are raised, in the first batch.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError, InputError):
             luma, chroma = (
                 torch.zeros(shape, dtype=torch.uint8, device=self.device) for shape in ((2, 64, 512), (2, 32, 256))
             )
@@ -148,8 +150,6 @@ class CaptionModel:
         Returns:
             (N, C, h, w) on the model's device; float32 on a CPU, float16 on a GPU.
         """
-        if self._closed:
-            raise InputError("the model is closed; open it again")
         planes = [plane.to(self.device) for plane in (y, u, v)]
         return self._for_each_slice(self._embed_slice, planes)
 
@@ -218,9 +218,14 @@ class CaptionModel:
         Returns:
             float32 (P, 2, 5) on the CPU, forward and backward.
         """
+        self._check_open()
         compute = torch.inference_mode()(self._label)
         found = self._threads.submit(compute, descriptions).result() if self._threads else compute(descriptions)
         return _to_cpu(found)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InputError("the model is closed; open it again")
 
     def _in_whole_slices(self, compute: Compute, tensors: list[torch.Tensor]) -> torch.Tensor:
         """Compute in slices of ``_CLOSE_SLICE``; on a GPU the last is padded, so that a CUDA graph can be replayed."""
@@ -232,6 +237,7 @@ class CaptionModel:
 
     def _for_each_slice(self, compute: Compute, tensors: list[torch.Tensor], size: int = 0) -> torch.Tensor:
         size = size or self._slice
+        self._check_open()
 
         @torch.inference_mode()
         def compute_slice(start: int) -> torch.Tensor:

@@ -28,7 +28,7 @@ class Labeller:
     """
 
     def __init__(self, model: PairModel) -> None:
-        self._model = model
+        self._model, self._next = model, 0
         self._pairs = _ContextLabeller(model) if isinstance(model, ContextModel) else _PairwiseLabeller(model)
 
     def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
@@ -42,7 +42,13 @@ class Labeller:
 
         Yields:
             The first of some consecutive pairs, and their probabilities: float32 (P, 2, 5), forward and backward.
+
+        Raises:
+            InputError: these are not the next samples.
         """
+        if batch.first_sample != self._next:
+            raise InputError(f"sample {batch.first_sample} came where sample {self._next} was due; give all, in order")
+        self._next += len(batch)
         embeddings = self._model.embed(*map(torch.from_numpy, batch.planes))
         for first, probabilities in self._pairs.add(batch, embeddings, is_last=is_last):
             yield first, probabilities.numpy()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from caption_extents.captions.extents import Caption
+from caption_extents.errors import wrap_unexpected_errors
 from caption_extents.model.preprocess import to_picture
 from caption_extents.ocr.reader import RapidReader, ReadText, TextReader
 from caption_extents.region import CropRegion
@@ -17,7 +18,7 @@ from caption_extents.samples import Planes
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store
 from caption_extents.storage.versions import SampleReader, change_database, read_manifest
-from caption_extents.video.video import open_video
+from caption_extents.video.video import Video, open_video
 from caption_extents.watchdog import Watchdog, report_progress
 
 MEDIAN_SAMPLES = 9
@@ -72,11 +73,22 @@ def read_text(
 
     Raises:
         InputError: nothing that reads text is installed, or the file or the region cannot be used.
+        StallError: the reader, or a codec, makes no progress.
     """
-    reader, captions = reader or RapidReader(), list(captions)
+    with wrap_unexpected_errors():
+        reader, captions = reader or RapidReader(), list(captions)
+        return Watchdog().call(f"reading text in {str(path)!r}", lambda: _read_text(path, captions, crop, reader))
+
+
+def _read_text(
+    path: str | os.PathLike[str],
+    captions: list[Caption],
+    crop: CropRegion | tuple[float, float, float, float],
+    reader: TextReader,
+) -> list[Caption]:
     found: list[Caption] = []
     with open_video(path, _RATE, device="cpu") as video:
-        wanted = [_samples_of(caption, video.sample_count) for caption in captions]
+        wanted = [_samples_of(caption, video) for caption in captions]
         kept: dict[int, Planes] = {}
         for batch in video.samples(crop) if captions else ():
             end = batch.first_sample + len(batch)
@@ -86,21 +98,22 @@ def read_text(
             while len(found) < len(captions) and all(number < end for number in wanted[len(found)]):
                 numbers = wanted[len(found)]
                 text = reader.read(median_picture([kept[n] for n in numbers])) if numbers else None
+                report_progress()
                 found.append(_with_text(captions[len(found)], text))
             needed = {number for numbers in wanted[len(found) :] for number in numbers}
             kept = {number: planes for number, planes in kept.items() if number in needed}
     return found
 
 
-def _samples_of(caption: Caption, count: int) -> list[int]:
+def _samples_of(caption: Caption, video: Video) -> list[int]:
     """The samples of a video that a caption's picture is made of; none if it lies outside of the video."""
-    start = round(caption.start * _RATE)
-    start, end = max(0, start), min(count, max(start + 1, round(caption.end * _RATE)))
+    begin, end = (round((time - video.first_sample_seconds) * _RATE) for time in (caption.start, caption.end))
+    start, end = max(0, begin), min(video.sample_count, max(begin + 1, end))
     return median_samples(start, end) if start < end else []
 
 
 def _with_text(caption: Caption, text: ReadText | None) -> Caption:
-    return replace(caption, text=text.text, text_confidence=text.confidence) if text else caption
+    return replace(caption, text=text.text if text else None, text_confidence=text.confidence if text else None)
 
 
 def store_texts(

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from caption_extents.chunks.encode import decode_chunk
 from caption_extents.chunks.plan import chunk_of
-from caption_extents.errors import StoreError, UploadError
+from caption_extents.errors import InputError, StoreAccessError, StoreError, UploadError
 from caption_extents.samples import Planes
 from caption_extents.storage.claims import (
     COMMITTING,
@@ -67,7 +67,9 @@ def check_video(store: Store, keys: VideoKeys) -> None:
     if claimed_numbers(store, keys) or complete_versions(store, keys):
         return
     folder = keys.client_prefix.removesuffix(keys.video_id)
-    there = [prefix.rstrip("/").rpartition("/")[2] for prefix in store.prefixes(folder.rstrip("/"))]
+    there: list[str] = []
+    with suppress(StoreAccessError):  # a user may have no right to list the videos of others
+        there = [prefix.rstrip("/").rpartition("/")[2] for prefix in store.prefixes(folder.rstrip("/"))]
     similar = ", ".join(map(repr, difflib.get_close_matches(keys.video_id, there, cutoff=0.5)))
     advice = f"; did you mean {similar}?" if similar else ""
     raise StoreError(f"{store.address} has no versions of video {keys.video_id!r} of tenant {keys.tenant_id!r}{advice}")
@@ -185,10 +187,10 @@ def prunable_versions(store: Store, keys: VideoKeys, keep: int | None = None) ->
     A commit that is decided, and whose run has died, is finished first.
 
     Raises:
-        ValueError: ``keep`` is below 1.
+        InputError: ``keep`` is below 1.
     """
     if keep is not None and keep < 1:
-        raise ValueError(f"keep is {keep}; at least one complete version must stay")
+        raise InputError(f"keep is {keep}; at least one complete version must stay")
     for held in read_claims(store, keys):
         with suppress(UploadError):  # where nothing may be written, nothing is to be removed either
             if held.claim.state == COMMITTING and (dead := ended(store, keys, held)) is not None:

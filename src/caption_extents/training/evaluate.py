@@ -29,6 +29,7 @@ from caption_extents.machine import usable_cores
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import choose_device
 from caption_extents.model.labeller import label_samples
+from caption_extents.options import exact_rate
 from caption_extents.region import CropRegion
 from caption_extents.training.labels import pair_labels
 from caption_extents.training.scoring import Extent, Score, first_sample_at, match_captions, score_of
@@ -100,7 +101,7 @@ def _read_labelled(file: Path) -> LabelledVideo:
         data = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
             raise ValueError("it is no object with crop, rate and captions")
-        rate = Fraction(str(data["rate"]))
+        rate = exact_rate("rate", Fraction(str(data["rate"])))
         if "video" in data:
             videos = [file.parent / data["video"]]
         else:
@@ -116,15 +117,19 @@ def _read_labelled(file: Path) -> LabelledVideo:
             captions=tuple(_extent(caption, rate) for caption in data["captions"]),
             facets={name: str(data[name]) for name in GROUPS if data.get(name)},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, OSError, ValueError, KeyError, TypeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{str(file)!r} does not describe a labelled video (docs/formats.md): {what}") from error
 
 
 def _extent(caption: dict[str, Any], rate: Fraction) -> Extent:
     if "start_frame" in caption:
-        return int(caption["start_frame"]), int(caption["end_frame"])
-    return first_sample_at(caption["start"], rate), first_sample_at(caption["end"], rate)
+        start, end = int(caption["start_frame"]), int(caption["end_frame"])
+    else:
+        start, end = first_sample_at(caption["start"], rate), first_sample_at(caption["end"], rate)
+    if not 0 <= start < end:
+        raise ValueError(f"a caption is from sample {start} to {end}")
+    return start, end
 
 
 def true_labels(captions: Iterable[Extent], pairs: int) -> np.ndarray:

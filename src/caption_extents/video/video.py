@@ -171,7 +171,9 @@ def open_video(
 ) -> Video:
     """Open a video file and find its samples.
 
-    Sample k is the frame that a player shows k / ``sample_rate`` seconds after the first frame.
+    Sample k is the frame that a player shows k / ``sample_rate`` seconds after the first frame. A truncated file is
+    opened as far as it goes; :attr:`Video.truncation` says how much of it is missing. Samples whose frame cannot be
+    decoded show the last good frame; the decoder lists them in ``undecodable_samples``.
 
     Args:
         path: a file of this machine.

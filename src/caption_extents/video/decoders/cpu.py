@@ -10,7 +10,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from caption_extents.errors import DecodeError
+from caption_extents.errors import DecodeError, InputError
 from caption_extents.samples import Planes, SampleBatch, empty_planes, plane_view
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES, is_good, settle
@@ -84,6 +84,8 @@ class CpuDecoder:
 
     def __next__(self) -> SampleBatch:
         with self._turn:
+            if self._closing:
+                raise self._closed_error()
             return next(self._batches)
 
     def close(self) -> None:
@@ -96,6 +98,9 @@ class CpuDecoder:
             finally:
                 self._turn.release()
 
+    def _closed_error(self) -> InputError:
+        return InputError(f"{str(self._facts.path)!r} was closed before all of its samples were taken; open it again")
+
     def _decode(self) -> Generator[SampleBatch]:
         sample_pts = self._timeline.sample_pts
         skippable = frozenset(self._timeline.skippable_pts.tolist())
@@ -104,13 +109,15 @@ class CpuDecoder:
         number = None
         for number, pts, frame in settle(frames, sample_pts):
             if self._closing:
-                return
+                break
             if pts != sample_pts[number]:
                 self.undecodable_samples.append(number)
             batch = writer.add(number, frame)
             if batch is not None:
                 yield batch
-        if number is None and not self._closing:
+        if self._closing:
+            raise self._closed_error()
+        if number is None:
             raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
 
 
