@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 import subprocess
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,15 +13,19 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pysubs2
 import pytest
 from av.stream import Disposition
 
 import caption_extents as ce
+from caption_extents.captions.extents import Caption
+from caption_extents.captions.subtitles import render_subtitles
 from caption_extents.errors import VideoError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.manifest import Manifest
 from caption_extents.storage.store import open_store
 from caption_extents.video.info import probe
+from caption_extents.video.timeline import build_timeline
 from tests.media import Recipe, make_video
 
 CROP = (0.0, 0.5, 1.0, 1.0)
@@ -170,3 +175,47 @@ def test_a_file_with_only_a_cover_has_no_video(parts: dict[str, Path], tmp_path:
     path = remux(tmp_path / "music.mp4", [(parts["sound"], 0.0, ""), (parts["still"], 0.0, "cover")])
     with pytest.raises(VideoError, match="no video stream, only a cover picture"):
         probe(path)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("delay", [0.0, 2.0])
+def test_the_last_picture_stands_while_the_sound_goes_on(
+    container: str, delay: float, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    sound = make_sound(tmp_path / "sound.m4a", 6.0)
+    path = remux(tmp_path / f"slides.{container}", [(parts["film"], delay, ""), (sound, 0.0, "")])
+    facts = probe(path)
+    timeline = build_timeline(facts, Fraction(10))
+    # 1.5 s of film, and 6 s of sound that begin with a frame of silence; samples begin with the film.
+    assert len(timeline) in {round((6.0 - delay) * 10) + step for step in (-1, 0, 1)}
+    assert timeline.sample_pts[-1] == timeline.sample_pts[20]
+    with ce.open_video(path, device="cpu") as video:
+        planes = np.concatenate([batch.y for batch in video.samples(CROP)])
+    assert len(planes) == len(timeline)
+    assert (planes[20:] == planes[20]).all()
+
+
+def test_a_sound_that_ends_a_moment_later_changes_nothing(parts: dict[str, Path], tmp_path: Path) -> None:
+    alone = len(build_timeline(probe(parts["film"]), Fraction(10)))
+    for seconds in (1.0, 1.5, 1.9):
+        sound = make_sound(tmp_path / "sound.m4a", seconds)
+        path = remux(tmp_path / "film.mp4", [(parts["film"], 0.0, ""), (sound, 0.0, "")])
+        assert len(build_timeline(probe(path), Fraction(10))) == alone
+
+
+def test_a_length_that_is_only_said_is_not_believed(parts: dict[str, Path], tmp_path: Path) -> None:
+    sound = make_sound(tmp_path / "sound.m4a", 1.5)
+    path = remux(tmp_path / "film.mkv", [(parts["film"], 0.0, ""), (sound, 0.0, "")])
+    data = path.read_bytes()
+    at = data.index(b"\x44\x89\x88") + 3  # Segment/Info/Duration, a float64 in milliseconds
+    path.write_bytes(data[:at] + struct.pack(">d", 9e7) + data[at + 8 :])
+    with av.open(str(path)) as container:
+        assert container.duration == 9e10
+    assert len(build_timeline(probe(path), Fraction(10))) == 15
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt", "ass"])
+def test_times_beyond_ten_hours(kind: str) -> None:
+    rendered = render_subtitles([Caption(36_001.5, 36_003.25, 0, 1, 1.0, "late"), Caption(0, 1, 0, 1, 1.0, "x")], kind)
+    events = pysubs2.SSAFile.from_string(rendered)
+    assert {(36_001_500, 36_003_250), (0, 1000)} == {(event.start, event.end) for event in events}

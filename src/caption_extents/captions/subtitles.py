@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import pysubs2
+from pysubs2.formats.substation import SubstationFormat
 
 from caption_extents.captions.extents import Caption
 from caption_extents.errors import InputError
@@ -57,4 +59,18 @@ def render_subtitles(captions: Iterable[Caption], kind: str = "srt") -> str:
         start, end = round(caption.start * 1000), round(caption.end * 1000)
         text = _as_text(caption.text or f"[{number}]", kind).replace("\n", "\\N")
         file.append(pysubs2.SSAEvent(start=start, end=max(end, start + shortest), text=text))
-    return str(file.to_string(kind))
+    if kind != "ass":
+        return str(file.to_string(kind))
+    written = io.StringIO()
+    _AnyHours.to_file(file, written, kind)
+    return written.getvalue()
+
+
+class _AnyHours(SubstationFormat):
+    """ASS with times beyond ten hours, which players read (libass) though the format's description has one digit."""
+
+    @staticmethod
+    def ms_to_timestamp(requested_ms: int) -> str:
+        """Hours, minutes, seconds and hundredths of a second."""
+        seconds, hundredths = divmod((max(0, requested_ms) + 5) // 10, 100)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}.{hundredths:02d}"

@@ -101,24 +101,29 @@ def run(
                 )
             )
         opened, keys = open_versions(store, tenant, video_id)
-        # First of all: what follows may fail, and the version is complete.
-        if as_json:
-            typer.echo(json.dumps(result.to_dict()))
-        else:
-            _print_result(result, video_id, opened.address)
-        tell = (lambda what, place: None) if as_json else _print_place
-        if ocr:
-            read_texts(opened, keys, result.version, as_json or quiet)
-        if subtitles is not None:
-            save_subtitles(opened, keys, result.version, subtitles)
-            tell("subtitles", str(subtitles))
-        if page:
-            tell("report", address_of(opened, save_report(opened, keys, result.version, as_json or quiet)))
-        if trace is not None:
-            from caption_extents.pipeline.metrics import chrome_trace
+        places: list[tuple[str, str]] = []
+        try:
+            if ocr:
+                read_texts(opened, keys, result.version, as_json or quiet)
+            if subtitles is not None:
+                save_subtitles(opened, keys, result.version, subtitles)
+                places.append(("subtitles", str(subtitles)))
+            if page:
+                key = save_report(opened, keys, result.version, as_json or quiet)
+                places.append(("report", address_of(opened, key)))
+            if trace is not None:
+                from caption_extents.pipeline.metrics import chrome_trace
 
-            write_atomically(trace, json.dumps(chrome_trace(result.metrics.timeline)))
-            tell("trace", str(trace))
+                write_atomically(trace, json.dumps(chrome_trace(result.metrics.timeline)))
+                places.append(("trace", str(trace)))
+        finally:
+            # Also when one of these fails: the version is complete.
+            if as_json:
+                typer.echo(json.dumps(result.to_dict()))
+            else:
+                _print_result(result, video_id, opened.address)
+                for what, place in places:
+                    _print_place(what, place)
 
 
 def _print_place(what: str, place: str) -> None:

@@ -6,9 +6,11 @@ later. Nothing here is rounded: pts are integers, the time base and the frame ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import av
+import av.container
 import av.error
 import numpy as np
 
@@ -16,6 +18,7 @@ from caption_extents.errors import VideoError
 from caption_extents.video.demux import MAX_PACKETS_PER_SECOND, OpenFile, decode_or_skip, open_container, read_packets
 from caption_extents.video.info import WITHOUT_PRESENTATION_TIMES, PresentationClock, VideoFacts, no_times
 from caption_extents.video.packets import NonReferenceFinder
+from caption_extents.watchdog import report_progress
 
 MAX_SAMPLES = 10 * 3600 * 48
 """Maximum number of samples: two days at ten per second; a longer timeline is treated as damaged timestamps."""
@@ -24,7 +27,10 @@ MAX_PACKETS = 48 * 3600 * 120
 """Two days at 120 frames a second."""
 
 MAX_FRAME_SECONDS = 600
-"""Maximum duration of one frame; a longer gap between timestamps is treated as damage."""
+"""Maximum duration of one frame; a longer gap between timestamps is treated as damage.
+
+It is also the longest time for which the last picture stands.
+"""
 
 _FIELD_PACKET_CONTAINERS = frozenset({"mpegts", "mpeg"})
 """Containers in which each field of a frame may be a separate packet with its own time."""
@@ -37,6 +43,9 @@ _MAX_LATE_PACKETS = 25
 """Number of late packets (about one second of video) up to which they are treated as damage, not as a clock reset."""
 
 _MAX_UNTIMED_SHARE = 0.01
+
+_STANDING_SECONDS = Fraction(1, 2)
+"""Other streams must go on for this long after the last frame's own end."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,49 @@ def build_timeline(facts: VideoFacts, frame_rate: Fraction, arriving: OpenFile |
         VideoError: the file cannot be read, or its timestamps span more than two days.
     """
     index = index_frames(facts, arriving)
+    index = replace(index, end_pts=_end_of_last_picture(facts, index, arriving))
     return place_samples(index, facts.time_base, frame_rate)
+
+
+def _end_of_last_picture(facts: VideoFacts, index: FrameIndex, arriving: OpenFile | None) -> int:
+    """When the last frame is gone, in ticks: where other streams go on, a player shows it until they end.
+
+    Slides and screen recordings store a picture only when it changes. What the container says of its length is not
+    believed; packets of sound must be there. A sound that ends a moment after the picture, as most do, changes nothing.
+    """
+    end, last = index.end_pts * facts.time_base, int(index.pts[-1])
+    with open_container(facts.path, facts.stream_index, arriving=arriving) as (container, stream):
+        if not container.streams.audio or not _may_go_on(container, end + _STANDING_SECONDS):
+            return index.end_pts
+        end_of_sound = max(end, _end_of_sound(container, stream, (last, facts.first_pts)))
+    if end_of_sound < end + _STANDING_SECONDS:
+        return index.end_pts
+    longest = last + int(MAX_FRAME_SECONDS / facts.time_base)
+    return max(index.end_pts, min(longest, int(end_of_sound / facts.time_base)))
+
+
+def _end_of_sound(container: av.container.InputContainer, stream: av.VideoStream, starts: tuple[int, ...]) -> Fraction:
+    """When the last packet of sound ends, in seconds; read from the first of some times after which there is any."""
+    end = Fraction(0)
+    for start in starts:
+        try:
+            # Some demuxers (FLV) find nothing beyond the last key frame.
+            container.seek(start, stream=stream, backward=True)
+            for packet in container.demux(container.streams.audio):
+                report_progress()
+                if packet.pts is not None and packet.time_base is not None:
+                    end = max(end, (packet.pts + (packet.duration or 0)) * Fraction(packet.time_base))
+        except (av.error.FFmpegError, IndexError):
+            pass  # what has been read so far counts
+        if end:
+            break
+    return end
+
+
+def _may_go_on(container: av.container.InputContainer, seconds: Fraction) -> bool:
+    """Whether the container may hold anything after a time; also if it does not say how long it is."""
+    start, length = container.start_time, container.duration
+    return length is None or Fraction((start or 0) + length, av.time_base) > seconds
 
 
 def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) -> Timeline:
