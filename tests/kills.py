@@ -240,10 +240,20 @@ def _check(number: int, content: dict[int, dict[str, object]], expected: dict[in
         wanted = expected[min(version, 1)]
         if found != wanted:
             extra, missing = found.keys() - wanted.keys(), wanted.keys() - found.keys()
+            other = sorted(key for key in found.keys() & wanted.keys() if found[key] != wanted[key])
+            differences = [_difference(found[key], wanted[key]) for key in other]
             raise SystemExit(
                 f"run {number}: version {version} differs: extra {sorted(extra)}, missing {sorted(missing)}, "
-                f"other {sorted(key for key in found.keys() & wanted.keys() if found[key] != wanted[key])}"
+                f"other {other}: {differences}"
             )
+
+
+def _difference(found: object, wanted: object) -> str:
+    """The first place in which two values differ."""
+    if isinstance(found, (list, tuple)) and isinstance(wanted, (list, tuple)) and len(found) == len(wanted):
+        at = next(number for number, pair in enumerate(zip(found, wanted, strict=True)) if pair[0] != pair[1])
+        return f"[{at}]{_difference(found[at], wanted[at])}"
+    return f": {found!r} and not {wanted!r}"
 
 
 def main() -> None:
