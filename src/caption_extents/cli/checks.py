@@ -10,6 +10,7 @@ import typer
 
 from caption_extents.cli.errors import EXIT_FAILED, errors_as_exit_codes
 from caption_extents.cli.options import StoreOption
+from caption_extents.errors import InputError
 from caption_extents.options import DEFAULT_STORE, Job
 
 
@@ -33,8 +34,12 @@ def evaluate(
         videos = evaluation.find_labelled(labelled)
         if worst is not None:
             # Before there are figures to lose.
-            from caption_extents.training.worst_cases import write_worst_cases
-
+            try:
+                from caption_extents.training.worst_cases import write_worst_cases
+            except ImportError as error:
+                raise InputError(
+                    "pictures need the extra 'training': pip install 'caption-extents[training]'"
+                ) from error
             worst.mkdir(parents=True, exist_ok=True)
         examined = []
         with evaluation.open_model(model, device) as opened:
