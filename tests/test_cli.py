@@ -250,7 +250,11 @@ def test_versions_and_prune(tmp_path: Path) -> None:
     for command in ("versions", "prune"):
         code, out, errors = call(command, "video", "--store", store)
         assert (code, out) == (2, "")
-        assert f"{store} has no versions of video 'video' of tenant 'local'\n" in errors
+        assert f"there is no store '{store}'; give the one that the run wrote to: --store\n" in errors
+    Path(store).mkdir()
+    assert (
+        f"{store} has no versions of video 'video' of tenant 'local'\n" in call("prune", "video", "--store", store)[2]
+    )
     for _ in range(2):
         assert call("run", str(video), "--crop", CROP, "--store", store, "--quiet")[0] == 0
     assert "did you mean 'video'?" in call("versions", "vidoe", "--store", store)[2]

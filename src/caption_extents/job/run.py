@@ -208,6 +208,14 @@ def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> 
         if not job.partial:
             raise VideoError(f"{ends_early}. Fetch it again, or give `partial` to take it as far as it goes")
         log.warning("%s. It is taken as far as it goes", ends_early)
+    if len(video.facts.video_streams) > 1 and job.stream is None:
+        streams = ", ".join(map(str, video.facts.video_streams))
+        log.warning(
+            "%r has video streams %s; %d is used, as players do, and the option `stream` selects another",
+            job.video_key,
+            streams,
+            video.facts.stream_index,
+        )
     loaded = model.result()
     return _Plan(
         video=video,

@@ -58,6 +58,7 @@ def read_manifest(store: Store, keys: VideoKeys, version: int | None = None) -> 
         raise StoreError(
             f"{store.address} has no complete version of video {keys.video_id!r} of tenant {keys.tenant_id!r}"
         )
+    check_video(store, keys)
     there = ", ".join(map(str, complete_versions(store, keys))) or "none"
     raise StoreError(f"video {keys.video_id!r} has no complete version {version}; complete are {there}")
 
@@ -70,6 +71,8 @@ def check_video(store: Store, keys: VideoKeys) -> None:
     there: list[str] = []
     with suppress(StoreAccessError):  # a user may have no right to list the videos of others
         there = [prefix.rstrip("/").rpartition("/")[2] for prefix in store.prefixes(folder.rstrip("/"))]
+    if store.folder is not None and not store.folder.exists():
+        raise StoreError(f"there is no store {store.address!r}; give the one that the run wrote to: `store`")
     similar = ", ".join(map(repr, difflib.get_close_matches(keys.video_id, there, cutoff=0.5)))
     advice = f"; did you mean {similar}?" if similar else ""
     raise StoreError(f"{store.address} has no versions of video {keys.video_id!r} of tenant {keys.tenant_id!r}{advice}")

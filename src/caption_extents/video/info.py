@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
 from caption_extents.video.demux import OpenFile, check_size, codec_name, open_container, read_packets, reason_of
+from caption_extents.video.streams import candidates
 from caption_extents.video.truncation import missing_bytes
 
 
@@ -119,6 +120,7 @@ class VideoFacts:
         first_pts: pts of the first frame that decodes, in ticks.
         first_sample_seconds: when that frame is shown on a player's clock, which starts where the container does.
         stream_index: of the video stream, as FFmpeg counts them.
+        video_streams: indices of all video streams but covers.
         size_bytes: of the file.
         missing_bytes: by which the file is shorter than its container says.
     """
@@ -138,6 +140,7 @@ class VideoFacts:
     first_pts: int
     first_sample_seconds: Fraction
     stream_index: int
+    video_streams: tuple[int, ...]
     size_bytes: int
     missing_bytes: int = 0
 
@@ -175,6 +178,7 @@ class VideoFacts:
         values["average_rate"] = None if values["average_rate"] is None else Fraction(values["average_rate"])
         values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
         values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
+        values["video_streams"] = tuple(map(int, values["video_streams"]))
         values["interlaced"] = bool(values["interlaced"])
         for name in ("width", "height", "first_pts", "stream_index", "size_bytes", "missing_bytes"):
             values[name] = int(values[name])
@@ -253,6 +257,7 @@ def probe(path: Path, stream_index: int | None = None, arriving: OpenFile | None
             first_pts=first_pts,
             first_sample_seconds=max(Fraction(0), first_pts * stream.time_base - _clock_start(container)),
             stream_index=stream.index,
+            video_streams=tuple(one.index for one in candidates(container)),
             size_bytes=path.stat().st_size,
             # A file that is still arriving has its full size from the start, so this cannot be determined yet.
             missing_bytes=missing_bytes(path) if arriving is None else 0,
