@@ -97,8 +97,8 @@ def _content(address: str) -> dict[int, dict[str, object]]:
 def _comparable(key: str, data: bytes) -> object:
     if key.endswith(".db.gz"):
         database = open_database(data)
-        tables = [database.execute(f"SELECT * FROM {name}") for name in ("pair_results", "captions")]
-        return [[tuple(row) for row in table] for table in tables]
+        wanted = ("undecodable_samples FROM run_metadata", "* FROM pair_results", "* FROM captions")
+        return [[tuple(row) for row in database.execute(f"SELECT {what}")] for what in wanted]
     if key.endswith("manifest.json"):
         return [(_NUMBER.sub("N", c.key), c.sha256) for c in Manifest.from_json(data).chunks]
     if key.endswith("/claim.json"):
