@@ -337,7 +337,8 @@ class World:
         if "planned" in message or ("has been removed since" in message and process.disturbed):
             return True
         # What was removed cannot be corrected, and where no run has ended there is nothing to correct.
-        return "no complete version" in message and process.name.startswith(("correct", "ocr"))
+        nothing = "no complete version" in message or "has no versions" in message
+        return nothing and process.name.startswith(("correct", "ocr"))
 
     def _check_corrections(self) -> None:
         for version, text in self.imported.items():
