@@ -151,6 +151,9 @@ class Deadly:
     def device(self) -> None:
         os._exit(3)
 
+    def embed(self, *planes: object) -> None:
+        """Never called."""
+
 
 def test_a_process_that_dies_is_an_outcome(videos: list[Path], tmp_path: Path) -> None:
     entries = [Entry(str(video), REGION.as_tuple(), f"v{n}", "t", 10.0) for n, video in enumerate(videos[:2])]

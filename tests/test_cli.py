@@ -251,6 +251,7 @@ def test_versions_and_prune(tmp_path: Path) -> None:
         code, out, errors = call(command, "video", "--store", store)
         assert (code, out) == (2, "")
         assert f"there is no store '{store}'; give the one that the run wrote to: --store\n" in errors
+    assert "would end with this command" in call("run", str(video), "--crop", CROP, "--store", "memory://")[2]
     Path(store).mkdir()
     assert (
         f"{store} has no versions of video 'video' of tenant 'local'\n" in call("prune", "video", "--store", store)[2]

@@ -78,6 +78,8 @@ def run(
     """Find all captions of a video and store its cropped frames."""
     with errors_as_exit_codes(f"{INTERRUPTED}; the same command goes on with the chunks that are stored"):
         video_id = id_from_name(video) if video_id is None else check_id(video_id, "--video-id")
+        if store is not None and store.startswith("memory:"):
+            raise InputError(f"the store {store!r} would end with this command; give a folder or an address")
         if subtitles is not None:
             check_subtitles(subtitles)
         check_output(trace)

@@ -38,10 +38,6 @@ _CREDENTIALS = re.compile(r"://[^@]*:[^@]*@|[?#]")
 """Matches credentials in a URL, which `urlsplit` misses if a secret contains a slash."""
 
 
-_MEMORY: dict[str, MemoryStore] = {}
-"""Stores in this process's memory, by address."""
-
-
 def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> Objects:
     """Open the store of an address.
 
@@ -56,7 +52,7 @@ def open_backend(address: str, environment: Mapping[str, str] = os.environ) -> O
     if scheme in {"", "file"}:
         return _open_folder(address)
     if scheme == "memory":
-        return CloudObjects(_MEMORY.setdefault(address, MemoryStore()), address, conditional=True)
+        return CloudObjects(MemoryStore(), "memory://", conditional=True)
     parts = urlsplit(address)
     if parts.username or parts.password or _CREDENTIALS.search(address):
         raise StoreError(
