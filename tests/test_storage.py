@@ -6,6 +6,7 @@ import json
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -216,6 +217,29 @@ def stored_chunk(store: Store, lease: VersionLease, sample: int, data: bytes = b
     record = ChunkRecord(key, 16, (sample,), len(data), hashlib.sha256(data).hexdigest())
     lease.record(record, lease.store_chunk(key, data, "video/webm"))
     return record
+
+
+def test_an_interrupt_while_a_version_is_claimed_leaves_none_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*arguments: Any, **changes: Any) -> None:
+            function(*arguments, **changes)
+            raise KeyboardInterrupt
+
+        return change
+
+    for name in ("create_claim", "change_claim"):
+        with monkeypatch.context() as patch:
+            function = interrupted(getattr(leases, name))
+            once = iter([function])
+            usual = getattr(leases, name)
+            patch.setattr(leases, name, lambda *a, once=once, usual=usual, **c: next(once, usual)(*a, **c))
+            with pytest.raises(KeyboardInterrupt):
+                acquire_version(store, KEYS, "inputs")
+        held = read_claim(store, KEYS, 1)
+        assert held is not None
+        assert held.claim.state == "released", name
 
 
 def test_a_failed_run_is_taken_over_at_once(store: Store) -> None:

@@ -79,6 +79,15 @@ def acquire_version(
         StoreAccessError: the store does not answer, or cannot be written to.
     """
     claim = Claim(new_run_id(), inputs, lease_seconds)
+    try:
+        return _acquire(store, keys, claim, fresh)
+    except KeyboardInterrupt:
+        # It may have come when the claim was written and nobody held it yet.
+        _give_back(store, keys, claim.run_id)
+        raise
+
+
+def _acquire(store: Store, keys: VideoKeys, claim: Claim, fresh: bool) -> VersionLease:
     if not fresh:
         for held in read_claims(store, keys):
             lease = _take_over(store, keys, held, claim)
@@ -92,6 +101,13 @@ def acquire_version(
     raise UploadError(
         f"no version of {keys.video_id!r} could be claimed in {store.address}: {first} and on are all taken"
     )
+
+
+def _give_back(store: Store, keys: VideoKeys, run_id: str) -> None:
+    """Release what a run may have claimed, so that the next need not wait for its lease to run out."""
+    for held in read_claims(store, keys):
+        if (held.claim.run_id, held.claim.state) == (run_id, RUNNING):
+            change_claim(store, keys, held, state=RELEASED)
 
 
 def _take_over(store: Store, keys: VideoKeys, held: Held, claim: Claim) -> VersionLease | None:
