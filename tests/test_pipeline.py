@@ -328,8 +328,9 @@ def test_a_run_ends_when_decoding_fails_while_encoders_are_behind(
 
 
 def _heed_interrupts() -> None:
-    """A shell's background jobs ignore Ctrl-C, and what they start inherits that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """A shell's background jobs ignore Ctrl-C, and those of nohup a hang-up; what they start inherits that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.mark.undisturbed
