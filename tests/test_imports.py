@@ -24,7 +24,7 @@ LAYERS = (
     ("results", "storage", "model"),
     ("encoders",),
     ("pipeline",),
-    ("ocr", "report", "library"),
+    ("ocr", "report", "search"),
     ("job",),
     ("batch", "compare", "doctor"),
     ("training",),

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
         run_job,
     )
     from caption_extents.job.result import CropInferResult
-    from caption_extents.library import find_captions, iter_captions
     from caption_extents.model.captioner import CaptionModel
     from caption_extents.ocr.captions import read_text
     from caption_extents.options import Job
     from caption_extents.samples import SampleBatch
+    from caption_extents.search import find_captions, iter_captions
     from caption_extents.video.video import Video, open_video
 
 __all__ = [
@@ -72,8 +72,8 @@ _MODULES = {
     "crop_and_infer_caption_frame_extents_pipelined": "job.api",
     "crop_and_infer_caption_frame_extents_sequential": "job.api",
     "decode_captions": "captions.extents",
-    "find_captions": "library",
-    "iter_captions": "library",
+    "find_captions": "search",
+    "iter_captions": "search",
     "open_video": "video.video",
     "read_text": "ocr.captions",
     "run_job": "job.api",

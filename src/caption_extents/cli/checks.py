@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from caption_extents.cli.errors import EXIT_FAILED, errors_as_exit_codes
-from caption_extents.cli.options import StoreOption
+from caption_extents.cli.options import QuietOption, StoreOption
 from caption_extents.errors import InputError
 from caption_extents.options import DEFAULT_STORE, Job
 
@@ -24,7 +24,7 @@ def evaluate(
     worst: Annotated[Path | None, typer.Option(help="Folder for pictures of what went wrong.")] = None,
     worst_count: Annotated[int, typer.Option(help="How many pictures at most.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say how right the model is on videos with known captions."""
     with errors_as_exit_codes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from caption_extents.cli.errors import EXIT_FAILED, INTERRUPTED, check_output, errors_as_exit_codes
-from caption_extents.cli.options import HELP, StoreOption, TenantOption, choices, given_options, with_job_options
+from caption_extents.cli.options import (
+    HELP,
+    QuietOption,
+    StoreOption,
+    TenantOption,
+    choices,
+    given_options,
+    with_job_options,
+)
 from caption_extents.cli.progress import progress_display
 from caption_extents.cli.region import auto_crop
 from caption_extents.cli.results import (
@@ -45,6 +54,8 @@ from caption_extents.region import CropRegion
 if TYPE_CHECKING:
     from caption_extents.batch import Executor
     from caption_extents.job.result import CropInferResult
+    from caption_extents.storage.keys import VideoKeys
+    from caption_extents.storage.store import Store
 
 EXECUTOR_NAMES = ("local", "ray", "modal")
 _ENCODER_WORKERS = "Chunks encoded at once; by default one for each core, at least 4."
@@ -72,7 +83,7 @@ def run(
         Path | None, typer.Option(help="Write what was busy when, for Perfetto or chrome://tracing (.json).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
     **options: Any,
 ) -> None:
     """Find all captions of a video and store its cropped frames."""
@@ -107,17 +118,8 @@ def run(
         try:
             if ocr:
                 read_texts(opened, keys, result.version, as_json or quiet)
-            if subtitles is not None:
-                save_subtitles(opened, keys, result.version, subtitles)
-                places.append(("subtitles", str(subtitles)))
-            if page:
-                key = save_report(opened, keys, result.version, as_json or quiet)
-                places.append(("report", address_of(opened, key)))
-            if trace is not None:
-                from caption_extents.pipeline.metrics import chrome_trace
-
-                write_atomically(trace, json.dumps(chrome_trace(result.metrics.timeline)))
-                places.append(("trace", str(trace)))
+            for written in _also_written(opened, keys, result, subtitles, page, trace, as_json or quiet):
+                places.append(written)
         finally:
             # Also when one of these fails: the version is complete.
             if as_json:
@@ -126,6 +128,28 @@ def run(
                 _print_result(result, video_id, opened.address)
                 for what, place in places:
                     _print_place(what, place)
+
+
+def _also_written(
+    opened: Store,
+    keys: VideoKeys,
+    result: CropInferResult,
+    subtitles: Path | None,
+    page: bool,
+    trace: Path | None,
+    quiet: bool,
+) -> Iterator[tuple[str, str]]:
+    """Write what was asked for beside a version; yields what each is, and where, when it has been written."""
+    if subtitles is not None:
+        save_subtitles(opened, keys, result.version, subtitles)
+        yield "subtitles", str(subtitles)
+    if page:
+        yield "report", address_of(opened, save_report(opened, keys, result.version, quiet))
+    if trace is not None:
+        from caption_extents.pipeline.metrics import chrome_trace
+
+        write_atomically(trace, json.dumps(chrome_trace(result.metrics.timeline)))
+        yield "trace", str(trace)
 
 
 def _print_place(what: str, place: str) -> None:

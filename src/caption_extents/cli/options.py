@@ -14,6 +14,8 @@ from caption_extents.options import Job, describe_options, variable_of
 HELP = describe_options()
 StoreOption = Annotated[str | None, typer.Option(envvar=variable_of("store"), help=HELP["store"])]
 TenantOption = Annotated[str, typer.Option(help=HELP["tenant_id"])]
+VersionOption = Annotated[int | None, typer.Option(help="By default the newest complete one.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _NOT_HERE = frozenset({"store", "queue_size", "price_per_hour", "lease_seconds", "progress"})
 """Options of a job that commands define under another name, or that have no command-line option."""
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caption_extents.cli.errors import check_output, errors_as_exit_codes
-from caption_extents.cli.options import HELP
+from caption_extents.cli.options import HELP, QuietOption
 from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
 from caption_extents.files import write_atomically
@@ -32,7 +32,7 @@ def crop(
     stream: Annotated[int | None, typer.Option(help=HELP["stream"])] = None,
     browser: Annotated[bool, typer.Option("--browser", help="Choose the region on a page, by mouse.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the regions as a JSON list.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Suggest where captions stand, in the form that `run --crop` takes (needs the extra 'ocr').
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caption_extents.cli.errors import check_output, errors_as_exit_codes
-from caption_extents.cli.options import StoreOption, TenantOption
+from caption_extents.cli.options import QuietOption, StoreOption, TenantOption, VersionOption
 from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
 from caption_extents.files import write_atomically
@@ -25,10 +25,10 @@ def subtitles(
     video_id: Annotated[str, typer.Argument(help="Video id.")],
     output: Annotated[Path, typer.Argument(help="Subtitle file to write (.srt, .vtt or .ass).")],
     ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text first (needs the extra 'ocr').")] = False,
-    version: Annotated[int | None, typer.Option(help="By default the newest complete one.")] = None,
+    version: VersionOption = None,
     store: StoreOption = None,
     tenant: TenantOption = "local",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a video's captions as subtitles; captions whose text was not read are numbered."""
     with errors_as_exit_codes():
@@ -44,10 +44,10 @@ def subtitles(
 
 def report(
     video_id: Annotated[str, typer.Argument(help="Video id.")],
-    version: Annotated[int | None, typer.Option(help="By default the newest complete one.")] = None,
+    version: VersionOption = None,
     store: StoreOption = None,
     tenant: TenantOption = "local",
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Write a page that shows and corrects a video's captions, beside its chunks; open it in any browser."""
     with errors_as_exit_codes():

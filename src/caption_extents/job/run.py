@@ -203,11 +203,10 @@ def _loading_model(job: Job, device: torch.device) -> Iterator[Future[PairModel]
 def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> _Plan:
     if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
-    if video.truncation:
-        ends_early = f"{job.video_key!r} ends early: {video.truncation}"
-        if not job.partial:
-            raise VideoError(f"{ends_early}. Fetch it again, or give `partial` to take it as far as it goes")
-        log.warning("%s. It is taken as far as it goes", ends_early)
+    if not job.partial:
+        video.check_whole(job.video_key)
+    elif video.truncation:
+        log.warning("%r ends early: %s. It is taken as far as it goes", job.video_key, video.truncation)
     if len(video.facts.video_streams) > 1 and job.stream is None:
         streams = ", ".join(map(str, video.facts.video_streams))
         log.warning(

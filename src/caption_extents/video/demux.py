@@ -11,18 +11,17 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import av
 import av.container
 import av.error
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
 from caption_extents.options import MAX_STREAMS
-from caption_extents.video.streams import candidates, chosen_stream, find_film
+from caption_extents.video.streams import candidates, chosen_stream, codec_name, find_film
 from caption_extents.video.truncation import lacks_index
 from caption_extents.watchdog import report_progress
 
@@ -187,12 +186,6 @@ def _check_stream(stream: VideoStream, path: Path) -> None:
         )
     context = stream.codec_context
     check_size(path, context.width, context.height)
-
-
-def codec_name(stream: VideoStream) -> str:
-    """FFmpeg's name of the codec, whichever library decodes it; empty where none does."""
-    context = cast("VideoCodecContext | None", stream.codec_context)
-    return "" if context is None else context.codec.canonical_name
 
 
 def check_size(path: Path, width: int, height: int) -> None:

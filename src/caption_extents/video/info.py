@@ -18,8 +18,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
-from caption_extents.video.demux import OpenFile, check_size, codec_name, open_container, read_packets, reason_of
-from caption_extents.video.streams import candidates
+from caption_extents.video.demux import OpenFile, check_size, open_container, read_packets, reason_of
+from caption_extents.video.streams import candidates, codec_name
 from caption_extents.video.truncation import missing_bytes
 
 
@@ -267,7 +267,8 @@ def probe(path: Path, stream_index: int | None = None, arriving: OpenFile | None
 def _clock_start(container: av.container.InputContainer) -> Fraction:
     """Where a player's clock is zero, in seconds on the container's: the earliest start of its streams, as FFmpeg says.
 
-    Players (mpv, and FFmpeg with all streams mapped) begin to count there, so subtitles must too.
+    Players begin to count there (FFmpeg with all streams mapped, and mpv but for its own MKV demuxer), so subtitles
+    must too.
     """
     starts = [
         Fraction(s.start_time) * Fraction(s.time_base or 0) for s in container.streams if s.start_time is not None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import av.error
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
@@ -55,15 +57,20 @@ def chosen_stream(container: InputContainer, path: Path, index: int) -> VideoStr
 
 def describe(stream: VideoStream) -> str:
     """A stream in a few words: codec, size, and what it is marked as."""
-    context = stream.codec_context
-    name = context.codec.canonical_name if context is not None else "unknown codec"
+    context = cast("VideoCodecContext | None", stream.codec_context)
     size = f" {context.width}x{context.height}" if context is not None else ""
     marked = [flag.name.replace("_", " ") for flag in Disposition(stream.disposition) if flag.name]
-    return f"{name}{size}{''.join(f', {mark}' for mark in marked)}"
+    return f"{codec_name(stream) or 'unknown codec'}{size}{''.join(f', {mark}' for mark in marked)}"
+
+
+def codec_name(stream: VideoStream) -> str:
+    """FFmpeg's name of the codec, whichever library decodes it; empty where none does."""
+    context = cast("VideoCodecContext | None", stream.codec_context)
+    return "" if context is None else context.codec.canonical_name
 
 
 def _rank(stream: VideoStream) -> tuple[bool, int, int]:
-    context = stream.codec_context
+    context = cast("VideoCodecContext | None", stream.codec_context)
     area = context.width * context.height if context is not None else 0
     return bool(Disposition(stream.disposition) & Disposition.default), area, -stream.index
 

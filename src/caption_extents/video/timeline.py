@@ -98,26 +98,25 @@ def build_timeline(facts: VideoFacts, frame_rate: Fraction, arriving: OpenFile |
     Raises:
         VideoError: the file cannot be read, or its timestamps span more than two days.
     """
-    index = index_frames(facts, arriving)
-    index = replace(index, end_pts=_end_of_last_picture(facts, index, arriving))
-    return place_samples(index, facts.time_base, frame_rate)
+    return place_samples(index_frames(facts, arriving), facts.time_base, frame_rate)
 
 
-def _end_of_last_picture(facts: VideoFacts, index: FrameIndex, arriving: OpenFile | None) -> int:
-    """When the last frame is gone, in ticks: where other streams go on, a player shows it until they end.
+def _until_sound_ends(
+    index: FrameIndex, facts: VideoFacts, container: av.container.InputContainer, stream: av.VideoStream
+) -> FrameIndex:
+    """The index with the end of its last frame: where other streams go on, a player shows it until they end.
 
     Slides and screen recordings store a picture only when it changes. What the container says of its length is not
     believed; packets of sound must be there. A sound that ends a moment after the picture, as most do, changes nothing.
     """
     end, last = index.end_pts * facts.time_base, int(index.pts[-1])
-    with open_container(facts.path, facts.stream_index, arriving=arriving) as (container, stream):
-        if not container.streams.audio or not _may_go_on(container, end + _STANDING_SECONDS):
-            return index.end_pts
-        end_of_sound = max(end, _end_of_sound(container, stream, (last, facts.first_pts)))
+    if not container.streams.audio or not _may_go_on(container, end + _STANDING_SECONDS):
+        return index
+    end_of_sound = _end_of_sound(container, stream, (last, facts.first_pts))
     if end_of_sound < end + _STANDING_SECONDS:
-        return index.end_pts
+        return index
     longest = last + int(MAX_FRAME_SECONDS / facts.time_base)
-    return max(index.end_pts, min(longest, int(end_of_sound / facts.time_base)))
+    return replace(index, end_pts=max(index.end_pts, min(longest, int(end_of_sound / facts.time_base))))
 
 
 def _end_of_sound(container: av.container.InputContainer, stream: av.VideoStream, starts: tuple[int, ...]) -> Fraction:
@@ -216,10 +215,11 @@ def index_frames(facts: VideoFacts, arriving: OpenFile | None = None) -> FrameIn
             # A damaged tail ends the video where reading ends; what can be decoded is decided by the decoder.
             if not pts:
                 raise
-    order.check()
-    skippable = non_reference if finder.reliable else []
-    # If parameter sets change in mid-stream, a decoder that starts at a later key frame lacks them: list no key frames.
-    return _frame_index(facts, pts, durations, skippable, keys if is_one_stream else [], order.count)
+        order.check()
+        skippable = non_reference if finder.reliable else []
+        # If parameter sets change in mid-stream, a decoder that starts at a later key frame lacks them: list none.
+        index = _frame_index(facts, pts, durations, skippable, keys if is_one_stream else [], order.count)
+        return _until_sound_ends(index, facts, container, stream)
 
 
 def _is_hidden_vp8(packet: av.Packet[av.VideoStream]) -> bool:
@@ -280,12 +280,13 @@ def _index_by_decoding(facts: VideoFacts, arriving: OpenFile | None) -> FrameInd
                     pts.append(time)
                     # Of a frame in two packets it is half of what the frame is shown.
                     durations.append(0 if facts.interlaced else frame.duration or 0)
-    order.check()
-    if untimed > _MAX_UNTIMED_SHARE * len(pts) and facts.times_every_frame:
-        raise no_times(facts.path)
-    # Estimated times depend on decoding from the first frame, so decoders must not start at later key frames.
-    key_pts = sorted(keys.intersection(pts)) if facts.times_every_frame else []
-    return _frame_index(facts, pts, durations, [], key_pts, order.count)
+        order.check()
+        if untimed > _MAX_UNTIMED_SHARE * len(pts) and facts.times_every_frame:
+            raise no_times(facts.path)
+        # Estimated times depend on decoding from the first frame, so decoders must not start at later key frames.
+        key_pts = sorted(keys.intersection(pts)) if facts.times_every_frame else []
+        index = _frame_index(facts, pts, durations, [], key_pts, order.count)
+        return _until_sound_ends(index, facts, container, stream)
 
 
 def _frame_index(

@@ -118,6 +118,12 @@ class Video:
             f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off"
         )
 
+    def check_whole(self, name: str) -> None:
+        """Raise a VideoError if the file was cut off, under the name by which a person knows it."""
+        if self.truncation:
+            advice = "Fetch it again, or give `partial` to take it as far as it goes"
+            raise VideoError(f"{name!r} ends early: {self.truncation}. {advice}")
+
     @property
     def width(self) -> int:
         """Width of the displayed picture in pixels."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions
 from caption_extents.captions.stream import CaptionStream
-from caption_extents.errors import InputError, VideoError, wrap_unexpected_errors
+from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import check_model_device
@@ -124,10 +124,8 @@ class _CaptionSearch:
             gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
             decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)
             self.video = self._opened.enter_context(open_local(Path(self.path), self.rate, decoding))
-            ends_early = self.video.truncation
-            if ends_early and not self.partial:
-                advice = "Fetch it again, or give `partial` to take it as far as it goes"
-                raise VideoError(f"{str(self.path)!r} ends early: {ends_early}. {advice}")
+            if not self.partial:
+                self.video.check_whole(str(self.path))
             self._opened = self._opened.pop_all()
         return self
 
