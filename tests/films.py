@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +39,17 @@ def caption_box(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 def make_film(
-    path: Path, extents: list[tuple[int, int]], *, rate: int = 30, width: int = 960, height: int = 540
+    path: Path, extents: Sequence[tuple[int, int]], *, rate: Fraction | int = 30, width: int = 960, height: int = 540
 ) -> list[sample_video.PlannedCaption]:
     """Write an H.264 film whose captions stand on the given frames, first up to the one after the last."""
     style = caption_style(height)
     planned = [
-        sample_video.PlannedCaption([WORDS[number % len(WORDS)]], "outline", "latin", *extent)
+        sample_video.PlannedCaption((WORDS[number % len(WORDS)],), "outline", "latin", *extent)
         for number, extent in enumerate(extents)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_video, "plan_captions", lambda rng, count, rate: planned)
-        patch.setattr(sample_video, "_style", lambda *_: style)
-        sample_video.render(path, seconds=(extents[-1][1] + 20) / rate, rate=rate, width=width, height=height)
+    frame_count = extents[-1][1] + 20
+    rng = random.Random(1)
+    sample_video.write_film(
+        path, planned, frame_count, lambda _: style, rng=rng, rate=Fraction(rate), width=width, height=height
+    )
     return planned

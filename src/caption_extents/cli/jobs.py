@@ -163,6 +163,10 @@ def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
     typer.echo(f"{result.caption_count} captions in {result.frame_count} samples ({labels})")
     if result.undecodable_samples:
         typer.echo(f"{len(result.undecodable_samples)} samples could not be decoded and show the frame before them")
+    if result.picture_changes:
+        more = f" and {len(result.picture_changes) - 3} more" if len(result.picture_changes) > 3 else ""
+        changes = ", ".join(map(str, result.picture_changes[:3]))
+        typer.echo(f"the picture changes its size or format: {changes}{more}; crops are scaled to the first size")
     if not result.caption_count:
         typer.echo("no captions: is this where they stand? `caption-extents crop VIDEO --picture crop.png` shows it")
     _print_place("video id", f"{video_id}, version {result.version} in {store}")

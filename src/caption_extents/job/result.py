@@ -17,6 +17,7 @@ from caption_extents.pipeline.gpu_use import GpuWatch
 from caption_extents.pipeline.metrics import RunMetrics, RunTimeline, StageMetrics
 from caption_extents.pipeline.stages import Stages
 from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoders.base import PictureChange
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class CropInferResult:
         cropped_frames_prefix: key prefix of the version's chunks and manifest.
         caption_count: captions found.
         undecodable_samples: samples that show the last good frame instead of their own.
+        picture_changes: samples from which on the picture has another size or format.
         decoder: the decoder that was used.
         captions: the captions, in order.
         metrics: where the time went.
@@ -45,6 +47,7 @@ class CropInferResult:
     cropped_frames_prefix: str
     caption_count: int
     undecodable_samples: tuple[int, ...]
+    picture_changes: tuple[PictureChange, ...]
     decoder: str
     captions: tuple[Caption, ...] = field(repr=False)
     metrics: RunMetrics = field(repr=False)
@@ -54,7 +57,12 @@ class CropInferResult:
         fields = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name not in {"captions", "metrics"}
         }
-        return {**fields, "undecodable_samples": list(self.undecodable_samples), "metrics": asdict(self.metrics)}
+        return {
+            **fields,
+            "undecodable_samples": list(self.undecodable_samples),
+            "picture_changes": [asdict(change) for change in self.picture_changes],
+            "metrics": asdict(self.metrics),
+        }
 
 
 @dataclass

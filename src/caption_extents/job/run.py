@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -153,6 +153,7 @@ def run(job: Job, children: Children, started: EarlyStart | None = None) -> Crop
         cropped_frames_prefix=keys.cropped_frames(lease.version),
         caption_count=len(captions),
         undecodable_samples=tuple(stages.extraction.decoder.undecodable_samples),
+        picture_changes=tuple(stages.extraction.decoder.picture_changes),
         decoder=stages.extraction.decoder.name,
         captions=tuple(captions),
         metrics=metrics,
@@ -442,6 +443,7 @@ def _run_metadata(
         "implementation": job.implementation,
         "decoder": decoder.name,
         "undecodable_samples": ",".join(map(str, decoder.undecodable_samples)),
+        "picture_changes": json.dumps([asdict(change) for change in decoder.picture_changes]),
         "package_version": __version__,
         "metrics": json.dumps(metrics.to_dict()),
     }

@@ -56,6 +56,7 @@ CREATE TABLE run_metadata (
     implementation TEXT NOT NULL,
     decoder TEXT NOT NULL,
     undecodable_samples TEXT NOT NULL,
+    picture_changes TEXT NOT NULL DEFAULT '[]',
     package_version TEXT NOT NULL,
     metrics TEXT NOT NULL
 );

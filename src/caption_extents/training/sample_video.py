@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -33,13 +34,22 @@ _SHOT_SECONDS = 6
 
 @dataclass(frozen=True)
 class PlannedCaption:
-    """A caption on frames ``start_frame`` up to, not including, ``end_frame`` of the video."""
+    """A caption on frames ``start_frame`` up to, not including, ``end_frame`` of the video.
 
-    lines: list[str]
+    It fades in over its first ``fade_frames``, in equal steps from nothing, and out over its last.
+    """
+
+    lines: tuple[str, ...]
     style: str
     script: str
     start_frame: int
     end_frame: int
+    fade_frames: int = 0
+
+    def opacity(self, frame: int) -> float:
+        """Share of full opacity on a frame."""
+        steps = min(frame + 1 - self.start_frame, self.end_frame - frame)
+        return min(1.0, steps / (self.fade_frames + 1))
 
 
 def _style(name: str, script: text.Script, size_px: int, seed: int, words: str) -> captions.CaptionStyle:
@@ -67,7 +77,7 @@ def plan_captions(rng: random.Random, frame_count: int, rate: int) -> list[Plann
             return planned
         number = len(planned) // 3
         script = text.scripts()[_SCRIPTS[number % len(_SCRIPTS)]]
-        lines = [text.random_line(rng, script, 22 if script.spaced else 12) for _ in range(rng.choice([1, 1, 2]))]
+        lines = tuple(text.random_line(rng, script, 22 if script.spaced else 12) for _ in range(rng.choice([1, 1, 2])))
         planned.append(PlannedCaption(lines, _STYLES[number % len(_STYLES)], script.name, at, end))
         at = end + rng.choice([0, 0, rate // 2, rate * 2])
 
@@ -89,31 +99,47 @@ def render(
     rng = random.Random(seed)
     frame_count = round(seconds * rate)
     planned = plan_captions(rng, frame_count, rate)
+    order = {caption: len(planned) - 1 - number for number, caption in enumerate(planned)}
+
+    def style(caption: PlannedCaption) -> captions.CaptionStyle:
+        words, script = " ".join(caption.lines), text.scripts()[caption.script]
+        return _style(caption.style, script, height // 22, seed * 1000 + order[caption], words)
+
+    write_film(path, planned, frame_count, style, rng=rng, rate=Fraction(rate), width=width, height=height)
+    return planned
+
+
+def write_film(
+    path: Path,
+    planned: Sequence[PlannedCaption],
+    frame_count: int,
+    style: Callable[[PlannedCaption], captions.CaptionStyle],
+    *,
+    rng: random.Random,
+    rate: Fraction,
+    width: int,
+    height: int,
+) -> None:
+    """Write an H.264 video with the given captions, in order, on scenery that ``rng`` chooses."""
     waiting = list(planned)
     current: PlannedCaption | None = None
     overlay: captions.Overlay | None = None
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "24", "preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index, scenery in enumerate(_scenery(rng, frame_count, rate, width, height)):
+        for index, scenery in enumerate(_scenery(rng, frame_count, math.ceil(rate), width, height)):
             if waiting and waiting[0].start_frame == index:
                 current = waiting.pop(0)
-                style = _style(
-                    current.style,
-                    text.scripts()[current.script],
-                    height // 22,
-                    seed * 1000 + len(waiting),
-                    " ".join(current.lines),
+                overlay = captions.draw_caption(
+                    style(current), list(current.lines), width, height, round(height * BASELINE)
                 )
-                overlay = captions.draw_caption(style, current.lines, width, height, round(height * BASELINE))
             if current is not None and index >= current.end_frame:
                 current = overlay = None
             picture = scenery.copy()
-            if overlay is not None:
-                captions.blend(picture, overlay.colour, overlay.alpha)
+            if current is not None and overlay is not None:
+                captions.blend(picture, overlay.colour, overlay.alpha * np.float32(current.opacity(index)))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
-    return planned
 
 
 def truth(planned: list[PlannedCaption], rate: int, sample_rate: Fraction = Fraction(10)) -> list[dict[str, object]]:

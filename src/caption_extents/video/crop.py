@@ -45,16 +45,19 @@ class CropPixels:
         """Inverse of :func:`dataclasses.asdict`, for data that has been sent as JSON."""
         return cls(**{**data, "decoded": tuple(data["decoded"])})
 
+    def scaled(self, size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
+        """The box :attr:`decoded`, of frames of ``size``, at the same place in frames of another size; even sides."""
+        left, top, right, bottom = (Fraction(side, size[index % 2]) for index, side in enumerate(self.decoded))
+        (left_px, right_px), (top_px, bottom_px) = _outwards(left, right, width), _outwards(top, bottom, height)
+        return left_px, top_px, right_px, bottom_px
+
     def as_tuple(self) -> tuple[int, int, int, int]:
         """Left, top, right, bottom in the displayed picture."""
         return self.left, self.top, self.right, self.bottom
 
 
-def _outwards(low: float, high: float, size: int) -> tuple[int, int]:
-    # Fractions are decimal numbers that a person wrote: 0.3 of 20 pixels is 6, not 5.999...
-    first = Fraction(str(low)) * size
-    last = Fraction(str(high)) * size
-    return math.floor(first / 2) * 2, min(size, math.ceil(last / 2) * 2)
+def _outwards(low: Fraction, high: Fraction, size: int) -> tuple[int, int]:
+    return math.floor(low * size / 2) * 2, min(size, math.ceil(high * size / 2) * 2)
 
 
 def resolve_crop(region: CropRegion, facts: VideoFacts) -> CropPixels:
@@ -65,8 +68,10 @@ def resolve_crop(region: CropRegion, facts: VideoFacts) -> CropPixels:
     Raises:
         CropError: the region is under 16 pixels wide or high.
     """
-    left, right = _outwards(region.crop_left, region.crop_right, facts.display_width)
-    top, bottom = _outwards(region.crop_top, region.crop_bottom, facts.display_height)
+    # They are decimal numbers that a person wrote: 0.3 of 20 pixels is 6, not 5.999...
+    sides = [Fraction(str(side)) for side in region.as_tuple()]
+    left, right = _outwards(sides[0], sides[2], facts.display_width)
+    top, bottom = _outwards(sides[1], sides[3], facts.display_height)
     if right - left < MIN_CROP_PX or bottom - top < MIN_CROP_PX:
         raise CropError(
             f"the crop is {right - left}x{bottom - top} pixels of {facts.display_width}x{facts.display_height}; "

@@ -12,7 +12,6 @@ from av.video.frame import VideoFrame
 
 from caption_extents.samples import Planes
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import is_good
 from caption_extents.video.decoders.cpu import crop_planes
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import VideoFacts
@@ -79,17 +78,17 @@ def _frames_from(
     """
     for seconds in _SEEK_AHEAD_SECONDS:
         container.seek(first - int(seconds / facts.time_base), stream=stream, backward=True)
-        reader = _frames(container, stream, facts)
+        reader = _frames(container, stream)
         frame = next(reader, None)
         if frame is not None and (_pts(frame) <= first or seconds == _SEEK_AHEAD_SECONDS[-1]):
             return itertools.chain([frame], reader)
     return iter(())
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream, facts: VideoFacts) -> Iterator[VideoFrame]:
+def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[VideoFrame]:
     try:
         for packet in read_packets(container, stream):
-            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and is_good(frame, facts))
+            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and not frame.is_corrupt)
     except av.error.FFmpegError:
         return
 

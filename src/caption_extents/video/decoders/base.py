@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from av.video.frame import VideoFrame
 
 from caption_extents.samples import SampleBatch
-from caption_extents.video.info import VideoFacts
 
 BATCH_SAMPLES = 32
 """Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""
+
+
+@dataclass(frozen=True)
+class PictureChange:
+    """A sample from which on decoded frames have another size or format than before, as in broadcasts.
+
+    Attributes:
+        sample: number of the first one.
+        width, height: size of decoded frames in pixels, before rotation.
+        pixel_format: FFmpeg's name.
+    """
+
+    sample: int
+    width: int
+    height: int
+    pixel_format: str
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} {self.pixel_format} from sample {self.sample} on"
 
 
 class SampleDecoder(Protocol):
@@ -23,6 +42,9 @@ class SampleDecoder(Protocol):
     decoded shows the last good frame before it (the first good one, at the start) and its number is in
     :attr:`undecodable_samples` when the iteration is over. ``close`` may be called at any time, more than once, and
     stops the iteration.
+
+    If the picture changes its size in mid-file, the crop covers the same fractions of it and is scaled to the crop's
+    size in the first frame; :attr:`picture_changes` lists these samples, and those where only the format changes.
     """
 
     name: str
@@ -30,16 +52,13 @@ class SampleDecoder(Protocol):
 
     undecodable_samples: list[int]
 
+    picture_changes: list[PictureChange]
+
     def __iter__(self) -> Iterator[SampleBatch]: ...
 
     def close(self) -> None:
         """Stop and free everything."""
         ...
-
-
-def is_good(frame: VideoFrame, facts: VideoFacts) -> bool:
-    """Whether a frame can be shown: it has the video's size, and was decoded whole."""
-    return (frame.width, frame.height) == (facts.width, facts.height) and not frame.is_corrupt
 
 
 def settle(frames: Iterable[tuple[int, VideoFrame]], sample_pts: np.ndarray) -> Iterator[tuple[int, int, VideoFrame]]:

@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.samples import Planes, SampleBatch, empty_planes, plane_view
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import BATCH_SAMPLES, is_good, settle
+from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange, settle
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import PresentationClock, VideoFacts
 from caption_extents.video.timeline import Timeline
@@ -47,14 +47,31 @@ def _scaler() -> VideoReformatter:
 
 
 def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
-    """Y, U and V of a frame's crop, turned as displayed; views of its memory or of a converted copy."""
-    left, top, right, bottom = crop.decoded
-    cropped = []
-    for index, plane in enumerate(frame_planes(frame)):
-        shift = 1 if index else 0
-        box = plane[top >> shift : bottom >> shift, left >> shift : right >> shift]
-        cropped.append(facts.orientation.apply(box))
-    return cropped
+    """Y, U and V of a frame's crop, turned as displayed; views of its memory or of a converted copy.
+
+    The crop of a frame of another size than the video's first is scaled to the size that it has there.
+    """
+    if (frame.width, frame.height) == (facts.width, facts.height):
+        cropped = _cut(frame_planes(frame), crop.decoded)
+    else:
+        size = facts.width // 2 * 2, facts.height // 2 * 2
+        box = crop.scaled(size, frame.width // 2 * 2, frame.height // 2 * 2)
+        left, top, right, bottom = crop.decoded
+        cropped = _scaled(_cut(frame_planes(frame), box), right - left, bottom - top)
+    return [facts.orientation.apply(plane) for plane in cropped]
+
+
+def _cut(planes: Planes, box: tuple[int, int, int, int]) -> Planes:
+    left, top, right, bottom = box
+    y, u, v = planes
+    half = slice(top // 2, bottom // 2), slice(left // 2, right // 2)
+    return y[top:bottom, left:right], u[half], v[half]
+
+
+def _scaled(planes: Planes, width: int, height: int) -> Planes:
+    rows = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
+    source = VideoFrame.from_ndarray(rows, format="yuv420p")
+    return frame_planes(_scaler().reformat(source, width, height, interpolation="BICUBIC"))
 
 
 class CpuDecoder:
@@ -71,6 +88,7 @@ class CpuDecoder:
     ) -> None:
         self.name = "cpu" if fallback_reason is None else f"cpu ({fallback_reason})"
         self.undecodable_samples: list[int] = []
+        self.picture_changes: list[PictureChange] = []
         self._facts = facts
         self._timeline = timeline
         self._crop = crop
@@ -106,12 +124,15 @@ class CpuDecoder:
         skippable = frozenset(self._timeline.skippable_pts.tolist())
         writer = _BatchWriter(self._crop, self._facts, len(sample_pts))
         frames = _good_frames(self._facts, self._threads, skippable.__contains__, lambda: self._closing)
-        number = None
+        number, picture = None, (self._facts.width, self._facts.height, self._facts.pixel_format)
         for number, pts, frame in settle(frames, sample_pts):
             if self._closing:
                 break
             if pts != sample_pts[number]:
                 self.undecodable_samples.append(number)
+            if (found := (frame.width, frame.height, frame.format.name)) != picture:
+                picture = found
+                self.picture_changes.append(PictureChange(number, *found))
             batch = writer.add(number, frame)
             if batch is not None:
                 yield batch
@@ -145,7 +166,7 @@ def _good_frames(
                     continue
                 for frame in decode_or_skip(packet):
                     pts = clock(frame)
-                    if pts is not None and pts >= last_pts and is_good(frame, facts):
+                    if pts is not None and pts >= last_pts and not frame.is_corrupt:
                         last_pts = pts
                         yield pts, frame
         except av.error.FFmpegError:

@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,11 +23,14 @@ from caption_extents.errors import DecodeError, InputError, StallError, VideoErr
 from caption_extents.options import Job
 from caption_extents.samples import SampleBatch
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import BATCH_SAMPLES
+from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Span, pack, read_segments
 from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline, build_timeline
 from caption_extents.watchdog import tell_progress_to
+
+if TYPE_CHECKING:
+    from caption_extents.video.decoders.cpu import CpuDecoder
 
 _MAX_SEGMENT_BYTES = 4 << 30
 
@@ -131,8 +134,8 @@ class VideoReaderProcess:
         self._send({"crop": asdict(crop), "threads": threads})
         return IsolatedDecoder(self, crop)
 
-    def batches(self, crop: CropPixels, lost: list[int]) -> Generator[SampleBatch]:
-        """Yield batches as the child decodes them; numbers of undecodable samples are appended to ``lost``."""
+    def batches(self, crop: CropPixels, lost: list[int], changes: list[PictureChange]) -> Generator[SampleBatch]:
+        """Yield batches as the child decodes them, after adding what it says of their samples to the two lists."""
         count = len(self.timeline)
         for first in range(0, count, BATCH_SAMPLES):
             size = min(BATCH_SAMPLES, count - first)
@@ -141,11 +144,17 @@ class VideoReaderProcess:
             reply, payloads = self._receive(3, size * crop.height * crop.width * 3 // 2)
             with self._checking():
                 y, u, v = (payload.reshape(shape) for payload, shape in zip(payloads, shapes, strict=True))
-                lost.extend(self._samples(reply["undecodable"]))
+                self._take_notes(reply, lost, changes)
             yield SampleBatch(first, y, u, v)
         reply, _ = self._receive(0, 0)
         with self._checking():
-            lost.extend(self._samples(reply["undecodable"]))
+            self._take_notes(reply, lost, changes)
+
+    def _take_notes(self, reply: dict[str, Any], lost: list[int], changes: list[PictureChange]) -> None:
+        lost.extend(self._samples(reply["undecodable"]))
+        found = [(*map(int, numbers), str(pixel_format)) for *numbers, pixel_format in reply["changes"]]
+        self._samples(sample for sample, *_ in found)
+        changes.extend(PictureChange(*change) for change in found)
 
     def _samples(self, numbers: Iterable[object]) -> list[int]:
         """Check that the child's values are valid sample numbers, and return them; raises ValueError otherwise."""
@@ -228,7 +237,8 @@ class IsolatedDecoder:
     def __init__(self, video: VideoReaderProcess, crop: CropPixels) -> None:
         self.undecodable_samples: list[int] = []
         self._video = video
-        self._batches = video.batches(crop, self.undecodable_samples)
+        self.picture_changes: list[PictureChange] = []
+        self._batches = video.batches(crop, self.undecodable_samples, self.picture_changes)
 
     def __iter__(self) -> Iterator[SampleBatch]:
         return self._batches
@@ -290,12 +300,20 @@ def _serve(parent: Channel) -> None:
     from caption_extents.video.decoders.cpu import CpuDecoder
 
     decoder = CpuDecoder(facts, timeline, CropPixels.from_json(asked["crop"]), threads=asked["threads"])
-    told = 0
     for batch in decoder:
-        lost = decoder.undecodable_samples[told:]
-        told += len(lost)
-        parent.send({"undecodable": lost}, *batch.planes)
-    parent.send({"undecodable": decoder.undecodable_samples[told:]})
+        parent.send(_notes(decoder), *batch.planes)
+    parent.send(_notes(decoder))
+
+
+def _notes(decoder: CpuDecoder) -> dict[str, Any]:
+    """What the decoder has noted since the last call."""
+    notes = {
+        "undecodable": list(decoder.undecodable_samples),
+        "changes": [list(astuple(change)) for change in decoder.picture_changes],
+    }
+    decoder.undecodable_samples.clear()
+    decoder.picture_changes.clear()
+    return notes
 
 
 def _send_segments(parent: Channel, facts: VideoFacts, timeline: Timeline, spans: list[Span]) -> None:

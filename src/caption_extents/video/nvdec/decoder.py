@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Protocol
 
 import numpy as np
@@ -10,12 +11,13 @@ import numpy as np
 from caption_extents.errors import DecodeError
 from caption_extents.samples import Planes, SampleBatch, slice_planes
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import BATCH_SAMPLES
+from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange
+from caption_extents.video.decoders.cpu import CpuDecoder
 from caption_extents.video.info import Orientation, VideoFacts
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.scheduler import ParallelSegmentDecoder, SegmentReader
 from caption_extents.video.nvdec.segments import Span, merged, plan_spans
-from caption_extents.video.nvdec.session import Crops, KeyFrameNotDecodableError, Part
+from caption_extents.video.nvdec.session import Crops, KeyFrameNotDecodableError, Part, PictureSizeChangesError
 from caption_extents.video.nvdec.sessions import Work
 from caption_extents.video.timeline import Timeline
 
@@ -54,8 +56,6 @@ class NvdecDecoder:
         remote_reader: reads the file's segments in another process; None to read the file in this process.
     """
 
-    name = "nvdec"
-
     def __init__(
         self,
         facts: VideoFacts,
@@ -66,7 +66,9 @@ class NvdecDecoder:
         session_count: int = 0,
         remote_reader: SegmentReader | None = None,
     ) -> None:
+        self.name = "nvdec"
         self.undecodable_samples: list[int] = []
+        self.picture_changes: list[PictureChange] = []
         self._facts, self._timeline, self._crop = facts, timeline, crop
         self._sessions, self._session_count, self._read_there = sessions, session_count, remote_reader
         self._batches = self._decode()
@@ -98,6 +100,9 @@ class NvdecDecoder:
                     spans = merged(spans, error.segment)
                 else:
                     spans = [Span(spans[0].start_pts, None, 0, len(self._timeline))]
+            except PictureSizeChangesError:
+                yield from self._decode_on_cpu(cutter)
+                break
         # Ending processes with a CUDA context takes a while: start now, while later stages are still running.
         self._sessions.close()
 
@@ -110,6 +115,17 @@ class NvdecDecoder:
                 yield from cutter.add(part)
         finally:
             running.close()
+
+    def _decode_on_cpu(self, cutter: _BatchCutter) -> Iterator[SampleBatch]:
+        """The samples that have not been taken yet; frames of another size are scaled there."""
+        self.name = "cpu (the picture changes its size in mid-file)"
+        taken = cutter.taken_samples
+        decoder = CpuDecoder(self._facts, self._timeline, self._crop)
+        with closing(decoder):
+            for batch in decoder:
+                yield from cutter.add_planes(batch.first_sample, batch.planes)
+        self.undecodable_samples.extend(number for number in decoder.undecodable_samples if number >= taken)
+        self.picture_changes.extend(decoder.picture_changes)
 
 
 def _batch_samples(crop: CropPixels) -> int:
@@ -137,10 +153,14 @@ class _BatchCutter:
         planes = self._planes(part)
         if part.last is not None:
             self._shown = self._to_planes(part.last)
-        skipped = self.taken_samples - part.first_sample
-        if skipped < part.count:
-            self._parts.append(slice_planes(planes, skipped, part.count))
-            self._held += part.count - skipped
+        yield from self.add_planes(part.first_sample, planes)
+
+    def add_planes(self, first_sample: int, planes: Planes) -> Iterator[SampleBatch]:
+        """Like :meth:`add`, for samples that are planes already, turned as they are displayed."""
+        skipped, count = self.taken_samples - first_sample, len(planes[0])
+        if skipped < count:
+            self._parts.append(slice_planes(planes, skipped, count))
+            self._held += count - skipped
         while self._held >= self._size or (self._held and self.taken_samples == self._count):
             yield self._batch(min(self._size, self._held))
 

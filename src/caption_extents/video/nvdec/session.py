@@ -17,7 +17,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from caption_extents.video.decoders.base import is_good, settle
+from caption_extents.video.decoders.base import settle
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import Packet, Segment
 
@@ -70,6 +70,10 @@ class KeyFrameNotDecodableError(Exception):
     segment = 0
 
 
+class PictureSizeChangesError(Exception):
+    """A frame has another size than the video's first; the crop of such frames is scaled on the CPU."""
+
+
 @dataclass(frozen=True)
 class Part:
     """Some of a segment's samples, in order.
@@ -120,6 +124,7 @@ class Session:
 
         Raises:
             KeyFrameNotDecodableError: it is not the first, and its first frame cannot be decoded.
+            PictureSizeChangesError: a frame has another size than the video's first.
         """
         latest: VideoFrame | None = None
         if not self._is_drained:
@@ -180,7 +185,9 @@ class Session:
                 pts = frame.pts
                 if pts is None or pts < last_pts or pts < span.start_pts:
                     continue
-                if (span.end_pts is None or pts < span.end_pts) and is_good(frame, self._facts):
+                if (span.end_pts is None or pts < span.end_pts) and not frame.is_corrupt:
+                    if (frame.width, frame.height) != (self._facts.width, self._facts.height):
+                        raise PictureSizeChangesError
                     last_pts = pts
                     yield pts, frame
         context.flush_buffers()

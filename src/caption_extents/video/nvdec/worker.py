@@ -26,7 +26,15 @@ from caption_extents.video.crop import CropPixels
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.scheduler import AnySegment
 from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Segment, Span, pack
-from caption_extents.video.nvdec.session import Crops, Engine, KeyFrameNotDecodableError, Part, Session, new_room
+from caption_extents.video.nvdec.session import (
+    Crops,
+    Engine,
+    KeyFrameNotDecodableError,
+    Part,
+    PictureSizeChangesError,
+    Session,
+    new_room,
+)
 
 SESSIONS = 4
 """Sessions per process: few, so that they do not compete for its GIL, but more than one, because each process has a
@@ -38,7 +46,9 @@ _SLOTS = 2
 _PART_SAMPLES = 64
 _PART_BYTES = 8 << 20
 _PAGE = mmap.PAGESIZE
-_ERRORS: dict[str, type[Exception]] = {"KeyFrameNotDecodableError": KeyFrameNotDecodableError}
+_ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (KeyFrameNotDecodableError, PictureSizeChangesError)
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +132,8 @@ class RemoteSession:
         """The segment's parts.
 
         Raises:
-            KeyFrameNotDecodableError: see :meth:`caption_extents.video.nvdec.session.Session.decode`.
+            KeyFrameNotDecodableError, PictureSizeChangesError: see
+                :meth:`caption_extents.video.nvdec.session.Session.decode`.
             DecodeError: the child failed, or is gone.
         """
         packed = segment if isinstance(segment, PackedSegment) else pack(segment)
@@ -239,7 +250,7 @@ def _serve(parent: Channel, kind: EngineSpec) -> None:
                     }
                 )
             slots.all_taken()
-        except (KeyFrameNotDecodableError, VideoError, DecodeError) as error:
+        except (*_ERRORS.values(), VideoError, DecodeError) as error:
             parent.send_error(error)
         except ChannelError:
             raise
