@@ -75,6 +75,7 @@ class Timeline:
         key_pts: int64, sorted; frames that the container marks as key frames.
         frame_rate: samples a second.
         time_base: seconds in a tick.
+        end_pts: end of the last frame's display, in ticks.
     """
 
     sample_pts: np.ndarray
@@ -82,6 +83,7 @@ class Timeline:
     key_pts: np.ndarray
     frame_rate: Fraction
     time_base: Fraction
+    end_pts: int
 
     def __len__(self) -> int:
         return len(self.sample_pts)
@@ -167,6 +169,7 @@ def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) 
         key_pts=index.key_pts,
         frame_rate=frame_rate,
         time_base=time_base,
+        end_pts=index.end_pts,
     )
 
 

@@ -120,7 +120,8 @@ class VideoReaderProcess:
             raise self._broken(f"it speaks of {len(arrays[0])} samples")
         with self._checking():
             self.facts = VideoFacts.from_json(reply["facts"], self._path)
-        self.timeline = Timeline(arrays[0], arrays[1], arrays[2], self._rate, self.facts.time_base)
+            end_pts = int(reply["end_pts"])
+        self.timeline = Timeline(*arrays, self._rate, self.facts.time_base, end_pts)
 
     def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
         """A decoder in the child.
@@ -291,7 +292,7 @@ def _serve(parent: Channel) -> None:
     facts = probe(Path(opening["path"]), opening["stream"])
     timeline = build_timeline(facts, Fraction(opening["rate"]))
     arrays = (timeline.sample_pts, timeline.skippable_pts, timeline.key_pts)
-    parent.send({"facts": facts.to_json()}, *(array.astype(np.int64) for array in arrays))
+    parent.send({"facts": facts.to_json(), "end_pts": timeline.end_pts}, *(array.astype(np.int64) for array in arrays))
     asked, _ = parent.receive()
     if "spans" in asked:
         _send_segments(parent, facts, timeline, [Span(*numbers) for numbers in asked["spans"]])
