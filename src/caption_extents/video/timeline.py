@@ -109,13 +109,19 @@ def _until_sound_ends(
     """The index with the end of its last frame: where other streams go on, a player shows it until they end.
 
     Slides and screen recordings store a picture only when it changes. What the container says of its length is not
-    believed; packets of sound must be there. A sound that ends a moment after the picture, as most do, changes nothing.
+    believed if packets of sound do not last as long. A sound that ends a moment after the picture, as most do, changes
+    nothing.
     """
     end, last = index.end_pts * facts.time_base, int(index.pts[-1])
-    if not container.streams.audio or not _may_go_on(container, end + _STANDING_SECONDS):
+    container_end = _end_of_container(container)
+    at_least = end + _STANDING_SECONDS
+    if not container.streams.audio or (container_end is not None and container_end <= at_least):
         return index
     end_of_sound = _end_of_sound(container, stream, (last, facts.first_pts))
-    if end_of_sound < end + _STANDING_SECONDS:
+    if container_end is not None:
+        # The last packet may hold more than is to be heard (padding of the encoder).
+        end_of_sound = min(end_of_sound, container_end)
+    if end_of_sound < at_least:
         return index
     longest = last + int(MAX_FRAME_SECONDS / facts.time_base)
     return replace(index, end_pts=max(index.end_pts, min(longest, int(end_of_sound / facts.time_base))))
@@ -139,10 +145,10 @@ def _end_of_sound(container: av.container.InputContainer, stream: av.VideoStream
     return end
 
 
-def _may_go_on(container: av.container.InputContainer, seconds: Fraction) -> bool:
-    """Whether the container may hold anything after a time; also if it does not say how long it is."""
+def _end_of_container(container: av.container.InputContainer) -> Fraction | None:
+    """When the container says that it ends, in seconds; None if it does not say."""
     start, length = container.start_time, container.duration
-    return length is None or Fraction((start or 0) + length, av.time_base) > seconds
+    return None if length is None else Fraction((start or 0) + length, av.time_base)
 
 
 def place_samples(index: FrameIndex, time_base: Fraction, frame_rate: Fraction) -> Timeline:
