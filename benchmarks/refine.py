@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
+from functools import partial
 
 from benchmarks.common import CACHE, write_result
 from caption_extents import CropRegion, Job, run_job
@@ -65,12 +65,10 @@ def measure(rate: Fraction, count: int, fade_frames: int, seed: int) -> tuple[Co
         CACHE.mkdir(exist_ok=True)
         partial = film.with_suffix(".partial.mp4")
         style = _styles(rng)
-        sample_video.write_film(
-            partial, planned, frame_count, style, rng=rng, rate=rate, width=_WIDTH, height=_HEIGHT
-        )
+        sample_video.write_film(partial, planned, frame_count, style, rng=rng, rate=rate, width=_WIDTH, height=_HEIGHT)
         partial.rename(film)
     with tempfile.TemporaryDirectory() as store:
-        job = Job(film, "t", "v", CropRegion(*sample_video.CROP), store=store, refine=True)
+        job = Job(str(film), "t", "v", CropRegion(*sample_video.CROP), store=store, refine=True)
         found = list(run_job(job).captions)
     return _compare(planned, found, rate)
 
@@ -80,7 +78,7 @@ def _compare(planned: list[PlannedCaption], found: list[Caption], rate: Fraction
     told: list[str] = []
     for number, caption in enumerate(planned):
         start, end = visible(caption)
-        best = max(found, key=lambda one: min(one.end, end / rate) - max(one.start, start / rate))
+        best = max(found, key=partial(_overlap, float(start / rate), float(end / rate)))
         gap = planned[number + 1].start_frame - caption.end_frame if number + 1 < len(planned) else "last"
         for name, is_at, ought in (("start", best.start, start), ("end", best.end, end)):
             frames = round(is_at * rate) - ought
@@ -92,7 +90,12 @@ def _compare(planned: list[PlannedCaption], found: list[Caption], rate: Fraction
     return off, told
 
 
+def _overlap(start: float, end: float, caption: Caption) -> float:
+    return min(caption.end, end) - max(caption.start, start)
+
+
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--captions", type=int, default=80, help="for each frame rate")
     parser.add_argument("--fade", type=int, default=0, metavar="FRAMES", help="captions fade in and out over so many")

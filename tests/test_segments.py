@@ -38,7 +38,9 @@ def timeline_of(packets: list[Packet], step: int) -> Timeline:
     pts = sorted(packet.pts for packet in packets if packet.pts is not None)
     keys = [packet.pts for packet in packets if packet.is_keyframe]
     empty = np.empty(0, np.int64)
-    return Timeline(np.asarray(pts[::step], np.int64), empty, np.asarray(keys, np.int64), Fraction(1), Fraction(1), pts[-1] + 1)
+    return Timeline(
+        np.asarray(pts[::step], np.int64), empty, np.asarray(keys, np.int64), Fraction(1), Fraction(1), pts[-1] + 1
+    )
 
 
 groups = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12)), min_size=1, max_size=8)

@@ -9,8 +9,6 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import av.codec
 import torch
@@ -20,36 +18,12 @@ from av import library_versions
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.storage.store import Store, open_store
+from caption_extents.video.inspection import Finding
 from caption_extents.video.nvdec.capabilities import decode_engines
 
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video")
 ENCODER = "libvpx-vp9"
 GPU_CODECS = ("h264", "hevc", "vp9", "av1")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check.
-
-    Attributes:
-        name: what was checked.
-        state: ``ok``, ``missing`` (a run works without it) or ``broken`` (no run works).
-        detail: what was found.
-        remedy: what to do, unless all is well.
-    """
-
-    name: str
-    state: str
-    detail: str
-    remedy: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        line = f"{self.state:8} {self.name:12} {self.detail}"
-        return f"{line}\n{'':22}{self.remedy}" if self.remedy else line
 
 
 def examine(store: str) -> Iterator[Finding]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caption_extents.cli.errors import EXIT_FAILED, errors_as_exit_codes
-from caption_extents.cli.options import QuietOption, StoreOption
+from caption_extents.cli.options import HELP, QuietOption, StoreOption
+from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
 from caption_extents.options import DEFAULT_STORE, Job
+
+if TYPE_CHECKING:
+    from caption_extents.video.inspection import Finding
 
 
 def evaluate(
@@ -57,18 +62,32 @@ def evaluate(
 
 
 def doctor(
+    video: Annotated[Path | None, typer.Argument(help="A video to describe, instead of this machine.")] = None,
+    stream: Annotated[int | None, typer.Option(min=0, help=HELP["stream"])] = None,
     store: StoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Say what this machine has, and what to do about what is missing. Exits with 1 if no run can work."""
-    from caption_extents.doctor import examine
-
+    """Say what this machine has, or what a video holds, and what to do about it. Exits with 1 if no run can work."""
     found = []
-    for finding in examine(store or DEFAULT_STORE):
-        found.append(finding)
-        if not as_json:
-            typer.echo(str(finding))
+    with errors_as_exit_codes():
+        for finding in _findings(video, stream, store or DEFAULT_STORE, as_json or quiet):
+            found.append(finding)
+            if not as_json:
+                typer.echo(str(finding))
     if as_json:
         typer.echo(json.dumps([finding.to_dict() for finding in found]))
     if any(finding.state == "broken" for finding in found):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _findings(video: Path | None, stream: int | None, store: str, quiet: bool) -> Iterator[Finding]:
+    if video is None:
+        from caption_extents.doctor import examine
+
+        yield from examine(store)
+        return
+    from caption_extents.video.inspection import inspect_video
+
+    with progress_of("reading", quiet) as progress:
+        yield from inspect_video(video, stream, lambda done, total: progress(done >> 20, total >> 20))

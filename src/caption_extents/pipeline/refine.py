@@ -3,8 +3,8 @@
 A boundary lies between two samples. The model compares the source's frames between them with both samples: frames
 before the change look like the first sample, frames from the change on look like the second. Where one caption follows
 another there may be frames between them that show neither, and no sample: a gap of two frames is a rule of subtitling
-(Netflix, Timed Text Style Guide, "Frame Gap"). The changes are placed where this split has the highest probability. Only
-a few frames per boundary have to be decoded.
+(Netflix, Timed Text Style Guide, "Frame Gap"). The changes are placed where this split has the highest probability.
+Only a few frames per boundary have to be decoded.
 """
 
 from __future__ import annotations

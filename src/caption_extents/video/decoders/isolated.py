@@ -121,7 +121,8 @@ class VideoReaderProcess:
         with self._checking():
             self.facts = VideoFacts.from_json(reply["facts"], self._path)
             end_pts = int(reply["end_pts"])
-        self.timeline = Timeline(*arrays, self._rate, self.facts.time_base, end_pts)
+        sample_pts, skippable_pts, key_pts = arrays
+        self.timeline = Timeline(sample_pts, skippable_pts, key_pts, self._rate, self.facts.time_base, end_pts)
 
     def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
         """A decoder in the child.
@@ -153,9 +154,11 @@ class VideoReaderProcess:
 
     def _take_notes(self, reply: dict[str, Any], lost: list[int], changes: list[PictureChange]) -> None:
         lost.extend(self._samples(reply["undecodable"]))
-        found = [(*map(int, numbers), str(pixel_format)) for *numbers, pixel_format in reply["changes"]]
-        self._samples(sample for sample, *_ in found)
-        changes.extend(PictureChange(*change) for change in found)
+        for sample, width, height, pixel_format in reply["changes"]:
+            if not str(pixel_format).isalnum():
+                raise ValueError(f"it speaks of pixels {pixel_format!r}")
+            self._samples([sample])
+            changes.append(PictureChange(sample, int(width), int(height), pixel_format))
 
     def _samples(self, numbers: Iterable[object]) -> list[int]:
         """Check that the child's values are valid sample numbers, and return them; raises ValueError otherwise."""

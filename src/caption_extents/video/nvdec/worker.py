@@ -250,7 +250,7 @@ def _serve(parent: Channel, kind: EngineSpec) -> None:
                     }
                 )
             slots.all_taken()
-        except (*_ERRORS.values(), VideoError, DecodeError) as error:
+        except (KeyFrameNotDecodableError, PictureSizeChangesError, VideoError, DecodeError) as error:
             parent.send_error(error)
         except ChannelError:
             raise

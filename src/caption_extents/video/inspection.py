@@ -1,0 +1,189 @@
+"""What a video file holds: its streams, its timing, where it will be decoded, and what is unusual about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, cast
+
+import av
+import av.error
+import numpy as np
+from av.container import InputContainer
+from av.stream import Stream
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from caption_extents.video.demux import CONTAINERS, decode_or_skip, open_container, read_packets
+from caption_extents.video.info import VideoFacts, probe
+from caption_extents.video.nvdec import driver
+from caption_extents.video.nvdec.capabilities import why_not_nvdec
+from caption_extents.video.streams import describe
+from caption_extents.video.timeline import FrameIndex, index_frames
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Result of one check.
+
+    Attributes:
+        name: what was checked.
+        state: ``ok``; of a machine, ``missing`` (a run works without it) or ``broken`` (no run works); of a video,
+            ``unusual``.
+        detail: what was found.
+        remedy: what to do about it, or what it means for a run.
+    """
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        line = f"{self.state:8} {self.name:12} {self.detail}"
+        return f"{line}\n{'':22}{self.remedy}" if self.remedy else line
+
+
+def inspect_video(
+    path: Path, stream_index: int | None = None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Iterator[Finding]:
+    """Describe a video as a run would take it, one finding after the other.
+
+    Args:
+        path: a file of this machine.
+        stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
+        progress: called with bytes read so far and bytes in all, while the file is read for changes of the picture.
+
+    Raises:
+        VideoError: the file cannot be used.
+    """
+    facts = probe(path, stream_index)
+    yield _file(facts)
+    with open_container(path, facts.stream_index) as (container, _):
+        yield from _streams(container, facts)
+    yield _picture(facts)
+    index = index_frames(facts)
+    yield _clock(facts)
+    yield _frames(facts, index)
+    yield from _last_picture(facts, index)
+    yield from _packets(facts, progress)
+    yield _decoder(facts)
+    if not facts.times_every_frame:
+        yield Finding("refining", "unusual", f"{facts.container} files do not time every frame: no --refine")
+
+
+def _file(facts: VideoFacts) -> Finding:
+    detail = f"{CONTAINERS[facts.container]}, {facts.size_bytes / _MIB:,.1f} MiB"
+    if not facts.missing_bytes:
+        return Finding("file", "ok", detail)
+    whole = (facts.size_bytes + facts.missing_bytes) / _MIB
+    return Finding("file", "unusual", f"{detail} of {whole:,.1f}: cut off", "fetch it again, or run with --partial")
+
+
+def _streams(container: InputContainer, facts: VideoFacts) -> Iterator[Finding]:
+    for stream in container.streams:
+        film = ": the captions are looked for here" if stream.index == facts.stream_index else ""
+        yield Finding(f"stream {stream.index}", "ok", f"{_kind(stream)}{film}")
+    if len(facts.video_streams) > 1:
+        others = ", ".join(str(index) for index in facts.video_streams if index != facts.stream_index)
+        yield Finding("streams", "unusual", f"there is a choice of films: also {others}", "--stream N takes another")
+
+
+def _kind(stream: Stream) -> str:
+    if isinstance(stream, VideoStream):
+        return f"video, {describe(stream)}"
+    # PyAV has no codec for streams of a kind that FFmpeg does not know.
+    context = cast(Any, stream).codec_context if stream.type in {"audio", "subtitle"} else None
+    words = [stream.type, context and context.name, stream.language if stream.language != "und" else None]
+    return ", ".join(filter(None, words))
+
+
+def _picture(facts: VideoFacts) -> Finding:
+    unusual = []
+    if (facts.display_width, facts.display_height) != (facts.width, facts.height):
+        unusual.append(f"displayed as {facts.display_width}x{facts.display_height}")
+    if facts.sample_aspect_ratio != 1:
+        unusual.append(f"pixels are {facts.sample_aspect_ratio} times as wide as high")
+    if facts.interlaced:
+        unusual.append("interlaced: a sample shows both fields of a frame")
+    detail = "; ".join([f"{facts.width}x{facts.height} {facts.pixel_format}", *unusual])
+    return Finding("picture", "unusual" if unusual else "ok", detail)
+
+
+def _clock(facts: VideoFacts) -> Finding:
+    late = float(facts.first_sample_seconds)
+    if not late:
+        return Finding("clock", "ok", "the picture begins where the file does")
+    meaning = "times of captions count from where the file begins, as players do; sample 0 is the first picture"
+    return Finding("clock", "unusual", f"the picture begins {late:.3f} s after the file", meaning)
+
+
+def _frames(facts: VideoFacts, index: FrameIndex) -> Finding:
+    seconds = float((index.end_pts - int(index.pts[0])) * facts.time_base)
+    detail = f"{len(index.pts)} frames in {seconds:.2f} s"
+    steps = np.diff(index.pts) * float(facts.time_base)
+    if not len(steps):
+        return Finding("timing", "unusual", detail)
+    usual, shortest, longest = float(np.median(steps)), float(steps.min()), float(steps.max())
+    # Containers round times, MKV to milliseconds.
+    if longest - shortest < 0.0021:
+        return Finding("timing", "ok", f"{detail}, {1 / steps.mean():.3f} a second")
+    spread = f"one lasts {shortest * 1000:.0f} to {longest * 1000:.0f} ms, most {usual * 1000:.0f}"
+    return Finding("timing", "unusual", f"{detail}; {spread}", "a sample shows the frame that a player shows then")
+
+
+def _last_picture(facts: VideoFacts, index: FrameIndex) -> Iterator[Finding]:
+    stands = float((index.end_pts - int(index.pts[-1])) * facts.time_base)
+    if stands > max(0.5, 2 * float(facts.usual_duration * facts.time_base)):
+        yield Finding("end", "unusual", f"the last picture stands for {stands:.2f} s", "captions on it last as long")
+
+
+def _packets(facts: VideoFacts, progress: Callable[[int, int], None]) -> Iterator[Finding]:
+    """What only reading the file tells: frames that are not shown, and key frames of another size or format."""
+    hidden, changes = 0, list[str]()
+    shown = facts.width, facts.height, facts.pixel_format
+    with open_container(facts.path, facts.stream_index, 0) as (container, stream):
+        stream.codec_context.skip_frame = "NONKEY"
+        try:
+            for packet in read_packets(container, stream):
+                hidden += packet.is_discard
+                if packet.pos is not None:
+                    progress(packet.pos, facts.size_bytes)
+                for frame in decode_or_skip(packet):
+                    if (found := _size_and_format(frame)) != shown:
+                        shown = found
+                        at = "" if frame.time is None else f" at {_seconds(facts, frame):.2f} s"
+                        changes.append(f"{found[0]}x{found[1]} {found[2]}{at}")
+        except av.error.FFmpegError as error:
+            yield Finding("damage", "unusual", f"reading ends early: {error}")
+    if hidden:
+        yield Finding("edit list", "unusual", f"{hidden} frames are decoded and not shown", "times are as if cut off")
+    if changes:
+        meaning = "the crop is at the same place of each, scaled to its size in the first"
+        yield Finding("changes", "unusual", f"the picture changes: {', '.join(changes[:5])}", meaning)
+
+
+def _size_and_format(frame: VideoFrame) -> tuple[int, int, str]:
+    return frame.width, frame.height, frame.format.name
+
+
+def _seconds(facts: VideoFacts, frame: VideoFrame) -> float:
+    assert frame.pts is not None
+    return float(facts.first_sample_seconds + Fraction(frame.pts - facts.first_pts) * facts.time_base)
+
+
+def _decoder(facts: VideoFacts) -> Finding:
+    if not driver.device_count():
+        return Finding("decoding", "ok", "on the CPU; this machine has no NVIDIA GPU")
+    reason = why_not_nvdec(facts, 0)
+    return Finding(
+        "decoding", "ok", f"on the GPU, {driver.device_name(0)}" if reason is None else f"on the CPU: {reason}"
+    )
