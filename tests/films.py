@@ -39,15 +39,24 @@ def caption_box(width: int, height: int) -> tuple[float, float, float, float]:
 
 
 def make_film(
-    path: Path, extents: Sequence[tuple[int, int]], *, rate: Fraction | int = 30, width: int = 960, height: int = 540
+    path: Path,
+    extents: Sequence[tuple[int, int]],
+    *,
+    rate: Fraction | int = 30,
+    width: int = 960,
+    height: int = 540,
+    after: int = 20,
 ) -> list[sample_video.PlannedCaption]:
-    """Write an H.264 film whose captions stand on the given frames, first up to the one after the last."""
+    """Write an H.264 film whose captions stand on the given frames, first up to the one after the last.
+
+    It ends so many frames ``after`` the last caption.
+    """
     style = caption_style(height)
     planned = [
         sample_video.PlannedCaption((WORDS[number % len(WORDS)],), "outline", "latin", *extent)
         for number, extent in enumerate(extents)
     ]
-    frame_count = extents[-1][1] + 20
+    frame_count = extents[-1][1] + after
     rng = random.Random(1)
     sample_video.write_film(
         path, planned, frame_count, lambda _: style, rng=rng, rate=Fraction(rate), width=width, height=height

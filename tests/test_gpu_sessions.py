@@ -40,10 +40,14 @@ def sessions_for_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def open_remote(
-    gpu: GpuSessions, path: Path, rate: Fraction, remote_reader: SegmentReader | None = None
+    gpu: GpuSessions,
+    path: Path,
+    rate: Fraction,
+    remote_reader: SegmentReader | None = None,
+    region: CropRegion = REGION,
 ) -> NvdecDecoder:
     facts = probe(path)
-    timeline, crop = build_timeline(facts, rate), resolve_crop(REGION, facts)
+    timeline, crop = build_timeline(facts, rate), resolve_crop(region, facts)
     return NvdecDecoder(facts, timeline, crop, gpu, remote_reader=remote_reader)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def test_times_are_exact_to_a_frame(rate: int, tmp_path: Path) -> None:
         assert row["end_seconds"] == pytest.approx(end / rate, abs=1e-6)
     samples = [[(row["start_frame"], row["end_frame"]) for row in rows] for rows in (coarse, fine)]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(60000, 1001)])
+def test_gaps_that_no_sample_sees(rate: Fraction, tmp_path: Path) -> None:
+    """One, two, three and no frames between captions; the last stands to the end of the film."""
+    length, extents, start = round(rate), list[tuple[int, int]](), 10
+    for gap in (1, 2, 3, 0, 2, 1):
+        extents.append((start, start + length + len(extents)))
+        start = extents[-1][1] + gap
+    film = tmp_path / "film.mp4"
+    make_film(film, extents, rate=rate, after=0)
+    rows = run(film, tmp_path / "store", refine=True)
+    found = [(round(row["start_seconds"] * rate), round(row["end_seconds"] * rate)) for row in rows]
+    assert found == extents
+    assert rows[-1]["end_seconds"] == pytest.approx(float(extents[-1][1] / rate), abs=1e-3)
 
 
 def test_the_same_either_way(tmp_path: Path) -> None:
@@ -98,6 +114,17 @@ class ByLevel:
         return torch.stack([forward, forward], dim=1)
 
 
+class ByLevelAndEmptiness(ByLevel):
+    """Frames of brightness 0 show no caption."""
+
+    def compare(self, earlier: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+        empty, then_empty = ((level < 10).flatten() for level in (earlier, later))
+        same = ((earlier - later).abs() < 10).flatten()
+        labels = torch.where(same, torch.where(empty, 2, 0), torch.where(empty, 3, torch.where(then_empty, 4, 1)))
+        forward = torch.nn.functional.one_hot(labels, 5).float() * 0.9 + 0.02
+        return torch.stack([forward, forward], dim=1)
+
+
 def frames(levels: list[int]) -> CroppedFrames:
     y = np.repeat(np.asarray(levels, np.uint8), 16).reshape(-1, 4, 4)
     chroma = np.zeros((len(levels), 2, 2), np.uint8)
@@ -119,6 +146,25 @@ def frames(levels: list[int]) -> CroppedFrames:
 def test_where_the_change_is(levels: list[int], change: int | None) -> None:
     found = find_change(frames(levels), ByLevel(), may_have_gap=False)  # type: ignore[arg-type]
     assert found == (None if change is None else Change(change, change))
+
+
+@pytest.mark.parametrize(
+    ("levels", "first_ends", "second_starts"),
+    [
+        ([90, 90, 0, 200, 200], 102, 103),
+        ([90, 0, 0, 0, 200], 101, 104),
+        ([90, 0, 200], 101, 102),
+        ([90, 200, 200], 101, 101),
+        ([90, 90, 200], 102, 102),
+        ([90, 90, 0, 0, 200], 102, 104),
+    ],
+)
+def test_where_a_gap_is(levels: list[int], first_ends: int, second_starts: int) -> None:
+    model: Any = ByLevelAndEmptiness()
+    assert find_change(frames(levels), model, may_have_gap=True) == Change(first_ends, second_starts)
+    at_once = find_change(frames(levels), model, may_have_gap=False)
+    assert at_once is not None
+    assert at_once.first_ends == at_once.second_starts
 
 
 def test_what_cannot_be_refined(tmp_path: Path) -> None:

@@ -1,0 +1,188 @@
+"""Pictures that change their size or format in mid-file, as in broadcasts, live streams and parts put together."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+import caption_extents as ce
+from caption_extents.results.database import open_database
+from caption_extents.storage.store import open_store
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.decoders.base import PictureChange
+from caption_extents.video.decoders.cpu import CpuDecoder
+from caption_extents.video.info import probe
+from caption_extents.video.inspection import inspect_video
+from caption_extents.video.nvdec import segments
+from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.random_access import frames_between
+from caption_extents.video.timeline import build_timeline
+from tests.media import picture
+from tests.test_gpu_sessions import SOFTWARE, open_remote
+
+SIZE = 160, 96
+PART_FRAMES, RATE = 60, Fraction(10)
+REGION = ce.CropRegion(0.1, 0.3, 0.9, 0.9)
+OPTIONS = {
+    "libx264": {"x264-params": "keyint=30:log-level=none", "bf": "2", "crf": "12"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "0"},
+    "mpeg2video": {"b": "6000000", "g": "15"},
+}
+
+
+def drawn(index: int, size: tuple[int, int], pixel_format: str = "yuv420p") -> av.VideoFrame:
+    """The same blocks in any size."""
+    frame = av.VideoFrame.from_ndarray(picture(index, *SIZE), format="rgb24")
+    frame = frame.reformat(*size, format="rgb24", interpolation="POINT")
+    return frame.reformat(format=pixel_format)
+
+
+def encoded(codec: str, part: int, size: tuple[int, int], pixel_format: str) -> tuple[av.VideoCodecContext, list[bytes]]:
+    """One part: its encoder and its packets, with times that go on where the part before ends."""
+    encoder = av.CodecContext.create(codec, "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = *size, pixel_format
+    encoder.time_base, encoder.framerate, encoder.options = Fraction(1, 30), Fraction(30), OPTIONS[codec]
+    encoder.thread_count = 1
+    packets = []
+    for index in range(PART_FRAMES * part, PART_FRAMES * (part + 1)):
+        frame = drawn(index, size, pixel_format)
+        frame.pts = index
+        packets += encoder.encode(frame)
+    return encoder, [*packets, *encoder.encode(None)]
+
+
+def put_together(path: Path, codec: str, parts: list[tuple[tuple[int, int], str]]) -> Path:
+    """A file with one stream, of parts that were encoded each on its own."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        (stream.width, stream.height), stream.pix_fmt = parts[0][0], parts[0][1]
+        for number, (size, pixel_format) in enumerate(parts):
+            for packet in encoded(codec, number, size, pixel_format)[1]:
+                packet.stream = stream
+                container.mux(packet)
+    return path
+
+
+def expected_luma(count: int) -> np.ndarray:
+    """Crops of the samples before they were encoded, in the size of the first part."""
+    pictures = [drawn(3 * sample, SIZE).to_ndarray()[: SIZE[1]] for sample in range(count)]
+    return np.stack(pictures)[:, 28:88, 16:144]
+
+
+def check_samples(found: np.ndarray) -> None:
+    expected = expected_luma(len(found))
+    assert found.shape == expected.shape
+    inner = np.abs(found.astype(int) - expected)[:, 4:-4, 4:-4]
+    assert inner.mean(axis=(1, 2)).max() < 6
+
+
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("ts", "libx264"), ("webm", "libvpx-vp9"), ("ts", "mpeg2video"), ("mkv", "mpeg2video")],
+)
+@pytest.mark.parametrize("sizes", [[SIZE, (320, 192), SIZE], [SIZE, (240, 144)], [SIZE, (120, 72), (640, 384)]])
+def test_samples_of_each_part_show_the_same_place(
+    container: str, codec: str, sizes: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    path = put_together(tmp_path / f"parts.{container}", codec, [(size, "yuv420p") for size in sizes])
+    with ce.open_video(path, device="cpu") as video:
+        decoder = video.samples(REGION)
+        luma = np.concatenate([batch.y for batch in decoder])
+    assert decoder.undecodable_samples == []
+    changes = [PictureChange(20 * part, *size, "yuv420p") for part, size in enumerate(sizes) if part]
+    assert decoder.picture_changes == changes
+    check_samples(luma)
+    found = {finding.name: finding for finding in inspect_video(path)}
+    assert all(f"{change.width}x{change.height}" in found["changes"].detail for change in changes)
+
+
+def test_headers_of_their_own(tmp_path: Path) -> None:
+    """FLV, in which each part begins with the parameters of its encoder."""
+    data = []
+    for part, size in enumerate((SIZE, (320, 192))):
+        path = tmp_path / f"{part}.flv"
+        with av.open(str(path), "w") as container:
+            # Without B frames, for which FLV shifts the times of a part that begins at zero, and of no other.
+            stream = container.add_stream("libx264", rate=30, options={**OPTIONS["libx264"], "bf": "0"})
+            (stream.width, stream.height), stream.pix_fmt = size, "yuv420p"
+            for index in range(PART_FRAMES * part, PART_FRAMES * (part + 1)):
+                frame = drawn(index, size)
+                frame.pts, frame.time_base = index, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        data.append(path.read_bytes())
+    path = tmp_path / "both.flv"
+    path.write_bytes(data[0] + data[1][13:])
+    with ce.open_video(path, device="cpu") as video:
+        decoder = video.samples(REGION)
+        check_samples(np.concatenate([batch.y for batch in decoder]))
+    assert decoder.picture_changes == [PictureChange(20, 320, 192, "yuv420p")]
+
+
+@pytest.mark.parametrize("pixel_format", ["yuv422p", "yuv444p", "yuv420p10le"])
+def test_a_format_that_changes(pixel_format: str, tmp_path: Path) -> None:
+    path = put_together(tmp_path / "parts.ts", "libx264", [(SIZE, "yuv420p"), (SIZE, pixel_format)])
+    with ce.open_video(path, device="cpu") as video:
+        decoder = video.samples(REGION)
+        check_samples(np.concatenate([batch.y for batch in decoder]))
+    assert decoder.undecodable_samples == []
+    assert decoder.picture_changes == [PictureChange(20, *SIZE, pixel_format)]
+
+
+def test_pictures_of_sixteen_pixels(tmp_path: Path) -> None:
+    """Too small to show anything, and no reason to fail."""
+    path = put_together(tmp_path / "parts.ts", "mpeg2video", [(SIZE, "yuv420p"), ((16, 16), "yuv420p")])
+    with ce.open_video(path, device="cpu") as video:
+        decoder = video.samples((0.1, 0.8, 0.9, 1.0))
+        assert sum(map(len, decoder)) == 40
+    assert decoder.picture_changes == [PictureChange(20, 16, 16, "yuv420p")]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parts") / "parts.ts"
+    return put_together(path, "libx264", [(size, "yuv420p") for size in (SIZE, (320, 192), SIZE)])
+
+
+def test_segments_go_on_on_the_cpu(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
+    facts = probe(parts)
+    timeline, crop = build_timeline(facts, RATE), resolve_crop(REGION, facts)
+    alone = CpuDecoder(facts, timeline, crop)
+    expected = np.concatenate([batch.y for batch in alone])
+    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), parts, RATE, region=REGION)) as decoder:
+        found = list(decoder)
+    np.testing.assert_array_equal(np.concatenate([batch.y for batch in found]), expected)
+    assert [batch.first_sample for batch in found] == [0]
+    assert decoder.name == "cpu (the picture changes its size in mid-file)"
+    assert decoder.picture_changes == alone.picture_changes
+    assert len(decoder.picture_changes) == 2
+    assert decoder.undecodable_samples == []
+
+
+def test_frames_between_samples(parts: Path) -> None:
+    facts = probe(parts)
+    crop, pts = resolve_crop(REGION, facts), build_timeline(facts, RATE).sample_pts
+    (frames,) = frames_between(facts, crop, [(int(pts[19]), int(pts[21]))])
+    assert [plane.shape for plane in frames.planes] == [(7, 60, 128), (7, 30, 64), (7, 30, 64)]
+
+
+@pytest.mark.parametrize("options", [{}, {"isolate": True}, {"implementation": "sequential"}], ids=str)
+def test_it_is_noted_in_the_result(options: dict[str, object], parts: Path, tmp_path: Path) -> None:
+    job = ce.Job(str(parts), "t", "v", REGION, store=tmp_path, device="cpu", **options)  # type: ignore[arg-type]
+    result = ce.run_job(job)
+    assert [str(change) for change in result.picture_changes] == [
+        "320x192 yuv420p from sample 20 on",
+        "160x96 yuv420p from sample 40 on",
+    ]
+    database = open_database(open_store(tmp_path).get(result.caption_frame_extents_db_key))
+    noted = json.loads(database.execute("SELECT picture_changes FROM run_metadata").fetchone()[0])
+    assert noted == result.to_dict()["picture_changes"]
+    assert noted[0] == {"sample": 20, "width": 320, "height": 192, "pixel_format": "yuv420p"}
