@@ -70,6 +70,7 @@ KINDS: dict[str, list[tuple[str, str]]] = {
         *_each("mp4 mkv ts", f"{_film('24')} {_SOUND} -vf telecine {_X264}"),
         *_each("ts mpg", f"{_film('24')} {_SOUND} -vf telecine {_MPEG2}"),
     ],
+    "telecined by flags in the stream (soft)": _each("mpg ts mkv", "-fflags +genpts -i soft.m2v -c copy"),
     "open groups of pictures": [
         *_each("mp4 mkv ts", f"{_film()} {_SOUND} {_X264} -x264opts open-gop=1"),
         *_each(
@@ -148,9 +149,36 @@ def make_bases(folder: Path) -> None:
     _ffmpeg(folder, f"{_film()} {_SOUND} {_X264} base.mp4")
     _ffmpeg(folder, "-i base.mp4 -map 0:v -c copy film.mp4")
     _ffmpeg(folder, "-i base.mp4 -c copy base.ts")
+    _ffmpeg(folder, f"{_film('30000/1001')} -t 9.6 {_MPEG2} -flags +ilme+ildct -top 1 -an plain.m2v")
+    (folder / "soft.m2v").write_bytes(with_pulldown((folder / "plain.m2v").read_bytes()))
     for part, start in enumerate((0, 6)):
         times = f"-muxdelay 0 -output_ts_offset {start}"
         _ffmpeg(folder, f"-ss {start} -t 6 -i base.mp4 -an {_X264} -bf 0 {times} part{part}.ts")
+
+
+_PICTURE, _GROUP, _EXTENSION = 0x00, 0xB8, 0xB5
+_PULLDOWN = ((1, 1), (0, 0), (0, 1), (1, 0))
+"""For four pictures in a row: whether the top field comes first, and whether the first field is shown again."""
+
+
+def with_pulldown(data: bytes) -> bytes:
+    """MPEG-2 video whose 24 pictures are to be shown as 30 (ISO/IEC 13818-2, ``repeat_first_field`` in 6.3.10)."""
+    out, shown_before, group = bytearray(data), 0, 0
+    at = out.find(b"\0\0\1")
+    number = 0
+    while 0 <= at < len(out) - 9:
+        kind = out[at + 3]
+        if kind == _GROUP:
+            shown_before, group = shown_before + group, 0
+        elif kind == _PICTURE:
+            number = shown_before + (out[at + 4] << 2 | out[at + 5] >> 6)
+            group += 1
+        elif kind == _EXTENSION and out[at + 4] >> 4 == 8:  # picture_coding_extension
+            top_first, repeat = _PULLDOWN[number % 4]
+            out[at + 7] = out[at + 7] & ~0x82 | top_first << 7 | repeat << 1
+            out[at + 8] |= 0x80  # progressive_frame
+        at = out.find(b"\0\0\1", at + 4)
+    return bytes(out)
 
 
 def _ffmpeg(folder: Path, arguments: str) -> None:
