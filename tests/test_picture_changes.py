@@ -10,8 +10,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 import caption_extents as ce
+from caption_extents.errors import InputError
 from caption_extents.results.database import open_database
 from caption_extents.storage.store import open_store
 from caption_extents.video.crop import resolve_crop
@@ -43,7 +45,9 @@ def drawn(index: int, size: tuple[int, int], pixel_format: str = "yuv420p") -> a
     return frame.reformat(format=pixel_format)
 
 
-def encoded(codec: str, part: int, size: tuple[int, int], pixel_format: str) -> tuple[av.VideoCodecContext, list[bytes]]:
+def encoded(
+    codec: str, part: int, size: tuple[int, int], pixel_format: str
+) -> tuple[av.VideoCodecContext, list[bytes]]:
     """One part: its encoder and its packets, with times that go on where the part before ends."""
     encoder = av.CodecContext.create(codec, "w")
     assert isinstance(encoder, av.VideoCodecContext)
@@ -165,6 +169,24 @@ def test_segments_go_on_on_the_cpu(parts: Path, monkeypatch: pytest.MonkeyPatch)
     assert decoder.picture_changes == alone.picture_changes
     assert len(decoder.picture_changes) == 2
     assert decoder.undecodable_samples == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize(("container", "codec"), [("ts", "libx264"), ("webm", "libvpx-vp9")])
+def test_a_gpu_and_a_cpu_give_the_same(container: str, codec: str, tmp_path: Path) -> None:
+    sizes = [(320, 192), (640, 384), (320, 192)]
+    path = put_together(tmp_path / f"parts.{container}", codec, [(size, "yuv420p") for size in sizes])
+    shown = []
+    for device in ("cpu", "auto"):
+        with ce.open_video(path, device=device) as video:
+            decoder = video.samples(REGION)
+            begins_as = decoder.name
+            shown.append(np.concatenate([batch.y for batch in decoder]))
+        assert [change.sample for change in decoder.picture_changes] == [20, 40]
+    assert (begins_as, decoder.name) == ("nvdec", "cpu (the picture changes its size in mid-file)")
+    np.testing.assert_array_equal(*shown)
+    with ce.open_video(path, device="cuda") as video, pytest.raises(InputError, match="changes its size in mid-file"):
+        list(video.samples(REGION))
 
 
 def test_frames_between_samples(parts: Path) -> None:

@@ -77,7 +77,9 @@ def inspect_video(
     yield from _packets(facts, progress)
     yield _decoder(facts)
     if not facts.times_every_frame:
-        yield Finding("refining", "unusual", f"{CONTAINERS[facts.container]} files do not time every frame: no --refine")
+        yield Finding(
+            "refining", "unusual", f"{CONTAINERS[facts.container]} files do not time every frame: no --refine"
+        )
 
 
 def _file(facts: VideoFacts) -> Finding:

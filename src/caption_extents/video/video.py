@@ -21,8 +21,9 @@ from caption_extents.video.decoders.cpu import CpuDecoder
 from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import driver
-from caption_extents.video.nvdec.capabilities import why_not_nvdec
+from caption_extents.video.nvdec.capabilities import gpu_cannot_decode, why_not_nvdec
 from caption_extents.video.nvdec.decoder import NvdecDecoder
+from caption_extents.video.nvdec.scheduler import SegmentReader
 from caption_extents.video.nvdec.sessions import GpuSessions
 from caption_extents.video.timeline import Timeline, build_timeline
 from caption_extents.video.truncation import missing_bytes
@@ -160,11 +161,24 @@ class Video:
         if reason is None:
             return self._open_nvdec(crop, decoding.gpu)
         if decoding.only_gpu:
-            raise InputError(f"the GPU cannot decode {str(self.facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
+            raise gpu_cannot_decode(self.facts, reason)
         return CpuDecoder(self.facts, self.timeline, crop, threads=decoding.threads, fallback_reason=reason)
 
     def _open_nvdec(self, crop: CropPixels, gpu: int) -> SampleDecoder:
-        return NvdecDecoder(self.facts, self.timeline, crop, GpuSessions(gpu), session_count=self._decoding.threads)
+        return self._nvdec(crop, GpuSessions(gpu))
+
+    def _nvdec(
+        self, crop: CropPixels, sessions: GpuSessions, remote_reader: SegmentReader | None = None
+    ) -> NvdecDecoder:
+        return NvdecDecoder(
+            self.facts,
+            self.timeline,
+            crop,
+            sessions,
+            session_count=self._decoding.threads,
+            remote_reader=remote_reader,
+            only_gpu=self._decoding.only_gpu,
+        )
 
 
 def open_video(
@@ -250,14 +264,7 @@ class StartedVideo(Video):
     def _open_nvdec(self, crop: CropPixels, gpu: int) -> SampleDecoder:
         if not self._sessions:  # they ended with the first decoder
             return super()._open_nvdec(crop, gpu)
-        return NvdecDecoder(
-            self.facts,
-            self.timeline,
-            crop,
-            self._sessions.pop(),
-            session_count=self._decoding.threads,
-            remote_reader=self._reader.segments,
-        )
+        return self._nvdec(crop, self._sessions.pop(), self._reader.segments)
 
 
 class ArrivingFile(Protocol):

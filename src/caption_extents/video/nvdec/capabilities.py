@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from caption_extents.errors import DecodeError
+from caption_extents.errors import DecodeError, InputError
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec import driver
 
@@ -92,6 +92,11 @@ def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
         max_height=caps.max_height,
         max_macroblocks=caps.max_macroblocks,
     )
+
+
+def gpu_cannot_decode(facts: VideoFacts, reason: str) -> InputError:
+    """The error for a video that only a GPU was to decode."""
+    return InputError(f"the GPU cannot decode {str(facts.path)!r}: {reason}; use device 'auto' or 'cpu'")
 
 
 def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:

@@ -15,6 +15,7 @@ from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange
 from caption_extents.video.decoders.cpu import CpuDecoder
 from caption_extents.video.info import Orientation, VideoFacts
 from caption_extents.video.nvdec import segments
+from caption_extents.video.nvdec.capabilities import gpu_cannot_decode
 from caption_extents.video.nvdec.scheduler import ParallelSegmentDecoder, SegmentReader
 from caption_extents.video.nvdec.segments import Span, merged, plan_spans
 from caption_extents.video.nvdec.session import Crops, KeyFrameNotDecodableError, Part, PictureSizeChangesError
@@ -54,6 +55,7 @@ class NvdecDecoder:
         sessions: decoder sessions of the GPU; they are closed with the decoder.
         session_count: number of sessions that decode at once; 0 for one per engine plus one spare.
         remote_reader: reads the file's segments in another process; None to read the file in this process.
+        only_gpu: whether a picture that changes its size, which the CPU crops and scales, is an error.
     """
 
     def __init__(
@@ -65,8 +67,10 @@ class NvdecDecoder:
         *,
         session_count: int = 0,
         remote_reader: SegmentReader | None = None,
+        only_gpu: bool = False,
     ) -> None:
         self.name = "nvdec"
+        self._only_gpu = only_gpu
         self.undecodable_samples: list[int] = []
         self.picture_changes: list[PictureChange] = []
         self._facts, self._timeline, self._crop = facts, timeline, crop
@@ -118,7 +122,10 @@ class NvdecDecoder:
 
     def _decode_on_cpu(self, cutter: _BatchCutter) -> Iterator[SampleBatch]:
         """The samples that have not been taken yet; frames of another size are scaled there."""
-        self.name = "cpu (the picture changes its size in mid-file)"
+        reason = "the picture changes its size in mid-file"
+        if self._only_gpu:
+            raise gpu_cannot_decode(self._facts, reason)
+        self.name = f"cpu ({reason})"
         taken = cutter.taken_samples
         decoder = CpuDecoder(self._facts, self._timeline, self._crop)
         with closing(decoder):
