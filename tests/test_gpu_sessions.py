@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from caption_extents import CropRegion
 from caption_extents.children import Children
 from caption_extents.errors import DecodeError
 from caption_extents.video.crop import resolve_crop

@@ -140,6 +140,32 @@ def test_a_format_that_changes(pixel_format: str, tmp_path: Path) -> None:
     assert decoder.picture_changes == [PictureChange(20, *SIZE, pixel_format)]
 
 
+@pytest.mark.parametrize("size", [(8, 8), (16, 8192), (8192, 8192)])
+def test_sizes_that_nobody_films_in(size: tuple[int, int], tmp_path: Path) -> None:
+    """Of a hostile file: what is too small counts as lost, and everything else is scaled."""
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        (stream.width, stream.height), stream.pix_fmt = SIZE, "yuvj420p"
+        for index, one in enumerate([SIZE] * 5 + [size] + [SIZE] * 5):
+            encoder = av.CodecContext.create("mjpeg", "w")
+            assert isinstance(encoder, av.VideoCodecContext)
+            (encoder.width, encoder.height), encoder.pix_fmt = one, "yuvj420p"
+            encoder.time_base = Fraction(1, 10)
+            picture = drawn(index, SIZE) if one == SIZE else av.VideoFrame(*one, "yuv420p")
+            picture = picture.reformat(format="yuvj420p")
+            picture.pts = index
+            for packet in encoder.encode(picture):
+                packet.stream = stream
+                container.mux(packet)
+    with ce.open_video(path, device="cpu") as video:
+        decoder = video.samples((0.1, 0.8, 0.3, 1.0))
+        assert sum(map(len, decoder)) == 11
+    too_small = min(size) < 16
+    assert decoder.undecodable_samples == ([5] if too_small else [])
+    assert [change.sample for change in decoder.picture_changes] == ([] if too_small else [5, 6])
+
+
 def test_pictures_of_sixteen_pixels(tmp_path: Path) -> None:
     """Too small to show anything, and no reason to fail."""
     path = put_together(tmp_path / "parts.ts", "mpeg2video", [(SIZE, "yuv420p"), ((16, 16), "yuv420p")])

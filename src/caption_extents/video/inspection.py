@@ -22,6 +22,7 @@ from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.capabilities import why_not_nvdec
 from caption_extents.video.streams import describe
 from caption_extents.video.timeline import FrameIndex, index_frames
+from caption_extents.watchdog import Watchdog
 
 _MIB = 1 << 20
 
@@ -64,7 +65,12 @@ def inspect_video(
 
     Raises:
         VideoError: the file cannot be used.
+        StallError: FFmpeg makes no progress with it.
     """
+    yield from Watchdog().items(f"reading {str(path)!r}", _inspect(path, stream_index, progress))
+
+
+def _inspect(path: Path, stream_index: int | None, progress: Callable[[int, int], None]) -> Iterator[Finding]:
     facts = probe(path, stream_index)
     yield _file(facts)
     with open_container(path, facts.stream_index) as (container, _):

@@ -12,6 +12,7 @@ from av.video.frame import VideoFrame
 
 from caption_extents.samples import Planes
 from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoders.base import is_good
 from caption_extents.video.decoders.cpu import crop_planes
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import VideoFacts
@@ -88,7 +89,7 @@ def _frames_from(
 def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[VideoFrame]:
     try:
         for packet in read_packets(container, stream):
-            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and not frame.is_corrupt)
+            yield from (frame for frame in decode_or_skip(packet) if frame.pts is not None and is_good(frame))
     except av.error.FFmpegError:
         return
 

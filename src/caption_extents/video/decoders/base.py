@@ -61,6 +61,15 @@ class SampleDecoder(Protocol):
         ...
 
 
+MIN_FRAME_PX = 16
+"""Smallest width and height of a frame that can be shown in place of the video's own size."""
+
+
+def is_good(frame: VideoFrame) -> bool:
+    """Whether a frame can be shown: it was decoded whole, and a crop of it can be scaled."""
+    return not frame.is_corrupt and min(frame.width, frame.height) >= MIN_FRAME_PX
+
+
 def settle(frames: Iterable[tuple[int, VideoFrame]], sample_pts: np.ndarray) -> Iterator[tuple[int, int, VideoFrame]]:
     """Assign frames to samples: yields each sample's index in ``sample_pts``, and pts and picture of its frame.
 

@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.samples import Planes, SampleBatch, empty_planes, plane_view
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange, settle
+from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange, is_good, settle
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import PresentationClock, VideoFacts
 from caption_extents.video.timeline import Timeline
@@ -166,7 +166,7 @@ def _good_frames(
                     continue
                 for frame in decode_or_skip(packet):
                     pts = clock(frame)
-                    if pts is not None and pts >= last_pts and not frame.is_corrupt:
+                    if pts is not None and pts >= last_pts and is_good(frame):
                         last_pts = pts
                         yield pts, frame
         except av.error.FFmpegError:
