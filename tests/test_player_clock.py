@@ -97,6 +97,37 @@ def test_the_clock_starts_where_the_container_does(
     assert begins == pytest.approx(picture - min(picture, sound), abs=0.025)
 
 
+def as_mpv_plays(path: Path) -> tuple[float, int]:
+    """When mpv shows the first picture, and of which stream."""
+    if shutil.which("mpv") is None:
+        pytest.skip("needs the player mpv")
+    command = ["mpv", "--no-config", "--vo=null", "--ao=null", "--untimed", "--frames=1"]
+    message = "--term-playing-msg=shown ${=time-pos} of ${current-tracks/video/ff-index}."
+    told = subprocess.run([*command, message, str(path)], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"shown ([\d.]+) of (\d+)\.", told)
+    assert found is not None
+    return float(found[1]), int(found[2])
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize(("picture", "sound"), [(0.8, 0.0), (0.0, 0.8)])
+def test_a_player_has_the_same_clock(
+    container: str, picture: float, sound: float, parts: dict[str, Path], tmp_path: Path
+) -> None:
+    path = remux(tmp_path / f"late.{container}", [(parts["film"], picture, ""), (parts["sound"], sound, "")])
+    # Its own demuxer of MKV starts at the first packet of the file, a frame of silence later.
+    tolerance = 0.025 if container == "mkv" else 1e-3
+    assert as_mpv_plays(path)[0] == pytest.approx(float(probe(path).first_sample_seconds), abs=tolerance)
+
+
+def test_a_player_takes_the_same_stream(parts: dict[str, Path], tmp_path: Path) -> None:
+    for number, names in enumerate([["preview", "film"], ["still", "film"], ["film", "preview"]]):
+        marks = ["default" if name == "film" else "" for name in names]
+        streams = [(parts[name], 0.0, mark) for name, mark in zip(names, marks, strict=True)]
+        path = remux(tmp_path / f"{number}.mkv", streams)
+        assert as_mpv_plays(path)[1] == probe(path).stream_index
+
+
 def test_a_video_alone_starts_at_zero(parts: dict[str, Path], tmp_path: Path) -> None:
     for container in ("mkv", "ts", "flv"):
         assert probe(remux(tmp_path / f"alone.{container}", [(parts["film"], 3.0, "")])).first_sample_seconds == 0
