@@ -31,8 +31,9 @@ from tests.test_gpu_sessions import SOFTWARE, open_remote
 SIZE = 160, 96
 PART_FRAMES, RATE = 60, Fraction(10)
 REGION = ce.CropRegion(0.1, 0.3, 0.9, 0.9)
+# x264 writes the range of colours only if it is told more of them, and FFmpeg keeps the range of the part before.
 OPTIONS = {
-    "libx264": {"x264-params": "keyint=30:log-level=none", "bf": "2", "crf": "12"},
+    "libx264": {"x264-params": "keyint=30:colormatrix=smpte170m:log-level=none", "bf": "2", "crf": "12"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "0"},
     "mpeg2video": {"b": "6000000", "g": "15"},
 }
@@ -45,10 +46,8 @@ def drawn(index: int, size: tuple[int, int], pixel_format: str = "yuv420p") -> a
     return frame.reformat(format=pixel_format)
 
 
-def encoded(
-    codec: str, part: int, size: tuple[int, int], pixel_format: str
-) -> tuple[av.VideoCodecContext, list[bytes]]:
-    """One part: its encoder and its packets, with times that go on where the part before ends."""
+def encoded(codec: str, part: int, size: tuple[int, int], pixel_format: str) -> list[av.Packet[av.VideoStream]]:
+    """The packets of one part, with times that go on where the part before ends."""
     encoder = av.CodecContext.create(codec, "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.width, encoder.height, encoder.pix_fmt = *size, pixel_format
@@ -59,7 +58,7 @@ def encoded(
         frame = drawn(index, size, pixel_format)
         frame.pts = index
         packets += encoder.encode(frame)
-    return encoder, [*packets, *encoder.encode(None)]
+    return [*packets, *encoder.encode(None)]
 
 
 def put_together(path: Path, codec: str, parts: list[tuple[tuple[int, int], str]]) -> Path:
@@ -68,7 +67,7 @@ def put_together(path: Path, codec: str, parts: list[tuple[tuple[int, int], str]
         stream = container.add_stream(codec, rate=30)
         (stream.width, stream.height), stream.pix_fmt = parts[0][0], parts[0][1]
         for number, (size, pixel_format) in enumerate(parts):
-            for packet in encoded(codec, number, size, pixel_format)[1]:
+            for packet in encoded(codec, number, size, pixel_format):
                 packet.stream = stream
                 container.mux(packet)
     return path
@@ -164,6 +163,23 @@ def test_sizes_that_nobody_films_in(size: tuple[int, int], tmp_path: Path) -> No
     too_small = min(size) < 16
     assert decoder.undecodable_samples == ([5] if too_small else [])
     assert [change.sample for change in decoder.picture_changes] == ([] if too_small else [5, 6])
+
+
+@pytest.mark.parametrize("first_is_full", [False, True])
+def test_a_range_that_changes_with_the_size(first_is_full: bool, tmp_path: Path) -> None:
+    """A chunk says one range of all its pixels, so all are in that of the first part."""
+    formats = ["yuvj420p", "yuv420p"] if first_is_full else ["yuv420p", "yuvj420p"]
+    parts = list(zip((SIZE, (320, 192)), formats, strict=True))
+    path = put_together(tmp_path / "parts.ts", "libx264", parts)
+    with ce.open_video(path, device="cpu") as video:
+        decoder = video.samples(REGION)
+        found = np.concatenate([batch.y for batch in decoder])
+    assert [change.pixel_format for change in decoder.picture_changes] == formats[1:]
+    expected = expected_luma(40).astype(float)
+    if first_is_full:
+        expected = (expected - 16) * 255 / 219
+    inner = np.abs(found.astype(float) - expected)[:, 4:-4, 4:-4]
+    assert inner.mean(axis=(1, 2)).max() < 3
 
 
 def test_pictures_of_sixteen_pixels(tmp_path: Path) -> None:

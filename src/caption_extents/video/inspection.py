@@ -110,8 +110,9 @@ def _kind(stream: Stream) -> str:
         return f"video, {describe(stream)}"
     # PyAV has no codec for streams of a kind that FFmpeg does not know.
     context = cast(Any, stream).codec_context if stream.type in {"audio", "subtitle"} else None
-    words = [stream.type, context and context.name, stream.language if stream.language != "und" else None]
-    return ", ".join(filter(None, words))
+    # A file may say anything of its language, also what would steer a terminal.
+    language = (stream.language or "") if (stream.language or "").isalnum() and stream.language != "und" else ""
+    return ", ".join(filter(None, (stream.type, context and context.name, language)))
 
 
 def _picture(facts: VideoFacts) -> Finding:

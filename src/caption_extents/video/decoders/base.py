@@ -10,6 +10,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from caption_extents.samples import SampleBatch
+from caption_extents.video.info import VideoFacts
 
 BATCH_SAMPLES = 32
 """Samples in a batch on a CPU. Two runs whose batches are cut at the same samples compute the same results."""
@@ -68,6 +69,11 @@ MIN_FRAME_PX = 16
 def is_good(frame: VideoFrame) -> bool:
     """Whether a frame can be shown: it was decoded whole, and a crop of it can be scaled."""
     return not frame.is_corrupt and min(frame.width, frame.height) >= MIN_FRAME_PX
+
+
+def has_size_of_first(frame: VideoFrame, facts: VideoFacts) -> bool:
+    """Whether a frame has the size of the video's first one."""
+    return (frame.width, frame.height) == (facts.width, facts.height)
 
 
 def settle(frames: Iterable[tuple[int, VideoFrame]], sample_pts: np.ndarray) -> Iterator[tuple[int, int, VideoFrame]]:

@@ -13,13 +13,22 @@ from av.video.reformatter import VideoReformatter
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.samples import Planes, SampleBatch, empty_planes, plane_view
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange, is_good, settle
+from caption_extents.video.decoders.base import (
+    BATCH_SAMPLES,
+    PictureChange,
+    has_size_of_first,
+    is_good,
+    settle,
+)
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import PresentationClock, VideoFacts
 from caption_extents.video.timeline import Timeline
 
 _UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
 """Pixel formats whose first three planes can be cropped without conversion; others are converted by swscale."""
+
+_FULL_RANGE = 2
+"""FFmpeg's number of the colour range in which luma goes from 0 to 255."""
 
 _CLOSE_SECONDS = 10.0
 
@@ -32,8 +41,7 @@ def frame_planes(frame: VideoFrame) -> Planes:
     The conversion keeps range and matrix of YUV formats, so that only depth and chroma resolution change.
     """
     if frame.format.name not in _UNCHANGED_FORMATS:
-        full_range = frame.color_range == 2 and not frame.format.is_rgb
-        frame = _scaler().reformat(frame, format="yuvj420p" if full_range else "yuv420p")
+        frame = _scaler().reformat(frame, format=_format_of_range(_is_full_range(frame)))
     y, u, v = (plane_view(plane) for plane in frame.planes[:3])
     return y, u, v
 
@@ -49,16 +57,23 @@ def _scaler() -> VideoReformatter:
 def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
     """Y, U and V of a frame's crop, turned as displayed; views of its memory or of a converted copy.
 
-    The crop of a frame of another size than the video's first is scaled to the size that it has there.
+    The crop of a frame of another size than the video's first is scaled to the size that it has there, and gets the
+    range of its colours.
     """
-    if (frame.width, frame.height) == (facts.width, facts.height):
-        cropped = _cut(frame_planes(frame), crop.decoded)
-    else:
-        size = facts.width // 2 * 2, facts.height // 2 * 2
-        box = crop.scaled(size, frame.width // 2 * 2, frame.height // 2 * 2)
-        left, top, right, bottom = crop.decoded
-        cropped = _scaled(_cut(frame_planes(frame), box), right - left, bottom - top)
+    same_size = has_size_of_first(frame, facts)
+    cropped = _cut(frame_planes(frame), crop.decoded) if same_size else _scaled_crop(frame, crop, facts)
     return [facts.orientation.apply(plane) for plane in cropped]
+
+
+def _scaled_crop(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> Planes:
+    size = facts.width // 2 * 2, facts.height // 2 * 2
+    box = crop.scaled(size, frame.width // 2 * 2, frame.height // 2 * 2)
+    planes = _cut(frame_planes(frame), box)
+    rows = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
+    source = VideoFrame.from_ndarray(rows, format=_format_of_range(_is_full_range(frame)))
+    left, top, right, bottom = crop.decoded
+    target = _format_of_range(facts.colour.range == _FULL_RANGE)
+    return frame_planes(_scaler().reformat(source, right - left, bottom - top, target, interpolation="BICUBIC"))
 
 
 def _cut(planes: Planes, box: tuple[int, int, int, int]) -> Planes:
@@ -68,10 +83,13 @@ def _cut(planes: Planes, box: tuple[int, int, int, int]) -> Planes:
     return y[top:bottom, left:right], u[half], v[half]
 
 
-def _scaled(planes: Planes, width: int, height: int) -> Planes:
-    rows = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
-    source = VideoFrame.from_ndarray(rows, format="yuv420p")
-    return frame_planes(_scaler().reformat(source, width, height, interpolation="BICUBIC"))
+def _is_full_range(frame: VideoFrame) -> bool:
+    # RGB becomes limited-range YUV.
+    return not frame.format.is_rgb and (frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj"))
+
+
+def _format_of_range(is_full: bool) -> str:
+    return "yuvj420p" if is_full else "yuv420p"
 
 
 class CpuDecoder:

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from caption_extents.video.decoders.base import settle
+from caption_extents.video.decoders.base import has_size_of_first, settle
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import Packet, Segment
 
@@ -186,7 +186,7 @@ class Session:
                 if pts is None or pts < last_pts or pts < span.start_pts:
                     continue
                 if (span.end_pts is None or pts < span.end_pts) and not frame.is_corrupt:
-                    if (frame.width, frame.height) != (self._facts.width, self._facts.height):
+                    if not has_size_of_first(frame, self._facts):
                         raise PictureSizeChangesError
                     last_pts = pts
                     yield pts, frame
