@@ -6,6 +6,7 @@ import json
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
@@ -64,7 +65,7 @@ def encoded(codec: str, part: int, size: tuple[int, int], pixel_format: str) -> 
 def put_together(path: Path, codec: str, parts: list[tuple[tuple[int, int], str]]) -> Path:
     """A file with one stream, of parts that were encoded each on its own."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30)
+        stream = cast(av.VideoStream, container.add_stream(codec, rate=30))
         (stream.width, stream.height), stream.pix_fmt = parts[0][0], parts[0][1]
         for number, (size, pixel_format) in enumerate(parts):
             for packet in encoded(codec, number, size, pixel_format):
