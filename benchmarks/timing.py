@@ -8,6 +8,7 @@ shows, by the checksum of its pixels.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 import struct
@@ -208,6 +209,30 @@ def ffmpeg_frames(path: Path) -> Reference:
     )
 
 
+_GOES_ON_SECONDS = Fraction(1, 2)
+"""By which the sound must outlast the picture, so that the last picture stands until its end."""
+
+
+def seconds_shown(path: Path) -> Fraction:
+    """From the first picture to the end of the last, by FFmpeg's packets; while the sound goes on, it stands."""
+    entries = ["-show_entries", "packet=pts_time,dts_time,duration_time,flags", "-of", "compact=p=0:nk=1"]
+    spans = []
+    for kind in ("v:0", "a:0"):
+        command = ["ffprobe", "-v", "error", "-select_streams", kind, *entries, str(path)]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        packets = [line.split("|") for line in lines]
+        shown = [
+            (Fraction(pts if pts != "N/A" else dts), Fraction(duration if duration != "N/A" else 0))
+            for pts, dts, duration, flags in packets
+            if "D" not in flags and (pts, dts) != ("N/A", "N/A")
+        ]
+        spans.append((min(shown)[0], max(start + duration for start, duration in shown)) if shown else None)
+    picture, sound = spans
+    assert picture is not None
+    goes_on = sound is not None and sound[1] >= picture[1] + _GOES_ON_SECONDS
+    return (sound[1] if sound is not None and goes_on else picture[1]) - picture[0]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How far the samples of a file are from FFmpeg's frames.
@@ -217,18 +242,20 @@ class Comparison:
         first_off: of the first frame's time, in seconds.
         frames_off: frames by which a sample is off at most.
         samples: how many were compared.
+        samples_off: how many there are too few or too many.
     """
 
     container: str
     first_off: Fraction
     frames_off: int
     samples: int
+    samples_off: int
 
 
 def compare(path: Path) -> Comparison:
     """Compare a file's samples, at every rate, with FFmpeg's frames."""
     reference = ffmpeg_frames(path)
-    off, count, first_off = 0, 0, Fraction(0)
+    off, count, count_off, first_off, lasts = 0, 0, 0, Fraction(0), seconds_shown(path)
     for rate in RATES:
         with open_video(path, rate, device="cpu") as video:
             first_off = abs(video.first_sample_seconds - reference.times[0])
@@ -239,7 +266,8 @@ def compare(path: Path) -> Comparison:
                 at = [n for n, other in enumerate(reference.checksums) if other == checksum]
                 off = max(off, min((abs(n - ought) for n in at), default=len(reference.times)))
         count += len(shown)
-    return Comparison(path.suffix[1:], first_off, off, count)
+        count_off = max(count_off, abs(len(shown) - math.ceil(lasts * rate)))
+    return Comparison(path.suffix[1:], first_off, off, count, count_off)
 
 
 def compare_kind(kind: str, folder: Path) -> dict[str, object]:
@@ -252,7 +280,7 @@ def compare_kind(kind: str, folder: Path) -> dict[str, object]:
         else:
             path.write_bytes(how(folder))
         found.append(compare(path))
-        if found[-1].first_off > Fraction(1, 1000) or found[-1].frames_off:
+        if found[-1].first_off > Fraction(1, 1000) or found[-1].frames_off or found[-1].samples_off:
             print(f"  {how}: {found[-1]}", file=sys.stderr)
     return {
         "files": len(found),
@@ -260,6 +288,7 @@ def compare_kind(kind: str, folder: Path) -> dict[str, object]:
         "samples": sum(one.samples for one in found),
         "first_frame_off_ms": round(1000 * float(max(one.first_off for one in found)), 3),
         "most_frames_off": max(one.frames_off for one in found),
+        "most_samples_off": max(one.samples_off for one in found),
     }
 
 

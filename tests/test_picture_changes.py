@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import caption_extents as ce
 from caption_extents.errors import InputError
 from caption_extents.results.database import open_database
+from caption_extents.samples import SampleBatch, plane_view
 from caption_extents.storage.store import open_store
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoders.base import PictureChange
@@ -74,17 +76,23 @@ def put_together(path: Path, codec: str, parts: list[tuple[tuple[int, int], str]
     return path
 
 
-def expected_luma(count: int) -> np.ndarray:
-    """Crops of the samples before they were encoded, in the size of the first part."""
-    pictures = [drawn(3 * sample, SIZE).to_ndarray()[: SIZE[1]] for sample in range(count)]
-    return np.stack(pictures)[:, 28:88, 16:144]
+def expected_planes(count: int) -> list[np.ndarray]:
+    """Y, U and V of the samples' crops before they were encoded, in the size of the first part."""
+    drawings = [drawn(3 * sample, SIZE) for sample in range(count)]
+    y, u, v = (np.stack([plane_view(frame.planes[index]).copy() for frame in drawings]) for index in range(3))
+    return [y[:, 28:88, 16:144], u[:, 14:44, 8:72], v[:, 14:44, 8:72]]
 
 
-def check_samples(found: np.ndarray) -> None:
-    expected = expected_luma(len(found))
-    assert found.shape == expected.shape
-    inner = np.abs(found.astype(int) - expected)[:, 4:-4, 4:-4]
-    assert inner.mean(axis=(1, 2)).max() < 6
+def all_planes(batches: Iterable[SampleBatch]) -> list[np.ndarray]:
+    return [np.concatenate(planes) for planes in zip(*(batch.planes for batch in batches), strict=True)]
+
+
+def check_samples(batches: Iterable[SampleBatch]) -> None:
+    found = all_planes(batches)
+    for planes, expected in zip(found, expected_planes(len(found[0])), strict=True):
+        assert planes.shape == expected.shape
+        inner = np.abs(planes.astype(int) - expected)[:, 4:-4, 4:-4]
+        assert inner.mean(axis=(1, 2)).max() < 8
 
 
 @pytest.mark.parametrize(
@@ -98,11 +106,10 @@ def test_samples_of_each_part_show_the_same_place(
     path = put_together(tmp_path / f"parts.{container}", codec, [(size, "yuv420p") for size in sizes])
     with ce.open_video(path, device="cpu") as video:
         decoder = video.samples(REGION)
-        luma = np.concatenate([batch.y for batch in decoder])
+        check_samples(decoder)
     assert decoder.undecodable_samples == []
     changes = [PictureChange(20 * part, *size, "yuv420p") for part, size in enumerate(sizes) if part]
     assert decoder.picture_changes == changes
-    check_samples(luma)
     found = {finding.name: finding for finding in inspect_video(path)}
     assert all(f"{change.width}x{change.height}" in found["changes"].detail for change in changes)
 
@@ -126,7 +133,7 @@ def test_headers_of_their_own(tmp_path: Path) -> None:
     path.write_bytes(data[0] + data[1][13:])
     with ce.open_video(path, device="cpu") as video:
         decoder = video.samples(REGION)
-        check_samples(np.concatenate([batch.y for batch in decoder]))
+        check_samples(decoder)
     assert decoder.picture_changes == [PictureChange(20, 320, 192, "yuv420p")]
 
 
@@ -135,7 +142,7 @@ def test_a_format_that_changes(pixel_format: str, tmp_path: Path) -> None:
     path = put_together(tmp_path / "parts.ts", "libx264", [(SIZE, "yuv420p"), (SIZE, pixel_format)])
     with ce.open_video(path, device="cpu") as video:
         decoder = video.samples(REGION)
-        check_samples(np.concatenate([batch.y for batch in decoder]))
+        check_samples(decoder)
     assert decoder.undecodable_samples == []
     assert decoder.picture_changes == [PictureChange(20, *SIZE, pixel_format)]
 
@@ -176,7 +183,7 @@ def test_a_range_that_changes_with_the_size(first_is_full: bool, tmp_path: Path)
         decoder = video.samples(REGION)
         found = np.concatenate([batch.y for batch in decoder])
     assert [change.pixel_format for change in decoder.picture_changes] == formats[1:]
-    expected = expected_luma(40).astype(float)
+    expected = expected_planes(40)[0].astype(float)
     if first_is_full:
         expected = (expected - 16) * 255 / 219
     inner = np.abs(found.astype(float) - expected)[:, 4:-4, 4:-4]
@@ -203,10 +210,11 @@ def test_segments_go_on_on_the_cpu(parts: Path, monkeypatch: pytest.MonkeyPatch)
     facts = probe(parts)
     timeline, crop = build_timeline(facts, RATE), resolve_crop(REGION, facts)
     alone = CpuDecoder(facts, timeline, crop)
-    expected = np.concatenate([batch.y for batch in alone])
+    expected = all_planes(alone)
     with closing(open_remote(GpuSessions(0, kind=SOFTWARE), parts, RATE, region=REGION)) as decoder:
         found = list(decoder)
-    np.testing.assert_array_equal(np.concatenate([batch.y for batch in found]), expected)
+    for planes, others in zip(all_planes(found), expected, strict=True):
+        np.testing.assert_array_equal(planes, others)
     assert [batch.first_sample for batch in found] == [0]
     assert decoder.name == "cpu (the picture changes its size in mid-file)"
     assert decoder.picture_changes == alone.picture_changes
@@ -224,10 +232,11 @@ def test_a_gpu_and_a_cpu_give_the_same(container: str, codec: str, tmp_path: Pat
         with ce.open_video(path, device=device) as video:
             decoder = video.samples(REGION)
             begins_as = decoder.name
-            shown.append(np.concatenate([batch.y for batch in decoder]))
+            shown.append(all_planes(decoder))
         assert [change.sample for change in decoder.picture_changes] == [20, 40]
     assert (begins_as, decoder.name) == ("nvdec", "cpu (the picture changes its size in mid-file)")
-    np.testing.assert_array_equal(*shown)
+    for planes, others in zip(*shown, strict=True):
+        np.testing.assert_array_equal(planes, others)
     with ce.open_video(path, device="cuda") as video, pytest.raises(InputError, match="changes its size in mid-file"):
         list(video.samples(REGION))
 

@@ -71,7 +71,9 @@ def doctor(
     """Say what this machine has, or what a video holds, and what to do about it. Exits with 1 if no run can work."""
     found = []
     with errors_as_exit_codes():
-        for finding in _findings(video, stream, store or DEFAULT_STORE, as_json or quiet):
+        if video is None and stream is not None:
+            raise InputError("--stream is of a video; name one: caption-extents doctor VIDEO --stream N")
+        for finding in _of_machine(store or DEFAULT_STORE) if video is None else _of_video(video, stream, quiet):
             found.append(finding)
             if not as_json:
                 typer.echo(str(finding))
@@ -81,13 +83,14 @@ def doctor(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _findings(video: Path | None, stream: int | None, store: str, quiet: bool) -> Iterator[Finding]:
-    if video is None:
-        from caption_extents.doctor import examine
+def _of_machine(store: str) -> Iterator[Finding]:
+    from caption_extents.doctor import examine
 
-        yield from examine(store)
-        return
+    return examine(store)
+
+
+def _of_video(video: Path, stream: int | None, quiet: bool) -> list[Finding]:
     from caption_extents.video.inspection import inspect_video
 
     with progress_of("reading", quiet) as progress:
-        yield from inspect_video(video, stream, lambda done, total: progress(done >> 20, total >> 20))
+        return list(inspect_video(video, stream, lambda done, total: progress(done >> 10, total >> 10)))

@@ -166,7 +166,7 @@ def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
     if result.picture_changes:
         more = f" and {len(result.picture_changes) - 3} more" if len(result.picture_changes) > 3 else ""
         changes = ", ".join(map(str, result.picture_changes[:3]))
-        typer.echo(f"the picture changes its size or format: {changes}{more}; crops are scaled to the first size")
+        typer.echo(f"the picture changes: {changes}{more}; crops are at the same place, in the size of the first part")
     if not result.caption_count:
         typer.echo("no captions: is this where they stand? `caption-extents crop VIDEO --picture crop.png` shows it")
     _print_place("video id", f"{video_id}, version {result.version} in {store}")

@@ -36,12 +36,13 @@ def refine_captions(
     count, pts = len(timeline), timeline.sample_pts.tolist()
     starts, ends = {caption.first_sample for caption in captions}, {caption.end_sample for caption in captions}
     edges = sorted(edge for edge in starts | ends if 0 < edge < count)
+    between_captions = starts & ends
     intervals = [(pts[edge - 1], pts[edge]) for edge in edges]
     changes = {count: Change(timeline.end_pts, timeline.end_pts)}
     for edge, interval, frames in zip(edges, intervals, frames_between(facts, crop, intervals), strict=True):
         # Both samples' own frames are needed for comparison; if one cannot be decoded, keep the boundary's time.
         whole = bool(frames.pts) and (frames.pts[0], frames.pts[-1]) == interval
-        change = find_change(frames, model, may_have_gap=edge in starts & ends) if whole else None
+        change = find_change(frames, model, may_have_gap=edge in between_captions) if whole else None
         if change is not None:
             changes[edge] = change
 

@@ -78,6 +78,7 @@ class Extraction:
                 self.first_frame_at = time.perf_counter()
             self._check()
             yield batch
+        self._check()
 
     def close(self) -> None:
         """Stop decoding and free everything."""

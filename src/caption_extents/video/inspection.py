@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -25,6 +26,8 @@ from caption_extents.video.timeline import FrameIndex, index_frames
 from caption_extents.watchdog import Watchdog
 
 _MIB = 1 << 20
+_LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,35}")
+_MOST_CHANGES = 5
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _kind(stream: Stream) -> str:
     # PyAV has no codec for streams of a kind that FFmpeg does not know.
     context = cast(Any, stream).codec_context if stream.type in {"audio", "subtitle"} else None
     # A file may say anything of its language, also what would steer a terminal.
-    language = (stream.language or "") if (stream.language or "").isalnum() and stream.language != "und" else ""
+    language = stream.language if _LANGUAGE.fullmatch(stream.language or "") and stream.language != "und" else ""
     return ", ".join(filter(None, (stream.type, context and context.name, language)))
 
 
@@ -157,7 +160,7 @@ def _last_picture(facts: VideoFacts, index: FrameIndex) -> Iterator[Finding]:
 
 def _packets(facts: VideoFacts, progress: Callable[[int, int], None]) -> Iterator[Finding]:
     """What only reading the file tells: frames that are not shown, and key frames of another size or format."""
-    hidden, changes = 0, list[str]()
+    hidden, count, changes = 0, 0, list[str]()
     shown = facts.width, facts.height, facts.pixel_format
     with open_container(facts.path, facts.stream_index, 0) as (container, stream):
         stream.codec_context.skip_frame = "NONKEY"
@@ -169,24 +172,26 @@ def _packets(facts: VideoFacts, progress: Callable[[int, int], None]) -> Iterato
                 for frame in decode_or_skip(packet):
                     if (found := _size_and_format(frame)) != shown:
                         shown = found
-                        at = "" if frame.time is None else f" at {_seconds(facts, frame):.2f} s"
-                        changes.append(f"{found[0]}x{found[1]} {found[2]}{at}")
+                        count += 1
+                        if count <= _MOST_CHANGES:
+                            at = "" if frame.pts is None else f" at {_seconds(facts, frame.pts):.2f} s"
+                            changes.append(f"{found[0]}x{found[1]} {found[2]}{at}")
         except av.error.FFmpegError as error:
             yield Finding("damage", "unusual", f"reading ends early: {error}")
     if hidden:
         yield Finding("edit list", "unusual", f"{hidden} frames are decoded and not shown", "times are as if cut off")
     if changes:
-        meaning = "the crop is at the same place of each, scaled to its size in the first"
-        yield Finding("changes", "unusual", f"the picture changes: {', '.join(changes[:5])}", meaning)
+        meaning = "the crop is at the same place of each part, in the size of the first"
+        more = f" and {count - _MOST_CHANGES} more" if count > _MOST_CHANGES else ""
+        yield Finding("changes", "unusual", f"the picture changes: {', '.join(changes)}{more}", meaning)
 
 
 def _size_and_format(frame: VideoFrame) -> tuple[int, int, str]:
     return frame.width, frame.height, frame.format.name
 
 
-def _seconds(facts: VideoFacts, frame: VideoFrame) -> float:
-    assert frame.pts is not None
-    return float(facts.first_sample_seconds + Fraction(frame.pts - facts.first_pts) * facts.time_base)
+def _seconds(facts: VideoFacts, pts: int) -> float:
+    return float(facts.first_sample_seconds + Fraction(pts - facts.first_pts) * facts.time_base)
 
 
 def _decoder(facts: VideoFacts) -> Finding:

@@ -18,11 +18,11 @@ BATCH_SAMPLES = 32
 
 @dataclass(frozen=True)
 class PictureChange:
-    """A sample from which on decoded frames have another size or format than before, as in broadcasts.
+    """A sample from which on samples' frames have another size or format than before, as in broadcasts.
 
     Attributes:
         sample: number of the first one.
-        width, height: size of decoded frames in pixels, before rotation.
+        width, height: size of the decoded frame in pixels, before rotation.
         pixel_format: FFmpeg's name.
     """
 

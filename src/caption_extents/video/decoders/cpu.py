@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 import av.error
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.samples import Planes, SampleBatch, empty_planes, plane_view
@@ -32,7 +32,15 @@ _FULL_RANGE = 2
 
 _CLOSE_SECONDS = 10.0
 
-_scalers = threading.local()
+
+class _Converters(threading.local):
+    """A thread's converters, one for each kind of conversion: each keeps the swscale context of its last one."""
+
+    def __init__(self) -> None:
+        self.depth, self.size = VideoReformatter(), VideoReformatter()
+
+
+_converters = _Converters()
 
 
 def frame_planes(frame: VideoFrame) -> Planes:
@@ -41,17 +49,16 @@ def frame_planes(frame: VideoFrame) -> Planes:
     The conversion keeps range and matrix of YUV formats, so that only depth and chroma resolution change.
     """
     if frame.format.name not in _UNCHANGED_FORMATS:
-        frame = _scaler().reformat(frame, format=_format_of_range(_is_full_range(frame)))
+        # The matrix is kept, whichever it is. swscale refuses some that it does not know, so it is told a common one.
+        matrix = None if frame.format.is_rgb else Colorspace.ITU709
+        frame = _converters.depth.reformat(
+            frame,
+            format=_format_of_range(_is_full_range(frame)),
+            src_colorspace=matrix,
+            dst_colorspace=matrix,
+        )
     y, u, v = (plane_view(plane) for plane in frame.planes[:3])
     return y, u, v
-
-
-def _scaler() -> VideoReformatter:
-    """The converter of this thread; ``VideoFrame.reformat`` would create a new swscale context for every frame."""
-    if not hasattr(_scalers, "own"):
-        _scalers.own = VideoReformatter()
-    scaler: VideoReformatter = _scalers.own
-    return scaler
 
 
 def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
@@ -73,7 +80,7 @@ def _scaled_crop(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> Plan
     source = VideoFrame.from_ndarray(rows, format=_format_of_range(_is_full_range(frame)))
     left, top, right, bottom = crop.decoded
     target = _format_of_range(facts.colour.range == _FULL_RANGE)
-    return frame_planes(_scaler().reformat(source, right - left, bottom - top, target, interpolation="BICUBIC"))
+    return frame_planes(_converters.size.reformat(source, right - left, bottom - top, target, interpolation="BICUBIC"))
 
 
 def _cut(planes: Planes, box: tuple[int, int, int, int]) -> Planes:

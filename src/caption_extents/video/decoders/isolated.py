@@ -7,6 +7,7 @@ file, it drops the rights that decoding does not need: it cannot write files, an
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,16 +24,18 @@ from caption_extents.errors import DecodeError, InputError, StallError, VideoErr
 from caption_extents.options import Job
 from caption_extents.samples import SampleBatch
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import BATCH_SAMPLES, PictureChange
+from caption_extents.video.decoders.base import BATCH_SAMPLES, MIN_FRAME_PX, PictureChange
+from caption_extents.video.demux import MAX_SIDE_PX
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Span, pack, read_segments
-from caption_extents.video.timeline import MAX_PACKETS, MAX_SAMPLES, Timeline, build_timeline
+from caption_extents.video.timeline import MAX_FRAME_SECONDS, MAX_PACKETS, MAX_SAMPLES, Timeline, build_timeline
 from caption_extents.watchdog import tell_progress_to
 
 if TYPE_CHECKING:
     from caption_extents.video.decoders.cpu import CpuDecoder
 
 _MAX_SEGMENT_BYTES = 4 << 30
+_FORMAT_NAME = re.compile(r"[a-z0-9_]{1,32}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ class VideoReaderProcess:
         with self._checking():
             self.facts = VideoFacts.from_json(reply["facts"], self._path)
             end_pts = int(reply["end_pts"])
+            if not arrays[0][-1] < end_pts <= arrays[0][-1] + MAX_FRAME_SECONDS / self.facts.time_base:
+                raise ValueError(f"the video ends at {end_pts}")
         sample_pts, skippable_pts, key_pts = arrays
         self.timeline = Timeline(sample_pts, skippable_pts, key_pts, self._rate, self.facts.time_base, end_pts)
 
@@ -155,10 +160,11 @@ class VideoReaderProcess:
     def _take_notes(self, reply: dict[str, Any], lost: list[int], changes: list[PictureChange]) -> None:
         lost.extend(self._samples(reply["undecodable"]))
         for sample, width, height, pixel_format in reply["changes"]:
-            if not str(pixel_format).isalnum():
-                raise ValueError(f"it speaks of pixels {pixel_format!r}")
-            self._samples([sample])
-            changes.append(PictureChange(sample, int(width), int(height), pixel_format))
+            after = changes[-1].sample if changes else -1
+            sizes_are_right = all(type(side) is int and MIN_FRAME_PX <= side <= MAX_SIDE_PX for side in (width, height))
+            if not (sizes_are_right and self._samples([sample])[0] > after and _FORMAT_NAME.fullmatch(pixel_format)):
+                raise ValueError(f"it speaks of pictures {[sample, width, height, pixel_format]!r:.100}")
+            changes.append(PictureChange(sample, width, height, pixel_format))
 
     def _samples(self, numbers: Iterable[object]) -> list[int]:
         """Check that the child's values are valid sample numbers, and return them; raises ValueError otherwise."""
