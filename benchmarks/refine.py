@@ -56,7 +56,7 @@ def visible(caption: PlannedCaption) -> tuple[int, int]:
 
 
 def measure(rate: Fraction, count: int, fade_frames: int, seed: int) -> tuple[Counter[str], list[str]]:
-    """Ends by how many frames they are off, and a line for each that is."""
+    """Ends by how many frames they are off, with captions that are missing or too many, and a line for each."""
     rng = random.Random(seed)
     planned = plan(rng, count, rate, fade_frames)
     frame_count = planned[-1].end_frame + round(rate)
@@ -86,6 +86,7 @@ def _compare(planned: list[PlannedCaption], found: list[Caption], rate: Fraction
             if frames:
                 told.append(f"{float(rate):.2f} a second, caption {number}, {name} {frames:+d} frames, gap after {gap}")
     if len(found) != len(planned):
+        off["captions missing or too many"] = abs(len(found) - len(planned))
         told.append(f"{float(rate):.2f} a second: {len(found)} captions found of {len(planned)}")
     return off, told
 

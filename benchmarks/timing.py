@@ -8,6 +8,7 @@ shows, by the checksum of its pixels.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import shlex
@@ -213,24 +214,33 @@ _GOES_ON_SECONDS = Fraction(1, 2)
 """By which the sound must outlast the picture, so that the last picture stands until its end."""
 
 
-def seconds_shown(path: Path) -> Fraction:
-    """From the first picture to the end of the last, by FFmpeg's packets; while the sound goes on, it stands."""
-    entries = ["-show_entries", "packet=pts_time,dts_time,duration_time,flags", "-of", "compact=p=0:nk=1"]
-    spans = []
+def last_picture_seconds(path: Path) -> Fraction:
+    """For how long the last picture is shown, by FFmpeg's packets: while the sound goes on, it stands."""
+    entries = [
+        "-show_entries",
+        "packet=pts_time,dts_time,duration_time,flags:format=start_time,duration",
+        "-of",
+        "json",
+    ]
+    found = []
     for kind in ("v:0", "a:0"):
         command = ["ffprobe", "-v", "error", "-select_streams", kind, *entries, str(path)]
-        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        packets = [line.split("|") for line in lines]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         shown = [
-            (Fraction(pts if pts != "N/A" else dts), Fraction(duration if duration != "N/A" else 0))
-            for pts, dts, duration, flags in packets
-            if "D" not in flags and (pts, dts) != ("N/A", "N/A")
+            (Fraction(packet.get("pts_time") or packet["dts_time"]), Fraction(packet.get("duration_time", 0)))
+            for packet in told.get("packets", [])
+            if "D" not in packet["flags"] and {"pts_time", "dts_time"} & set(packet)
         ]
-        spans.append((min(shown)[0], max(start + duration for start, duration in shown)) if shown else None)
-    picture, sound = spans
+        found.append(max(shown, default=None))
+    picture, sound = found
     assert picture is not None
-    goes_on = sound is not None and sound[1] >= picture[1] + _GOES_ON_SECONDS
-    return (sound[1] if sound is not None and goes_on else picture[1]) - picture[0]
+    end = picture[0] + picture[1]
+    if sound is not None:
+        # The last packet may hold more than is to be heard.
+        of_container = Fraction(told["format"].get("start_time", 0)) + Fraction(told["format"]["duration"])
+        of_sound = min(sound[0] + sound[1], of_container)
+        end = of_sound if of_sound >= end + _GOES_ON_SECONDS else end
+    return end - picture[0]
 
 
 @dataclass(frozen=True)
@@ -255,7 +265,8 @@ class Comparison:
 def compare(path: Path) -> Comparison:
     """Compare a file's samples, at every rate, with FFmpeg's frames."""
     reference = ffmpeg_frames(path)
-    off, count, count_off, first_off, lasts = 0, 0, 0, Fraction(0), seconds_shown(path)
+    off, count, count_off, first_off = 0, 0, 0, Fraction(0)
+    lasts = reference.times[-1] - reference.times[0] + last_picture_seconds(path)
     for rate in RATES:
         with open_video(path, rate, device="cpu") as video:
             first_off = abs(video.first_sample_seconds - reference.times[0])
@@ -305,6 +316,9 @@ def main() -> None:
             if not wanted or any(word in kind for word in wanted):
                 table[kind] = compare_kind(kind, folder)
                 print(f"{kind:54} {table[kind]}", flush=True)
+    off = [kind for kind, row in table.items() if row["most_frames_off"] or row["most_samples_off"]]
+    if off:
+        raise SystemExit(f"not as FFmpeg has it: {', '.join(off)}")
     if not wanted:
         write_result("timing", {"rates": list(map(str, RATES)), "kinds": table})
 
