@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from caption_extents.video.crop import CropPixels
-from caption_extents.video.decoders.base import SampleDecoder
+from caption_extents.video.decoders.base import SampleDecoder, has_size_of_first
 from caption_extents.video.decoders.cpu import frame_planes
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
@@ -40,6 +40,9 @@ class SoftwareEngine:
 
     def pin(self, memory: np.ndarray) -> None:
         pass
+
+    def takes(self, frame: av.VideoFrame) -> bool:
+        return has_size_of_first(frame, self._facts) and frame.format.name == self._facts.pixel_format
 
     def crop_into(self, frame: av.VideoFrame, crops: Crops, index: int) -> None:
         (luma, chroma), (y, u, v) = crops, frame_planes(frame)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import caption_extents as ce
-from caption_extents.errors import InputError
+from caption_extents.errors import DecodeError, InputError
 from caption_extents.results.database import open_database
 from caption_extents.samples import SampleBatch, plane_view
 from caption_extents.storage.store import open_store
@@ -24,6 +24,7 @@ from caption_extents.video.decoders.base import PictureChange
 from caption_extents.video.decoders.cpu import CpuDecoder
 from caption_extents.video.info import probe
 from caption_extents.video.inspection import inspect_video
+from caption_extents.video.nvdec import decoder as nvdec_decoder
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.sessions import GpuSessions
 from caption_extents.video.random_access import frames_between
@@ -38,6 +39,7 @@ REGION = ce.CropRegion(0.1, 0.3, 0.9, 0.9)
 OPTIONS = {
     "libx264": {"x264-params": "keyint=30:colormatrix=smpte170m:log-level=none", "bf": "2", "crf": "12"},
     "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8", "crf": "10", "b": "0"},
+    "libx265": {"x265-params": "keyint=30:log-level=none:pools=none:frame-threads=1", "crf": "10"},
     "mpeg2video": {"b": "6000000", "g": "15"},
 }
 
@@ -205,28 +207,71 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return put_together(path, "libx264", [(size, "yuv420p") for size in (SIZE, (320, 192), SIZE)])
 
 
-def test_segments_go_on_on_the_cpu(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("second", [((320, 192), "yuv420p"), (SIZE, "yuv422p")], ids=["size", "format"])
+def test_segments_go_on_on_the_cpu(
+    second: tuple[tuple[int, int], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
-    facts = probe(parts)
+    first = (SIZE, "yuv420p")
+    path = put_together(tmp_path / "parts.ts", "libx264", [first, first, second, first])
+    facts = probe(path)
     timeline, crop = build_timeline(facts, RATE), resolve_crop(REGION, facts)
     alone = CpuDecoder(facts, timeline, crop)
     expected = all_planes(alone)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), parts, RATE, region=REGION)) as decoder:
+    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, RATE, region=REGION)) as decoder:
         found = list(decoder)
     for planes, others in zip(all_planes(found), expected, strict=True):
         np.testing.assert_array_equal(planes, others)
-    assert [batch.first_sample for batch in found] == [0]
-    assert decoder.name == "cpu (the picture changes its size in mid-file)"
+    assert [len(batch) for batch in found] == [80]
+    assert decoder.name == "cpu (the picture changes in mid-file)"
     assert decoder.picture_changes == alone.picture_changes
-    assert len(decoder.picture_changes) == 2
+    assert [change.sample for change in decoder.picture_changes] == [40, 60]
     assert decoder.undecodable_samples == []
 
 
+def test_the_cpu_stops_when_it_is_told(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvdec_decoder, "_MAX_BATCH_SAMPLES", 32)
+    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), parts, RATE, region=REGION)) as decoder:
+        batches = iter(decoder)
+        next(batches)
+        decoder.close()
+        with pytest.raises(InputError, match="was closed"):
+            list(batches)
+
+
+def test_what_is_lost_after_a_change_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that may lose few samples stops in the middle, and not when all is done."""
+    monkeypatch.setattr(nvdec_decoder, "_MAX_BATCH_SAMPLES", 32)
+    path = put_together(tmp_path / "parts.ts", "libx264", [(SIZE, "yuv420p"), *[((320, 192), "yuv420p")] * 4])
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle:] = bytes(len(data) - middle)
+    path.write_bytes(data[: middle + 188 * 20] + path.read_bytes()[-188 * 40 :])
+    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, RATE, region=REGION)) as decoder:
+        told = [list(decoder.undecodable_samples) for _ in decoder]
+    assert told[-1] == decoder.undecodable_samples
+    assert told[-1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize(("container", "codec"), [("ts", "libx264"), ("webm", "libvpx-vp9")])
-def test_a_gpu_and_a_cpu_give_the_same(container: str, codec: str, tmp_path: Path) -> None:
-    sizes = [(320, 192), (640, 384), (320, 192)]
-    path = put_together(tmp_path / f"parts.{container}", codec, [(size, "yuv420p") for size in sizes])
+@pytest.mark.parametrize(
+    ("container", "codec", "second"),
+    [
+        ("ts", "libx264", ((640, 384), "yuv420p")),
+        ("webm", "libvpx-vp9", ((640, 384), "yuv420p")),
+        ("webm", "libvpx-vp9", ((96, 64), "yuv420p")),
+        ("ts", "libx264", ((32, 16), "yuv420p")),
+        ("ts", "libx264", ((320, 192), "yuv420p10le")),
+        ("ts", "libx264", ((320, 192), "yuv444p")),
+        ("ts", "libx265", ((320, 192), "yuv420p10le")),
+    ],
+)
+def test_a_gpu_and_a_cpu_give_the_same(
+    container: str, codec: str, second: tuple[tuple[int, int], str], tmp_path: Path
+) -> None:
+    """Also where the engines refuse the second part: too small, too deep."""
+    first = ((320, 192), "yuv420p")
+    path = put_together(tmp_path / f"parts.{container}", codec, [first, second, first])
     shown = []
     for device in ("cpu", "auto"):
         with ce.open_video(path, device=device) as video:
@@ -234,10 +279,13 @@ def test_a_gpu_and_a_cpu_give_the_same(container: str, codec: str, tmp_path: Pat
             begins_as = decoder.name
             shown.append(all_planes(decoder))
         assert [change.sample for change in decoder.picture_changes] == [20, 40]
-    assert (begins_as, decoder.name) == ("nvdec", "cpu (the picture changes its size in mid-file)")
+    assert (begins_as, decoder.name) == ("nvdec", "cpu (the picture changes in mid-file)")
     for planes, others in zip(*shown, strict=True):
         np.testing.assert_array_equal(planes, others)
-    with ce.open_video(path, device="cuda") as video, pytest.raises(InputError, match="changes its size in mid-file"):
+    with (
+        ce.open_video(path, device="cuda") as video,
+        pytest.raises(DecodeError, match="the picture changes in mid-file; use device"),
+    ):
         list(video.samples(REGION))
 
 

@@ -100,7 +100,14 @@ def _format_of_range(is_full: bool) -> str:
 
 
 class CpuDecoder:
-    """A :class:`~caption_extents.video.decoders.base.SampleDecoder` on FFmpeg's threaded software decoders."""
+    """A :class:`~caption_extents.video.decoders.base.SampleDecoder` on FFmpeg's threaded software decoders.
+
+    Args:
+        facts, timeline, crop: of the video.
+        threads: of the decoder, 0 for one for each core.
+        fallback_reason: why a GPU does not decode the video, if one was to.
+        first_sample: begin with this sample, a multiple of :data:`BATCH_SAMPLES`; what is before it is decoded only.
+    """
 
     def __init__(
         self,
@@ -110,6 +117,7 @@ class CpuDecoder:
         *,
         threads: int = 0,
         fallback_reason: str | None = None,
+        first_sample: int = 0,
     ) -> None:
         self.name = "cpu" if fallback_reason is None else f"cpu ({fallback_reason})"
         self.undecodable_samples: list[int] = []
@@ -118,6 +126,7 @@ class CpuDecoder:
         self._timeline = timeline
         self._crop = crop
         self._threads = threads
+        self._first_sample = first_sample
         self._batches = self._decode()
         self._closing = False
         self._turn = threading.Lock()
@@ -145,15 +154,17 @@ class CpuDecoder:
         return InputError(f"{str(self._facts.path)!r} was closed before all of its samples were taken; open it again")
 
     def _decode(self) -> Generator[SampleBatch]:
-        sample_pts = self._timeline.sample_pts
+        first, count = self._first_sample, len(self._timeline)
+        sample_pts = self._timeline.sample_pts[first:]
         skippable = frozenset(self._timeline.skippable_pts.tolist())
-        writer = _BatchWriter(self._crop, self._facts, len(sample_pts))
+        writer = _BatchWriter(self._crop, self._facts, count)
         frames = _good_frames(self._facts, self._threads, skippable.__contains__, lambda: self._closing)
-        number, picture = None, (self._facts.width, self._facts.height, self._facts.pixel_format)
-        for number, pts, frame in settle(frames, sample_pts):
+        at, picture = None, (self._facts.width, self._facts.height, self._facts.pixel_format)
+        for at, pts, frame in settle(frames, sample_pts):
+            number = first + at
             if self._closing:
                 break
-            if pts != sample_pts[number]:
+            if pts != sample_pts[at]:
                 self.undecodable_samples.append(number)
             if (found := (frame.width, frame.height, frame.format.name)) != picture:
                 picture = found
@@ -163,7 +174,7 @@ class CpuDecoder:
                 yield batch
         if self._closing:
             raise self._closed_error()
-        if number is None:
+        if at is None:
             raise DecodeError(f"no frame of {str(self._facts.path)!r} could be decoded")
 
 

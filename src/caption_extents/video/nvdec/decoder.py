@@ -18,7 +18,7 @@ from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.capabilities import gpu_cannot_decode
 from caption_extents.video.nvdec.scheduler import ParallelSegmentDecoder, SegmentReader
 from caption_extents.video.nvdec.segments import Span, merged, plan_spans
-from caption_extents.video.nvdec.session import Crops, KeyFrameNotDecodableError, Part, PictureSizeChangesError
+from caption_extents.video.nvdec.session import Crops, KeyFrameNotDecodableError, Part, PictureChangesError
 from caption_extents.video.nvdec.sessions import Work
 from caption_extents.video.timeline import Timeline
 
@@ -55,7 +55,7 @@ class NvdecDecoder:
         sessions: decoder sessions of the GPU; they are closed with the decoder.
         session_count: number of sessions that decode at once; 0 for one per engine plus one spare.
         remote_reader: reads the file's segments in another process; None to read the file in this process.
-        only_gpu: whether a picture that changes its size, which the CPU crops and scales, is an error.
+        only_gpu: whether a picture that changes its size or format, which the CPU crops and converts, is an error.
     """
 
     def __init__(
@@ -77,14 +77,19 @@ class NvdecDecoder:
         self._sessions, self._session_count, self._read_there = sessions, session_count, remote_reader
         self._batches = self._decode()
         self._work: ParallelSegmentDecoder | None = None
+        self._cpu: CpuDecoder | None = None
+        self._closed = False
 
     def __iter__(self) -> Iterator[SampleBatch]:
         return self._batches
 
     def close(self) -> None:
         """Stop all sessions; returns when their threads have ended."""
+        self._closed = True
         if self._work is not None:
             self._work.close()
+        if self._cpu is not None:
+            self._cpu.close()
         self._sessions.close()
 
     def _decode(self) -> Iterator[SampleBatch]:
@@ -104,7 +109,7 @@ class NvdecDecoder:
                     spans = merged(spans, error.segment)
                 else:
                     spans = [Span(spans[0].start_pts, None, 0, len(self._timeline))]
-            except PictureSizeChangesError:
+            except PictureChangesError:
                 yield from self._decode_on_cpu(cutter)
                 break
         # Ending processes with a CUDA context takes a while: start now, while later stages are still running.
@@ -121,18 +126,26 @@ class NvdecDecoder:
             running.close()
 
     def _decode_on_cpu(self, cutter: _BatchCutter) -> Iterator[SampleBatch]:
-        """The samples that have not been taken yet; frames of another size are scaled there."""
-        reason = "the picture changes its size in mid-file"
+        """The samples that have not been taken yet, and what they are part of.
+
+        Frames of another size are scaled there.
+        """
+        reason = "the picture changes in mid-file"
         if self._only_gpu:
-            raise gpu_cannot_decode(self._facts, reason)
+            raise DecodeError(str(gpu_cannot_decode(self._facts, reason)))
         self.name = f"cpu ({reason})"
+        self._sessions.close()
         taken = cutter.taken_samples
-        decoder = CpuDecoder(self._facts, self._timeline, self._crop)
-        with closing(decoder):
+        first = taken // BATCH_SAMPLES * BATCH_SAMPLES
+        with closing(CpuDecoder(self._facts, self._timeline, self._crop, first_sample=first)) as decoder:
+            self._cpu = decoder
+            if self._closed:
+                return
             for batch in decoder:
+                self.undecodable_samples = [number for number in self.undecodable_samples if number < taken]
+                self.undecodable_samples += [number for number in decoder.undecodable_samples if number >= taken]
+                self.picture_changes[:] = decoder.picture_changes
                 yield from cutter.add_planes(batch.first_sample, batch.planes)
-        self.undecodable_samples.extend(number for number in decoder.undecodable_samples if number >= taken)
-        self.picture_changes.extend(decoder.picture_changes)
 
 
 def _batch_samples(crop: CropPixels) -> int:

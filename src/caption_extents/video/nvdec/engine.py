@@ -18,6 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from caption_extents.video.crop import CropPixels
+from caption_extents.video.decoders.base import has_size_of_first
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec import driver
@@ -76,6 +77,11 @@ class NvdecEngine:
         """See the protocol."""
         driver.enter(self._ordinal)
         driver.pin(memory)
+
+    def takes(self, frame: VideoFrame) -> bool:
+        """See the protocol."""
+        surface = frame.sw_format
+        return has_size_of_first(frame, self._facts) and surface is not None and surface.name == "nv12"
 
     def crop_into(self, frame: VideoFrame, crops: Crops, index: int) -> None:
         """See the protocol."""

@@ -10,14 +10,16 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
+import av
 import av.error
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from caption_extents.video.decoders.base import has_size_of_first, settle
+from caption_extents.video.decoders.base import is_good, settle
+from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import Packet, Segment
 
@@ -40,6 +42,10 @@ class Engine(Protocol):
 
     def pin(self, memory: np.ndarray) -> None:
         """Prepare memory that crops will be copied to again and again."""
+        ...
+
+    def takes(self, frame: VideoFrame) -> bool:
+        """Whether a frame has the size and format from which crops are copied as they are."""
         ...
 
     def crop_into(self, frame: VideoFrame, crops: Crops, index: int) -> None:
@@ -70,8 +76,8 @@ class KeyFrameNotDecodableError(Exception):
     segment = 0
 
 
-class PictureSizeChangesError(Exception):
-    """A frame has another size than the video's first; the crop of such frames is scaled on the CPU."""
+class PictureChangesError(Exception):
+    """A frame has another size or format than the video's first; such frames are cropped and converted on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Session:
 
         Raises:
             KeyFrameNotDecodableError: it is not the first, and its first frame cannot be decoded.
-            PictureSizeChangesError: a frame has another size than the video's first.
+            PictureChangesError: a frame has another size or format than the video's first.
         """
         latest: VideoFrame | None = None
         if not self._is_drained:
@@ -179,19 +185,34 @@ class Session:
                 return
             try:
                 frames = context.decode(packet)
-            except av.error.FFmpegError:
+            except av.error.FFmpegError as error:
+                if packet is not None and packet.is_keyframe and self._is_of_another_kind(packet):
+                    raise PictureChangesError from error
                 continue
             for frame in frames:
                 pts = frame.pts
                 if pts is None or pts < last_pts or pts < span.start_pts:
                     continue
                 if (span.end_pts is None or pts < span.end_pts) and not frame.is_corrupt:
-                    if not has_size_of_first(frame, self._facts):
-                        raise PictureSizeChangesError
+                    if not self._engine.takes(frame):
+                        raise PictureChangesError
                     last_pts = pts
                     yield pts, frame
         context.flush_buffers()
         self._is_drained = True
+
+    def _is_of_another_kind(self, packet: Packet) -> bool:
+        """Whether a key frame that the engine refuses is whole, and has another size or format than the first."""
+        facts = self._facts
+        context = cast(VideoCodecContext, av.CodecContext.create(facts.codec, "r"))
+        with open_container(facts.path, facts.stream_index) as (_, stream):
+            context.extradata = stream.codec_context.extradata
+        try:
+            frames = [*context.decode(packet), *context.decode(None)]
+        except av.error.FFmpegError:
+            return False
+        first = facts.width, facts.height, facts.pixel_format
+        return any(is_good(frame) and (frame.width, frame.height, frame.format.name) != first for frame in frames)
 
 
 def _prepare(context: VideoCodecContext, packets: list[Packet]) -> None:

@@ -31,7 +31,7 @@ from caption_extents.video.nvdec.session import (
     Engine,
     KeyFrameNotDecodableError,
     Part,
-    PictureSizeChangesError,
+    PictureChangesError,
     Session,
     new_room,
 )
@@ -47,7 +47,7 @@ _PART_SAMPLES = 64
 _PART_BYTES = 8 << 20
 _PAGE = mmap.PAGESIZE
 _ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (KeyFrameNotDecodableError, PictureSizeChangesError)
+    error.__name__: error for error in (KeyFrameNotDecodableError, PictureChangesError)
 }
 
 
@@ -132,7 +132,7 @@ class RemoteSession:
         """The segment's parts.
 
         Raises:
-            KeyFrameNotDecodableError, PictureSizeChangesError: see
+            KeyFrameNotDecodableError, PictureChangesError: see
                 :meth:`caption_extents.video.nvdec.session.Session.decode`.
             DecodeError: the child failed, or is gone.
         """
@@ -250,7 +250,7 @@ def _serve(parent: Channel, kind: EngineSpec) -> None:
                     }
                 )
             slots.all_taken()
-        except (KeyFrameNotDecodableError, PictureSizeChangesError, VideoError, DecodeError) as error:
+        except (KeyFrameNotDecodableError, PictureChangesError, VideoError, DecodeError) as error:
             parent.send_error(error)
         except ChannelError:
             raise
