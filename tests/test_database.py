@@ -30,6 +30,7 @@ METADATA: dict[str, object] = {
     "implementation": "pipelined",
     "decoder": "cpu",
     "undecodable_samples": "",
+    "picture_changes": "[]",
     "package_version": "0",
     "metrics": "{}",
 }

@@ -139,7 +139,7 @@ def test_a_matrix_that_is_for_other_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(96, 64), (192, 112)])
-def test_frames_of_another_size_are_not_compared(size: tuple[int, int], tmp_path: Path) -> None:
+def test_frames_of_another_size_are_scaled(size: tuple[int, int], tmp_path: Path) -> None:
     options = {"bf": "0", "x264-params": "keyint=15:log-level=none"}
     packets = [*encode_h264(60, **options), *encode_h264(30, size, 60, **options)]
     units = ((bytes(p), 90_000 + 3000 * k, 90_000 + 3000 * k, p.is_keyframe) for k, p in enumerate(packets))
@@ -147,7 +147,8 @@ def test_frames_of_another_size_are_not_compared(size: tuple[int, int], tmp_path
     facts = probe(path)
     times = (facts.first_pts + 3000 * 57, facts.first_pts + 3000 * 63)
     (frames,) = frames_between(facts, resolve_crop(WHOLE, facts), [times])
-    assert frames.pts == [times[0] + 3000 * k for k in range(3)]
+    assert frames.pts == [times[0] + 3000 * k for k in range(7)]
+    assert frames.planes[0].shape == (7, facts.height, facts.width)
 
 
 @pytest.mark.parametrize("late", [10, 40])
