@@ -17,8 +17,8 @@ from functools import partial
 from benchmarks.common import CACHE, write_result
 from caption_extents import CropRegion, Job, run_job
 from caption_extents.captions.extents import Caption
+from caption_extents.captions.opacity import VISIBLE_OPACITY
 from caption_extents.training import captions, fonts, sample_video, text
-from caption_extents.training.clips import VISIBLE_ALPHA
 from caption_extents.training.sample_video import PlannedCaption
 
 RATES = (Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(60000, 1001))
@@ -29,12 +29,12 @@ _WIDTH, _HEIGHT, _LINE_LETTERS = 640, 360, 24
 
 
 def plan(rng: random.Random, count: int, rate: Fraction, fade_frames: int) -> list[PlannedCaption]:
-    """Captions of 0.7 to 2.5 seconds; none says what the one before says."""
+    """Captions that stand in full for 0.7 to 2.5 seconds; none says what the one before says."""
     script, second = text.scripts()["latin"], round(rate)
     planned: list[PlannedCaption] = []
     at = second
     while len(planned) < count:
-        end = at + rng.randint(round(rate * 7 / 10), round(rate * 5 / 2))
+        end = at + rng.randint(round(rate * 7 / 10), round(rate * 5 / 2)) + 2 * fade_frames
         line = text.random_line(rng, script, _LINE_LETTERS)
         planned.append(PlannedCaption((line,), "outline", "latin", at, end, fade_frames))
         at = end + rng.choice([*GAPS, *GAPS, rng.randint(4, second)])
@@ -50,7 +50,7 @@ def _styles(rng: random.Random) -> Callable[[PlannedCaption], captions.CaptionSt
 def visible(caption: PlannedCaption) -> tuple[int, int]:
     """First frame that shows a caption with the opacity from which on it counts, and the one after the last."""
     shown = [
-        frame for frame in range(caption.start_frame, caption.end_frame) if caption.opacity(frame) >= VISIBLE_ALPHA
+        frame for frame in range(caption.start_frame, caption.end_frame) if caption.opacity(frame) >= VISIBLE_OPACITY
     ]
     return shown[0], shown[-1] + 1
 

@@ -46,6 +46,7 @@ def make_film(
     width: int = 960,
     height: int = 540,
     after: int = 20,
+    fade_frames: int = 0,
 ) -> list[sample_video.PlannedCaption]:
     """Write an H.264 film whose captions stand on the given frames, first up to the one after the last.
 
@@ -53,7 +54,7 @@ def make_film(
     """
     style = caption_style(height)
     planned = [
-        sample_video.PlannedCaption((WORDS[number % len(WORDS)],), "outline", "latin", *extent)
+        sample_video.PlannedCaption((WORDS[number % len(WORDS)],), "outline", "latin", *extent, fade_frames)
         for number, extent in enumerate(extents)
     ]
     frame_count = extents[-1][1] + after

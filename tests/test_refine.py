@@ -12,6 +12,7 @@ import torch
 
 import caption_extents
 from caption_extents import CropRegion
+from caption_extents.captions.opacity import VISIBLE_OPACITY
 from caption_extents.errors import InputError
 from caption_extents.pipeline.refine import Change, find_change
 from caption_extents.results.database import open_database
@@ -61,6 +62,16 @@ def test_gaps_that_no_sample_sees(rate: Fraction, tmp_path: Path) -> None:
     found = [(round(row["start_seconds"] * rate), round(row["end_seconds"] * rate)) for row in rows]
     assert found == extents
     assert rows[-1]["end_seconds"] == pytest.approx(float(extents[-1][1] / rate), abs=1e-3)
+
+
+def test_fades(tmp_path: Path) -> None:
+    """Times are where 35% of full opacity is reached, between captions and beside longer gaps."""
+    extents = [(12, 60), (60, 110), (112, 160), (190, 240)]
+    planned = make_film(tmp_path / "film.mp4", extents, rate=25, fade_frames=6)
+    rows = run(tmp_path / "film.mp4", tmp_path / "store", refine=True)
+    found = [(round(row["start_seconds"] * 25), round(row["end_seconds"] * 25)) for row in rows]
+    shown = [[frame for frame in range(250) if caption.opacity(frame) >= VISIBLE_OPACITY] for caption in planned]
+    assert found == [(frames[0], frames[-1] + 1) for frames in shown]
 
 
 def test_the_same_either_way(tmp_path: Path) -> None:

@@ -4,11 +4,15 @@ A boundary lies between two samples. The model compares the source's frames betw
 before the change look like the first sample, frames from the change on look like the second. Where one caption follows
 another there may be frames between them that show neither, and no sample: a gap of two frames is a rule of subtitling
 (Netflix, Timed Text Style Guide, "Frame Gap"). The changes are placed where this split has the highest probability.
-Only a few frames per boundary have to be decoded.
+Only the frames near a boundary have to be decoded.
+
+Where a caption fades, no frame is like neither sample, and the model would say anything between a sixth and a third of
+full opacity. Its letters are measured instead, on more frames around the boundary (`captions/opacity.py`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +20,7 @@ import numpy as np
 import torch
 
 from caption_extents.captions.extents import Caption
+from caption_extents.captions.opacity import shown_in_fade
 from caption_extents.labels import Label
 from caption_extents.model.interface import PairModel
 from caption_extents.samples import Planes, slice_planes
@@ -24,6 +29,9 @@ from caption_extents.video.info import VideoFacts
 from caption_extents.video.random_access import CroppedFrames, frames_between
 from caption_extents.video.timeline import Timeline
 
+_REACH_SAMPLES = 6
+"""How far around a boundary to look: a fade may take a second, and half of it lies on each side."""
+
 
 def refine_captions(
     captions: list[Caption], facts: VideoFacts, timeline: Timeline, crop: CropPixels, model: PairModel
@@ -31,33 +39,46 @@ def refine_captions(
     """Captions with ``start`` and ``end`` exact to a frame; their samples stay as they are.
 
     A boundary whose frames cannot be decoded keeps its time. A caption that stands to the end of the video ends when
-    the display of the last frame does.
+    the display of the last frame does. One that still fades when the next one is shown ends there.
     """
     count, pts = len(timeline), timeline.sample_pts.tolist()
     starts, ends = {caption.first_sample for caption in captions}, {caption.end_sample for caption in captions}
     edges = sorted(edge for edge in starts | ends if 0 < edge < count)
-    between_captions = starts & ends
-    intervals = [(pts[edge - 1], pts[edge]) for edge in edges]
+    windows = [(pts[first], pts[last]) for first, last in _windows(captions, edges, count)]
     changes = {count: Change(timeline.end_pts, timeline.end_pts)}
-    for edge, interval, frames in zip(edges, intervals, frames_between(facts, crop, intervals), strict=True):
+    for edge, frames in zip(edges, frames_between(facts, crop, windows), strict=True):
+        between = frames.part(pts[edge - 1], pts[edge])
         # Both samples' own frames are needed for comparison; if one cannot be decoded, keep the boundary's time.
-        whole = bool(frames.pts) and (frames.pts[0], frames.pts[-1]) == interval
-        change = find_change(frames, model, may_have_gap=edge in between_captions) if whole else None
+        whole = bool(between.pts) and (between.pts[0], between.pts[-1]) == (pts[edge - 1], pts[edge])
+        change = find_change(between, model, may_have_gap=edge in starts & ends) if whole else None
         if change is not None:
-            changes[edge] = change
+            changes[edge] = in_fades(frames, change, is_end=edge in ends, is_start=edge in starts)
 
     def seconds(ticks: int) -> float:
         return float(facts.first_sample_seconds + (ticks - facts.first_pts) * facts.time_base)
 
-    def refined(caption: Caption) -> Caption:
+    refined: list[Caption] = []
+    for caption in captions:
         start, end = changes.get(caption.first_sample), changes.get(caption.end_sample)
-        return replace(
-            caption,
-            start=caption.start if start is None else seconds(start.second_starts),
-            end=caption.end if end is None else seconds(end.first_ends),
-        )
+        starts_at = caption.start if start is None else seconds(start.second_starts)
+        ends_at = caption.end if end is None else seconds(end.first_ends)
+        if refined and refined[-1].end > starts_at:
+            # One fades out while the other fades in.
+            refined[-1] = replace(refined[-1], end=starts_at)
+        refined.append(replace(caption, start=starts_at, end=ends_at))
+    return refined
 
-    return [refined(caption) for caption in captions]
+
+def _windows(captions: list[Caption], edges: list[int], count: int) -> Iterator[tuple[int, int]]:
+    """First and last sample to look at for each boundary: at most to the middles of the captions beside it."""
+    firsts, ends = [c.first_sample for c in captions], [c.end_sample for c in captions]
+    middles = [(first + end) // 2 for first, end in zip(firsts, ends, strict=True)]
+    for edge in edges:
+        before, after = bisect_left(firsts, edge), bisect_right(ends, edge)
+        yield (
+            max(middles[before - 1] if before else 0, edge - _REACH_SAMPLES),
+            min(middles[after] if after < len(middles) else count - 1, edge + _REACH_SAMPLES - 1),
+        )
 
 
 @dataclass(frozen=True)
@@ -103,6 +124,24 @@ def find_change(frames: CroppedFrames, model: PairModel, *, may_have_gap: bool) 
             second_starts = int(np.argmax(with_gap)) + 1
             first_ends = int(np.argmax(until[:second_starts]))
     return Change(frames.pts[first_ends + 1], frames.pts[second_starts + 1])
+
+
+def in_fades(frames: CroppedFrames, change: Change, *, is_end: bool, is_start: bool) -> Change:
+    """The change with the opacity that :mod:`caption_extents.captions.opacity` names, where a caption fades.
+
+    Args:
+        frames: around the change; the first and the last show what is before and after it.
+        change: as the model sees it.
+        is_end: whether a caption ends there.
+        is_start: whether a caption starts there; both if one follows another.
+    """
+    luma, last = frames.planes[0], len(frames.pts) - 1
+    first_ends, second_starts = (frames.pts.index(at) for at in (change.first_ends, change.second_starts))
+    if is_end and (shown := shown_in_fade(luma, full=0, without=last)) is not None:
+        first_ends = int(np.argmin(shown))
+    if is_start and (shown := shown_in_fade(luma, full=last, without=0)) is not None:
+        second_starts = int(np.argmax(shown))
+    return Change(frames.pts[first_ends], frames.pts[second_starts])
 
 
 def _parts(frames: CroppedFrames) -> Iterator[Planes]:

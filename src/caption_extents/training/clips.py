@@ -16,13 +16,11 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
+from caption_extents.captions.opacity import VISIBLE_OPACITY
 from caption_extents.samples import plane_view
 from caption_extents.training import captions, text
 from caption_extents.training.backgrounds import BackgroundSource, exposed
 from caption_extents.training.distractors import add_distractors
-
-VISIBLE_ALPHA = 0.35
-"""A fading caption counts as shown from this opacity on."""
 
 CAPTIONED_SHARE = 0.85
 """Of clips; the others teach what is none."""
@@ -305,7 +303,7 @@ def random_clip(rng: random.Random, backgrounds: BackgroundSource, count: int, w
             captions.blend(pictures[sample], colour, alpha)
             np.maximum(ink[sample], _coarse(letters), out=ink[sample])
             unsure[sample] |= UNSURE_ALPHAS[0] < opacity < UNSURE_ALPHAS[1] or letters.max() < 0.3
-            if opacity >= VISIBLE_ALPHA:
+            if opacity >= VISIBLE_OPACITY:
                 caption_ids[sample] = number
     if rng.random() < 0.2:
         pictures = _rescale(rng, pictures)

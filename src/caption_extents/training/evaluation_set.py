@@ -26,8 +26,8 @@ from typing import cast
 import av
 import numpy as np
 
+from caption_extents.captions.opacity import VISIBLE_OPACITY
 from caption_extents.training import backgrounds, fonts
-from caption_extents.training.clips import VISIBLE_ALPHA
 from caption_extents.training.scoring import first_sample_at
 from caption_extents.training.visibility import letters, which_are_seen, which_are_told
 
@@ -159,7 +159,7 @@ class Film:
             frames: number of the frame that each sample shows.
         """
         rate = Fraction(self.rate)
-        fade = 30 * VISIBLE_ALPHA if self.style == "fade" else 0.0
+        fade = 30 * VISIBLE_OPACITY if self.style == "fade" else 0.0
         # Milliseconds at which the renderer drew the frame.
         times = [1000 * frame / rate for frame in frames]
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import av.error
 import numpy as np
 from av.video.frame import VideoFrame
 
-from caption_extents.samples import Planes
+from caption_extents.samples import Planes, slice_planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import is_good
 from caption_extents.video.decoders.cpu import crop_planes
@@ -35,6 +36,11 @@ class CroppedFrames:
     pts: list[int]
     planes: Planes
 
+    def part(self, first: int, last: int) -> CroppedFrames:
+        """Those from one time to another, in ticks, both included."""
+        start, stop = bisect_left(self.pts, first), bisect_right(self.pts, last)
+        return CroppedFrames(self.pts[start:stop], slice_planes(self.planes, start, stop))
+
 
 def frames_between(
     facts: VideoFacts, crop: CropPixels, intervals: Iterable[tuple[int, int]], threads: int = 0
@@ -54,12 +60,12 @@ def frames_between(
     with open_container(facts.path, facts.stream_index, threads) as (container, stream):
         reader: Iterator[VideoFrame] = iter(())
         held: list[tuple[int, list[np.ndarray]]] = []
-        reached: int | None = None
+        before: tuple[int, int] | None = None
         for first, last in intervals:
-            if reached is None or not reached <= first <= reached + read_on:
+            if before is None or not before[0] <= first <= before[1] + read_on:
                 reader, held = _frames_from(container, stream, facts, first), []
-            # Neighbouring intervals share a sample, and the frame that ends one may be one of the next.
-            held, reached = [frame for frame in held if frame[0] >= first], last
+            # Neighbouring intervals may overlap: frames of one may be frames of the next.
+            held, before = [frame for frame in held if frame[0] >= first], (first, last)
             while not held or held[-1][0] < last:
                 frame = next(reader, None)
                 if frame is None:
