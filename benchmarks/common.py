@@ -24,7 +24,7 @@ import caption_extents
 from caption_extents.machine import usable_cores
 from caption_extents.training import sample_video
 from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
-from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
 from caption_extents.video.video import Decoding, StartedVideo, Video, open_local
 
 CACHE = Path(tempfile.gettempdir()) / "caption-extents-benchmarks"
@@ -141,7 +141,7 @@ def opened_video(video: Path, device: torch.device, threads: int = 0) -> Iterato
     gpu = device.index or 0
     with (
         VideoReaderProcess(video, Fraction(10), DecoderLimits()) as reader,
-        closing(GpuSessions(gpu)) as sessions,
+        closing(GpuSessions(SessionPool(gpu))) as sessions,
         StartedVideo(reader, sessions, Decoding(gpu, threads=threads)) as opened,
     ):
         time.sleep(_STARTING_SECONDS)

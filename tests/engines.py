@@ -38,7 +38,7 @@ class SoftwareEngine:
             context.width, context.height = stream.codec_context.width, stream.codec_context.height
         return context
 
-    def pin(self, memory: np.ndarray) -> None:
+    def pin(self, memory: np.ndarray, before: np.ndarray | None) -> None:
         pass
 
     def takes(self, frame: av.VideoFrame) -> bool:

@@ -25,7 +25,7 @@ from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec import sessions as gpu_sessions
 from caption_extents.video.nvdec.decoder import NvdecDecoder
 from caption_extents.video.nvdec.scheduler import SegmentReader
-from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
 from caption_extents.video.nvdec.worker import EngineSpec, SessionProcess
 from caption_extents.video.timeline import build_timeline
 from tests.media import Recipe, cut_off_beginning, make_video, reference_samples
@@ -60,14 +60,14 @@ def open_remote(
 def test_samples_are_the_frames_a_player_shows(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     path = make_video(recipe, tmp_path)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, Fraction(10))) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, Fraction(10))) as decoder:
         check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
     assert decoder.undecodable_samples == []
 
 
 def test_parts_of_one_long_segment_come_in_order(tmp_path: Path) -> None:
     path = make_video(Recipe("one-group", pts=tuple(range(600)), options={"bf": "0", "g": "1000"}), tmp_path)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, Fraction(30))) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, Fraction(30))) as decoder:
         check_batches(list(decoder), path, reference_samples(path, Fraction(30)))
 
 
@@ -75,7 +75,7 @@ def test_key_frames_that_are_none_are_found_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     options = {"bf": "0", "x264-params": "intra-refresh=1:keyint=15:log-level=none"}
     path = make_video(Recipe("refresh", pts=tuple(range(150)), options=options), tmp_path)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, Fraction(10))) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, Fraction(10))) as decoder:
         check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_key_frame_costs_one_cut(tmp_path: Path, monkeypatch: pytest.M
     alone = CpuDecoder(facts, timeline, crop, threads=1)
     expected, begun = list(alone), list[int]()
     assert alone.undecodable_samples == [45]
-    gpu = GpuSessions(0, kind=SOFTWARE)
+    gpu = GpuSessions(SessionPool(0, kind=SOFTWARE))
     begin = gpu.begin
     monkeypatch.setattr(gpu, "begin", lambda work, there: begun.append(len(work.spans)) or begin(work, there))
     with closing(open_remote(gpu, path, Fraction(10))) as decoder:
@@ -111,7 +111,7 @@ def test_a_large_film_in_one_piece_is_decoded_as_it_is_read(tmp_path: Path, monk
     monkeypatch.setattr(gpu_sessions, "_SHARED_BYTES", 0)
     monkeypatch.setattr(segments, "cut_segments", None)
     path = make_video(Recipe("one-group", pts=tuple(range(300)), options={"bf": "2", "g": "1000"}), tmp_path)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, Fraction(30))) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, Fraction(30))) as decoder:
         check_batches(list(decoder), path, reference_samples(path, Fraction(30)))
     assert decoder.undecodable_samples == []
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_sent_is_decoded_here(least: int, tmp_path: Path, monkeyp
     trimmed = cut_off_beginning(original, tmp_path / "trimmed.mp4", Fraction(40, 30))
     facts = probe(trimmed)
     expected = list(CpuDecoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(REGION, facts), threads=1))
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), trimmed, Fraction(10))) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), trimmed, Fraction(10))) as decoder:
         found = list(decoder)
     assert decoder.undecodable_samples == []
     for one, other in zip(found, expected, strict=True):
@@ -136,7 +136,7 @@ def test_decoding_begins_before_anybody_asks(tmp_path: Path, monkeypatch: pytest
     path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
     reader = VideoReaderProcess(path, Fraction(10), DecoderLimits())
     children = Children()
-    gpu = GpuSessions(0, children, SOFTWARE)
+    gpu = GpuSessions(SessionPool(0, children, SOFTWARE))
     with closing(reader), closing(gpu):
         gpu.begin_early(reader, REGION)
         deadline = time.monotonic() + 60
@@ -154,7 +154,7 @@ def test_an_early_start_for_something_else_is_given_up(tmp_path: Path, monkeypat
     monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
     path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
     reader = VideoReaderProcess(path, Fraction(5), DecoderLimits())
-    gpu = GpuSessions(0, kind=SOFTWARE)
+    gpu = GpuSessions(SessionPool(0, kind=SOFTWARE))
     with closing(reader), closing(gpu):
         gpu.begin_early(reader, REGION)
         decoder = open_remote(gpu, path, Fraction(10))
@@ -169,7 +169,9 @@ def test_a_process_that_fails_is_an_error_with_a_reason(engine: str, message: st
     before = threading.active_count()
     with (
         pytest.raises(DecodeError, match=message),
-        closing(open_remote(GpuSessions(0, kind=EngineSpec("tests.engines", engine)), path, Fraction(10))) as decoder,
+        closing(
+            open_remote(GpuSessions(SessionPool(0, kind=EngineSpec("tests.engines", engine))), path, Fraction(10))
+        ) as decoder,
     ):
         list(decoder)
     assert threading.active_count() == before
@@ -179,7 +181,7 @@ def test_closing_early_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     path = make_video(Recipe("long", pts=tuple(range(600)), options=B_FRAMES), tmp_path)
     children, before = len(psutil.Process().children()), threading.active_count()
-    decoder = open_remote(GpuSessions(0, kind=SOFTWARE), path, Fraction(10))
+    decoder = open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, Fraction(10))
     next(iter(decoder))
     assert len(psutil.Process().children()) > children
     decoder.close()
@@ -192,7 +194,7 @@ def test_an_early_start_with_a_file_that_is_none(tmp_path: Path) -> None:
     path = tmp_path / "none.mp4"
     path.write_bytes(b"not a video")
     reader = VideoReaderProcess(path, Fraction(10), DecoderLimits())
-    gpu = GpuSessions(0, kind=SOFTWARE)
+    gpu = GpuSessions(SessionPool(0, kind=SOFTWARE))
     with closing(reader), closing(gpu):
         gpu.begin_early(reader, REGION)
         for _ in range(2):
@@ -217,3 +219,64 @@ def test_closing_a_process_twice_at_once_is_harmless() -> None:
         for thread in threads:
             thread.join()
         assert not errors
+
+
+def processes_of(gpu: GpuSessions) -> list[SessionProcess]:
+    return [*gpu._busy, *gpu._unused]
+
+
+def test_processes_serve_one_video_after_the_other(tmp_path: Path) -> None:
+    """Also one whose crops need more memory, one of another codec, and the first again."""
+    hevc = {"x265-params": "log-level=none:keyint=20"}
+    videos = [
+        (Recipe("film", pts=tuple(range(90)), options={"g": "20"}), CropRegion(0.2, 0.6, 0.5, 0.8)),
+        (Recipe("large", pts=tuple(range(60)), options={"g": "20", "bf": "2"}), CropRegion(0.0, 0.0, 1.0, 1.0)),
+        (Recipe("hevc", codec="libx265", pts=tuple(range(60)), options=hevc), CropRegion(0.0, 0.5, 1.0, 1.0)),
+        (Recipe("film", pts=tuple(range(90)), options={"g": "20"}), CropRegion(0.2, 0.6, 0.5, 0.8)),
+    ]
+    pool, seen = SessionPool(0, kind=SOFTWARE, most_idle=2), list[set[SessionProcess]]()
+    with closing(pool):
+        for recipe, region in videos:
+            path, gpu = make_video(recipe, tmp_path), GpuSessions(pool)
+            facts = probe(path)
+            expected = CpuDecoder(facts, build_timeline(facts, Fraction(10)), resolve_crop(region, facts), threads=1)
+            seen.append(set(processes_of(gpu)))
+            with closing(open_remote(gpu, path, Fraction(10), region=region)) as decoder:
+                planes = [
+                    [np.concatenate(part) for part in zip(*(b.planes for b in batches), strict=True)]
+                    for batches in (decoder, expected)
+                ]
+            assert all(np.array_equal(one, other) for one, other in zip(*planes, strict=True))
+    assert all(processes == seen[0] for processes in seen)
+    assert all(process.has_ended for process in seen[0])
+
+
+def test_two_videos_at_once_have_processes_of_their_own(tmp_path: Path) -> None:
+    path = make_video(Recipe("film", pts=tuple(range(120)), options={"g": "20"}), tmp_path)
+    with closing(SessionPool(0, kind=SOFTWARE, most_idle=4)) as pool:
+        first, second = GpuSessions(pool), GpuSessions(pool)
+        assert not set(processes_of(first)) & set(processes_of(second))
+        with (
+            closing(open_remote(first, path, Fraction(10))) as one,
+            closing(open_remote(second, path, Fraction(10))) as other,
+        ):
+            for batches in zip(one, other, strict=True):
+                assert np.array_equal(batches[0].y, batches[1].y)
+
+
+@pytest.mark.parametrize("kind", ["SoftwareEngine", "DyingEngine", "FailingEngine"])
+def test_what_a_video_left_unfinished_is_not_used_again(kind: str, tmp_path: Path) -> None:
+    path = make_video(Recipe("film", pts=tuple(range(600)), options={"g": "20"}), tmp_path)
+    with closing(SessionPool(0, kind=EngineSpec("tests.engines", kind), most_idle=4)) as pool:
+        gpu = GpuSessions(pool)
+        used = set(processes_of(gpu))
+        with closing(open_remote(gpu, path, Fraction(10))) as decoder:
+            if kind == "SoftwareEngine":
+                next(iter(decoder))
+            else:
+                with pytest.raises(DecodeError):
+                    list(decoder)
+        assert all(process.has_ended for process in used)
+        again = GpuSessions(pool)
+        assert not used & set(processes_of(again))
+        again.close()

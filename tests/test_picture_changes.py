@@ -26,7 +26,7 @@ from caption_extents.video.info import probe
 from caption_extents.video.inspection import inspect_video
 from caption_extents.video.nvdec import decoder as nvdec_decoder
 from caption_extents.video.nvdec import segments
-from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
 from caption_extents.video.random_access import frames_between
 from caption_extents.video.timeline import build_timeline
 from tests.media import picture
@@ -218,7 +218,7 @@ def test_segments_go_on_on_the_cpu(
     timeline, crop = build_timeline(facts, RATE), resolve_crop(REGION, facts)
     alone = CpuDecoder(facts, timeline, crop)
     expected = all_planes(alone)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, RATE, region=REGION)) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, RATE, region=REGION)) as decoder:
         found = list(decoder)
     for planes, others in zip(all_planes(found), expected, strict=True):
         np.testing.assert_array_equal(planes, others)
@@ -231,7 +231,7 @@ def test_segments_go_on_on_the_cpu(
 
 def test_the_cpu_stops_when_it_is_told(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvdec_decoder, "_MAX_BATCH_SAMPLES", 32)
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), parts, RATE, region=REGION)) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), parts, RATE, region=REGION)) as decoder:
         batches = iter(decoder)
         next(batches)
         decoder.close()
@@ -247,7 +247,7 @@ def test_what_is_lost_after_a_change_is_told_at_once(tmp_path: Path, monkeypatch
     middle = len(data) // 2
     data[middle:] = bytes(len(data) - middle)
     path.write_bytes(data[: middle + 188 * 20] + path.read_bytes()[-188 * 40 :])
-    with closing(open_remote(GpuSessions(0, kind=SOFTWARE), path, RATE, region=REGION)) as decoder:
+    with closing(open_remote(GpuSessions(SessionPool(0, kind=SOFTWARE)), path, RATE, region=REGION)) as decoder:
         told = [list(decoder.undecodable_samples) for _ in decoder]
     assert told[-1] == decoder.undecodable_samples
     assert told[-1]

@@ -23,6 +23,7 @@ from caption_extents.version import __version__
 if TYPE_CHECKING:
     from caption_extents.captions.extents import Caption, decode_captions
     from caption_extents.captions.subtitles import write_subtitles
+    from caption_extents.engine import Engine
     from caption_extents.job.api import (
         crop_and_infer_caption_frame_extents,
         crop_and_infer_caption_frame_extents_pipelined,
@@ -43,6 +44,7 @@ __all__ = [
     "CaptionModel",
     "CropInferResult",
     "CropRegion",
+    "Engine",
     "InputError",
     "Job",
     "ProcessingError",
@@ -65,6 +67,7 @@ _MODULES = {
     "Caption": "captions.extents",
     "CaptionModel": "model.captioner",
     "CropInferResult": "job.result",
+    "Engine": "engine",
     "Job": "options",
     "SampleBatch": "samples",
     "Video": "video.video",

@@ -22,7 +22,7 @@ from fractions import Fraction
 from multiprocessing import active_children, get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from caption_extents.errors import InputError, OutputError, ProcessingError
 from caption_extents.interrupts import WorkerOfPool
@@ -30,6 +30,10 @@ from caption_extents.job.api import run_job
 from caption_extents.options import Job, id_from_name, parse_rate
 from caption_extents.region import CropRegion
 from caption_extents.video.nvdec.driver import device_count
+
+if TYPE_CHECKING:
+    from caption_extents.engine import Engine
+    from caption_extents.job.result import CropInferResult
 
 _RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
 """Options, in addition to store and preset, that change the result of a job."""
@@ -264,11 +268,11 @@ BatchOptions: TypeAlias = Mapping[str, Any]
 """Options of :class:`~caption_extents.options.Job` that all videos of a list share, by their names."""
 
 
-def run_entry(entry: Entry, options: BatchOptions) -> Outcome:
+def run_entry(entry: Entry, options: BatchOptions, run: Callable[[Job], CropInferResult] = run_job) -> Outcome:
     """Run the job of an entry; errors of the job are returned in the outcome, not raised."""
     started = time.perf_counter()
     try:
-        result = run_job(entry.job(options))
+        result = run(entry.job(options))
     except (InputError, ProcessingError) as error:
         return Outcome(entry.digest, entry.video_id, error=str(error), seconds=time.perf_counter() - started)
     return Outcome.of(entry, result.to_dict())
@@ -278,6 +282,8 @@ _number = 0
 """Number of this process among the workers of its pool, counted from 0; it selects the GPU."""
 _worker: WorkerOfPool
 """Ends this process with its parent, if it is a worker of a pool."""
+_engine: Engine | None = None
+"""What stays open between the videos of this process."""
 
 
 def _begin_worker(numbers: SimpleQueue[int]) -> None:
@@ -290,7 +296,17 @@ def _run_in_worker(entry: Entry, options: BatchOptions) -> Outcome:
         if options.get("device", Job.device) in {"auto", "cuda"}:
             count = device_count()
             options = {**options, "device": f"cuda:{_number % count}"} if count > 1 else options
-        return run_entry(entry, options)
+        return run_with_engine(entry, options)
+
+
+def run_with_engine(entry: Entry, options: BatchOptions) -> Outcome:
+    """As :func:`run_entry`, with what this process keeps open between videos."""
+    global _engine
+    if _engine is None:
+        from caption_extents.engine import Engine
+
+        _engine = Engine()
+    return run_entry(entry, options, _engine.run)
 
 
 class Executor(Protocol):
@@ -304,7 +320,9 @@ class Executor(Protocol):
 class LocalExecutor:
     """Runs entries in child processes of this machine, so that a crash while one video is processed is contained.
 
-    If there are several GPUs, they are assigned to the processes in turn.
+    Each process has an engine, so that decoders, encoders and the model stay open between its videos; while one process
+    opens or commits a video, others decode and encode theirs. If there are several GPUs, they are assigned to the
+    processes in turn.
 
     Args:
         jobs: number of videos processed at once.

@@ -43,6 +43,7 @@ _POLL_MILLISECONDS = 60_000
 _LIFE_SECONDS = 0.2
 _SOCKET_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 500
+_MOST_KNOWN = 64
 
 _ERRORS = {name: getattr(errors, name) for name in ("VideoError", "DecodeError", "EncodeError", "StallError")}
 """Errors that a child may report, by the names of their classes."""
@@ -282,6 +283,12 @@ class Child:
         return f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
     @property
+    def is_closed(self) -> bool:
+        """Whether :meth:`kill` or :meth:`close` was called."""
+        with self._closing:
+            return self._closed
+
+    @property
     def has_ended(self) -> bool:
         """Whether it has ended, by itself or because it was closed."""
         return self._process.poll() is not None
@@ -321,32 +328,47 @@ class Child:
 
 
 class Children:
-    """The child processes of one run: started here, counted together and closed together."""
+    """The child processes of one run, or of many: started here, counted together and closed together."""
 
     def __init__(self) -> None:
         self._all: list[Child] = []
+        self._forgotten_cpu_seconds = 0.0
+        self._lock = threading.Lock()
 
     def start(self, target: str, channels: int = 1, arguments: Iterable[str] = (), **options: Any) -> Child:
         """Start a :class:`Child`."""
         child = Child(target, channels, arguments, **options)
-        self._all.append(child)
+        with self._lock:
+            self._all.append(child)
+            if len(self._all) > _MOST_KNOWN:
+                self._forget_ended()
         return child
+
+    def _forget_ended(self) -> None:
+        """Keep only the CPU time of those that have ended: of many runs there may be thousands."""
+        ended = [child for child in self._all if child.is_closed]
+        self._forgotten_cpu_seconds += sum(child.cpu_seconds for child in ended)
+        self._all = [child for child in self._all if child not in ended]
 
     @property
     def peak_memory_bytes(self) -> int:
         """Their largest resident sets together; pages that they share are counted once."""
-        return sum(child.peak_memory_bytes for child in self._all)
+        with self._lock:
+            return sum(child.peak_memory_bytes for child in self._all)
 
     @property
     def cpu_seconds(self) -> float:
         """CPU seconds that they took so far."""
-        return sum(child.cpu_seconds for child in self._all)
+        with self._lock:
+            return self._forgotten_cpu_seconds + sum(child.cpu_seconds for child in self._all)
 
     def close(self) -> None:
         """End all of them."""
-        for child in self._all:
+        with self._lock:
+            children = list(self._all)
+        for child in children:
             child.kill()
-        for child in self._all:
+        for child in children:
             child.close()
 
 

@@ -55,6 +55,24 @@ def _limits(cgroups: Path, own: Path) -> Iterator[float]:
             yield quota_us / period_us
 
 
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less if its container has a limit."""
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        machine = _UNKNOWN_MEMORY_BYTES
+    limits = [machine]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+_UNKNOWN_MEMORY_BYTES = 8 << 30
+
+
 def peak_memory_bytes() -> int:
     """Largest resident set of this process so far."""
     return peak_memory_of("self") or _peak_by_usage()

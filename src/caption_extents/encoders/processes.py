@@ -88,15 +88,28 @@ class ProcessEncoder:
                 with self._changed:
                     if self._closed:
                         return
-                    child = self._children.start(_TARGET, size + _WAITING, [str(size)])
-                    self._all.append(child)
-                    load = _Load(size)
-                    self._idle += [_ChildChannel(child, channel, load) for channel in child.channels]
-                    self._changed.notify_all()
+                    self._start_child(size)
         except Exception as error:
             with self._changed:
                 self._start_error = error
                 self._changed.notify_all()
+
+    def _start_child(self, encoders: int) -> None:
+        child = self._children.start(_TARGET, encoders + _WAITING, [str(encoders)])
+        self._all.append(child)
+        load = _Load(encoders)
+        self._idle += [_ChildChannel(child, channel, load) for channel in child.channels]
+        self._changed.notify_all()
+
+    def _replace(self, dead: _ChildChannel) -> None:
+        """Start a child in place of one that has died, for the chunks of other runs."""
+        with self._changed:
+            if self._closed or dead.child not in self._all:
+                return
+            self._all.remove(dead.child)
+            self._idle = [line for line in self._idle if line.child is not dead.child]
+            self._start_child(dead.load.encoders)
+        dead.child.close()
 
     def end(self) -> None:
         """End the children without waiting for them; calls that are under way fail."""
@@ -126,6 +139,7 @@ class ProcessEncoder:
                 return line.encode(frames, self._preset, form)
             except ChannelError as error:
                 ended = f"the encoder's process {line.child.describe_exit()}; is there too little memory?"
+                self._replace(line)
                 raise EncodeError(f"{_name(frames.plan)} could not be encoded: {ended}") from error
 
     @contextmanager
@@ -146,14 +160,16 @@ class ProcessEncoder:
         finally:
             with self._changed:
                 line.load.above -= 1
-                self._idle.append(line)
-                self._changed.notify()
+                if line.child in self._all:
+                    self._idle.append(line)
+                    self._changed.notify()
 
 
 class _Load:
     """Load of a child: number of its chunks minus number of its encoders; negative while some encoders are idle."""
 
     def __init__(self, encoders: int) -> None:
+        self.encoders = encoders
         self.above = -encoders
 
 

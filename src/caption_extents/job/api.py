@@ -36,9 +36,10 @@ def run_job(job: Job) -> CropInferResult:
 
     with wrap_unexpected_errors(), closing(Children()) as children, early_start(job, children) as started:
         # Imported only after the child processes have been started, because it imports PyTorch.
+        from caption_extents.job.resources import OwnResources
         from caption_extents.job.run import run
 
-        return run(job, children, started)
+        return run(job, OwnResources(children, started))
 
 
 def _with_options_of(

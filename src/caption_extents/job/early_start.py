@@ -13,7 +13,7 @@ from caption_extents.options import Job
 from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
 from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
 from caption_extents.video.nvdec import driver
-from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """Device files that exist if there is an NVIDIA GPU: on Linux, and in the Windows Subsystem for Linux."""
@@ -29,13 +29,20 @@ class EarlyStart:
     """Memory in use on each GPU before the decoder sessions were started, in bytes, by the GPU's UUID."""
 
     @classmethod
-    def begin(cls, job: Job, path: Path, gpu: int, children: Children) -> EarlyStart:
-        """Start the child processes; they index the video and begin to decode its first segments."""
+    def begin(cls, job: Job, path: Path, pool: SessionPool, children: Children) -> EarlyStart:
+        """Start the child processes; they index the video and begin to decode its first segments.
+
+        Args:
+            job: the job.
+            path: its video.
+            pool: where the decoder sessions come from.
+            children: registry in which the other processes are started.
+        """
         reader = VideoReaderProcess(
             path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children, job.stream
         )
         memory_before = memory_in_use(open_nvml())
-        sessions = GpuSessions(gpu, children)
+        sessions = GpuSessions(pool)
         sessions.begin_early(reader, job.crop_region)
         return cls(reader, sessions, memory_before)
 
@@ -53,7 +60,7 @@ def early_start(job: Job, children: Children) -> Iterator[EarlyStart | None]:
     if gpu is None or not path.is_file() or not driver.is_there():
         yield None
         return
-    started = EarlyStart.begin(job, path, gpu, children)
+    started = EarlyStart.begin(job, path, SessionPool(gpu, children), children)
     try:
         yield started
     finally:

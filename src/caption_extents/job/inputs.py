@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from caption_extents.children import Children
 from caption_extents.errors import VideoError
-from caption_extents.job.early_start import EarlyStart
+from caption_extents.job.resources import Resources
 from caption_extents.options import Job
 from caption_extents.pipeline.clocks import Progress, ProgressCallback
 from caption_extents.storage.keys import is_key
@@ -24,7 +23,7 @@ from caption_extents.watchdog import Watchdog
 
 @contextmanager
 def open_input(
-    job: Job, store: Store, decoding: Decoding, started: EarlyStart | None, children: Children, watchdog: Watchdog
+    job: Job, store: Store, decoding: Decoding, resources: Resources, watchdog: Watchdog
 ) -> Iterator[tuple[Path, Video]]:
     """Open the video of a job; yields the path of its (possibly downloaded) file and the opened video.
 
@@ -32,8 +31,7 @@ def open_input(
         job: the job; its ``video_key`` is a local path or a key in the store.
         store: the store that may contain the video.
         decoding: which decoder to use.
-        started: child processes that already read and decode the video on a GPU; None if there are none.
-        children: registry of the run's child processes.
+        resources: child processes that read and decode it.
         watchdog: the run's watchdog.
 
     Raises:
@@ -41,7 +39,7 @@ def open_input(
     """
     local = _local_path(job.video_key, store)
     if local is not None:
-        with watchdog.entered(repr(job.video_key), _opened(local, job, decoding, started, children)) as video:
+        with watchdog.entered(repr(job.video_key), _opened(local, job, decoding, resources)) as video:
             yield local, video
         return
     if store.folder is not None or not is_key(job.video_key) or not store.exists(job.video_key):
@@ -52,7 +50,7 @@ def open_input(
     ):
         if decoding.isolated is not None:
             download.wait()
-            opening = _opened(download.path, job, decoding, None, children)
+            opening = _opened(download.path, job, decoding, resources)
         else:
             opening = open_arriving(download, job.rate, decoding)
         with watchdog.entered(repr(job.video_key), opening) as video:
@@ -60,19 +58,14 @@ def open_input(
 
 
 @contextmanager
-def _opened(
-    path: Path, job: Job, decoding: Decoding, started: EarlyStart | None, children: Children
-) -> Iterator[Video]:
-    if decoding.gpu is None:
-        started = None
-    elif started is None:
-        started = EarlyStart.begin(job, path, decoding.gpu, children)
-    if started is None:
-        video = open_local(path, job.rate, decoding, children)
-    else:
-        video = StartedVideo(started.reader, started.sessions, decoding)
-    with video:
-        yield video
+def _opened(path: Path, job: Job, decoding: Decoding, resources: Resources) -> Iterator[Video]:
+    with ExitStack() as opened:
+        if decoding.gpu is None:
+            video = open_local(path, job.rate, decoding, resources.children)
+        else:
+            started = opened.enter_context(closing(resources.started(job, path, decoding.gpu)))
+            video = StartedVideo(started.reader, started.sessions, decoding)
+        yield opened.enter_context(video)
 
 
 def _local_path(key: str, store: Store) -> Path | None:

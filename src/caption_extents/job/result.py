@@ -65,14 +65,18 @@ class CropInferResult:
         }
 
 
-@dataclass
 class Stopwatch:
-    """A run's wall and CPU time, and how much of both went by before the first stage started."""
+    """A run's wall and CPU time, and how much of both went by before the first stage started.
 
-    started: float = field(default_factory=time.perf_counter)
-    started_cpu: float = field(default_factory=time.process_time)
-    setup_seconds: float = 0.0
-    setup_cpu_seconds: float = 0.0
+    Args:
+        children: the run's child processes, whose CPU time counts.
+    """
+
+    def __init__(self, children: Children) -> None:
+        self.started = time.perf_counter()
+        """On the clock of :func:`time.perf_counter`."""
+        self.setup_seconds = self.setup_cpu_seconds = 0.0
+        self._children, self._started_cpu = children, time.process_time()
 
     def set_up(self) -> None:
         """End the set-up phase: the first stage starts now."""
@@ -84,9 +88,14 @@ class Stopwatch:
         return time.perf_counter() - self.started
 
     @property
+    def occupied_seconds(self) -> float:
+        """The run's share of the machine's time so far: wall time, divided among the runs that go on at once."""
+        return self.seconds
+
+    @property
     def cpu_seconds(self) -> float:
-        """CPU time of this process so far."""
-        return time.process_time() - self.started_cpu
+        """CPU time so far, of this process and of its child processes."""
+        return time.process_time() - self._started_cpu + self._children.cpu_seconds
 
 
 @dataclass(frozen=True)
@@ -123,8 +132,8 @@ class Measured:
 def _metrics(run: Measured) -> RunMetrics:
     job, stages, watch, gpu = run.job, run.stages, run.watch, run.gpu
     measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
-    total_seconds = watch.seconds
-    cpu_seconds = watch.cpu_seconds + run.children.cpu_seconds
+    total_seconds, occupied_seconds = watch.seconds, watch.occupied_seconds
+    cpu_seconds = watch.cpu_seconds
     cores = usable_cores()
     offload, on_gpu = stages.offload, run.on_gpu
     work = measured_work(
@@ -142,6 +151,7 @@ def _metrics(run: Measured) -> RunMetrics:
     return RunMetrics(
         implementation=job.implementation,
         total_seconds=total_seconds,
+        occupied_seconds=occupied_seconds,
         setup_seconds=watch.setup_seconds,
         startup_seconds=watch.setup_seconds + measured[EXTRACTION].first_item_seconds,
         first_frame_at=stages.extraction.first_frame_at,
@@ -151,7 +161,7 @@ def _metrics(run: Measured) -> RunMetrics:
         overlap=analyse_overlap(measured, job.implementation, work),
         peak_memory_bytes=peak_memory_bytes() + run.children.peak_memory_bytes,
         cost=cost_of_run(
-            run.prices, work, run.preset, total_seconds=total_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
+            run.prices, work, run.preset, total_seconds=occupied_seconds, cpu_seconds=cpu_seconds, on_gpu=on_gpu
         ),
         work=work,
         timeline=RunTimeline.of(

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -21,23 +21,20 @@ import numpy as np
 import torch
 
 from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions
-from caption_extents.children import Children
 from caption_extents.chunks.encode import ChunkFormat
 from caption_extents.chunks.plan import ChunkPlan, plan_chunks
 from caption_extents.chunks.presets import EncoderPreset, find_preset
-from caption_extents.encoders.base import ChunkEncoder, ThreadEncoder
-from caption_extents.encoders.processes import ProcessEncoder
+from caption_extents.encoders.base import ChunkEncoder
 from caption_extents.encoders.tasks import EncoderWorkers
 from caption_extents.errors import ProcessingError, VideoError
 from caption_extents.files import shown_name
-from caption_extents.job.early_start import EarlyStart
 from caption_extents.job.inputs import open_input
+from caption_extents.job.resources import Resources
 from caption_extents.job.result import CropInferResult, Measured, Stopwatch
 from caption_extents.labels import Label
-from caption_extents.model.devices import check_model_device, choose_device, gpu_uuid, single_threaded_pool
+from caption_extents.model.devices import check_model_device, choose_device, gpu_uuid
 from caption_extents.model.interface import PairModel
 from caption_extents.model.labeller import Labeller
-from caption_extents.model.opening import open_model
 from caption_extents.model.weights import DEFAULT_WEIGHTS
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.pipeline.analysis import Prices
@@ -45,7 +42,7 @@ from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPL
 from caption_extents.pipeline.gpu_use import GpuWatch
 from caption_extents.pipeline.metrics import RunMetrics
 from caption_extents.pipeline.offload import Offload, remove_old_blocks
-from caption_extents.pipeline.pipelined import run_pipelined
+from caption_extents.pipeline.pipelined import run_pipelined, samples_in_flight
 from caption_extents.pipeline.refine import refine_captions
 from caption_extents.pipeline.sequential import run_sequential
 from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Encoding, Extraction, Inference, Stages, Upload, Workers
@@ -53,13 +50,14 @@ from caption_extents.results.database import DatabaseWriter
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.leases import VersionLease, acquire_version
 from caption_extents.storage.manifest import MANIFEST_FORMAT, ChunkRecord, Manifest, SourceRecord, content_fingerprint
-from caption_extents.storage.store import Store, open_store
+from caption_extents.storage.store import Store
 from caption_extents.storage.versions import newest_manifest
 from caption_extents.version import __version__
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.decoders.isolated import DecoderLimits
 from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec.decoder import batch_samples
 from caption_extents.video.timeline import Timeline
 from caption_extents.video.video import Decoding, Video
 from caption_extents.watchdog import Watchdog
@@ -93,39 +91,39 @@ class _Plan:
         return self.video.timeline
 
 
-def run(job: Job, children: Children, started: EarlyStart | None = None) -> CropInferResult:
+def run(job: Job, resources: Resources) -> CropInferResult:
     """Run a job.
 
     Args:
         job: what to do.
-        children: registry in which child processes of this run are started.
-        started: child processes that already read the video and decode it on a GPU; None if there are none.
+        resources: what it works with.
 
     Raises:
         InputError: an argument or the video cannot be used; nothing was written.
         ProcessingError: a stage failed; readers see nothing of the run, and the next one with the same inputs goes on.
     """
-    watch, started_at, watchdog = Stopwatch(), datetime.now(UTC), Watchdog(job.stall_seconds)
+    watch, started_at, watchdog = resources.stopwatch(), datetime.now(UTC), Watchdog(job.stall_seconds)
     keys = VideoKeys(job.tenant_id, job.video_id)
-    store, device = open_store(job.store_address), _device(job)
+    store, device = resources.store(job.store_address), _device(job)
     with (
-        closing(_open_encoder(job, device, children)) as encoder,
-        _loading_model(job, device) as model,
-        open_input(job, store, _decoding(job, device), started, children, watchdog) as (path, video),
+        resources.encoder(job, device) as encoder,
+        resources.model(job, device) as model,
+        open_input(job, store, _decoding(job, device), resources, watchdog) as (path, video),
     ):
         plan = _make_plan(job, path, video, model)
         found = _Captions(plan)
         with (
+            resources.room(_bytes_in_flight(job, plan.crop, encoder)),
             _acquire(job, plan, store, keys) as lease,
             closing(DatabaseWriter()) as rows,
             closing(found),
             _encoder_workers(job, lease) as workers,
         ):
             done = _stored_chunks(lease, len(plan.timeline))
-            gpu = GpuWatch(gpu_uuid(plan.model.device), watch.started, started.gpu_memory_before if started else None)
+            gpu = GpuWatch(gpu_uuid(plan.model.device), watch.started, resources.gpu_memory_before)
             stages = _Opened(job, plan, lease, done, encoder, workers, watch, watchdog).stages(rows, found)
             measured = Measured(
-                job, plan.crop, plan.preset, plan.prices, device.type == "cuda", stages, watch, gpu, children
+                job, plan.crop, plan.preset, plan.prices, device.type == "cuda", stages, watch, gpu, resources.children
             )
             watch.set_up()
             with closing(stages.extraction), gpu:
@@ -174,31 +172,10 @@ def _decoding(job: Job, device: torch.device) -> Decoding:
     return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits, job.stream)
 
 
-def _open_encoder(job: Job, device: torch.device, children: Children) -> ChunkEncoder:
-    """Where chunks are encoded; it gets ready while the video is opened."""
-    preset = find_preset(job.preset)
-    in_processes = job.encoder == "processes" or (
-        job.encoder == "auto" and job.implementation == "pipelined" and device.type == "cuda"
-    )
-    if not in_processes:
-        return ThreadEncoder(preset, job.encoder_workers)
-    encoder = ProcessEncoder(preset, job.encoder_workers, children)
-    encoder.start()
-    return encoder
-
-
-@contextmanager
-def _loading_model(job: Job, device: torch.device) -> Iterator[Future[PairModel]]:
-    """Load the model in the background while the video is opened; yields a future of it.
-
-    Creating a CUDA context takes as long as indexing an hour of video.
-    """
-
-    def load() -> PairModel:
-        return opened.enter_context(open_model(job.model, job.crop_region, device, job.inference_threads))
-
-    with ExitStack() as opened, single_threaded_pool(1, "load-model") as thread:
-        yield thread.submit(load)
+def _bytes_in_flight(job: Job, crop: CropPixels, encoder: ChunkEncoder) -> int:
+    """Estimate of what the run's samples take at once; a GPU's batches are the largest."""
+    sample_bytes = crop.width * crop.height * 3 // 2
+    return sample_bytes * samples_in_flight(job.queue_size, encoder.calls, batch_samples(crop))
 
 
 def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> _Plan:

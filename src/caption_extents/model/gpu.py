@@ -14,12 +14,16 @@ import torch
 
 Shapes = tuple[torch.Size, ...]
 
+RECORDINGS = 4
+"""Recorded shapes of a function: an engine runs videos with crops of several sizes."""
+
 
 class Replayed:
     """A function of GPU tensors that is replayed from a CUDA graph when its arguments have the recorded shapes.
 
-    The first shapes that occur a second time are recorded: those of a video's full batches. Arguments of other shapes
-    are computed without a graph. There is only one recording, because it keeps its own memory.
+    Shapes that occur a second time are recorded: those of a video's full batches. Arguments of other shapes are
+    computed without a graph. There are at most :data:`RECORDINGS`, because each keeps its own memory; the one that was
+    not used for longest makes room for the next.
 
     Args:
         function: maps tensors to a tensor; it must not synchronise with the GPU or depend on tensor values on the CPU.
@@ -28,18 +32,23 @@ class Replayed:
     def __init__(self, function: Callable[..., torch.Tensor]) -> None:
         self._function = function
         self._seen: set[Shapes] = set()
-        self._recording: _Recording | None = None
+        self._recordings: dict[Shapes, _Recording] = {}
+        """The one that was used last is the last."""
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
         """Compute the function on the current stream; the result is a new tensor that the caller owns."""
         shapes = tuple(argument.shape for argument in arguments)
         with self._lock:
-            if self._recording is None and shapes in self._seen:
-                self._recording = _Recording(self._function, arguments)
+            recording = self._recordings.pop(shapes, None)
+            if recording is None and shapes in self._seen:
+                if len(self._recordings) == RECORDINGS:
+                    del self._recordings[next(iter(self._recordings))]
+                recording = _Recording(self._function, arguments)
+            if recording is not None:
+                self._recordings[shapes] = recording
+                return recording.replay(arguments)
             self._seen.add(shapes)
-            if self._recording is not None and self._recording.shapes == shapes:
-                return self._recording.replay(arguments)
         return self._function(*arguments)
 
 

@@ -173,6 +173,8 @@ class RunMetrics:
     Attributes:
         implementation: ``pipelined`` or ``sequential``.
         total_seconds: the whole job, from call to return.
+        occupied_seconds: the job's share of the machine's time, for its cost: as ``total_seconds``, but where several
+            jobs of an :class:`~caption_extents.engine.Engine` go on at once, the time is divided among them.
         setup_seconds: opening, indexing and loading before the first stage starts.
         startup_seconds: time from the start of the job until the first batch of samples is decoded.
         first_frame_at: time at which the first batch was decoded, on the clock of :func:`time.perf_counter`, which on
@@ -191,6 +193,7 @@ class RunMetrics:
 
     implementation: str
     total_seconds: float
+    occupied_seconds: float
     setup_seconds: float
     startup_seconds: float
     first_frame_at: float | None

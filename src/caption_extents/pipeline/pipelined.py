@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from caption_extents.chunks.plan import CHUNK_SAMPLES, LEVELS
 from caption_extents.encoders.tasks import MAX_IN_FLIGHT
 from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, Activity, StageClock
 from caption_extents.pipeline.offload import SENDERS, Offload
@@ -23,6 +24,18 @@ _LOOK_SECONDS = 0.25
 
 _INFERENCE_QUEUE_FACTOR = 4
 """Factor by which the queue before inference is longer than the others; it holds about half a second of batches."""
+
+
+def samples_in_flight(queue_size: int, encoder_calls: int, batch_samples: int) -> int:
+    """Most samples that a run holds at once: in batches, in open chunks, and in chunks that wait or are encoded.
+
+    Args:
+        queue_size: items that wait between two stages.
+        encoder_calls: concurrent calls of the encoder.
+        batch_samples: samples of a batch from the decoder.
+    """
+    batches = queue_size * (_INFERENCE_QUEUE_FACTOR + 1) + 3
+    return batches * batch_samples + (len(LEVELS) + queue_size + encoder_calls) * CHUNK_SAMPLES
 
 
 def run_pipelined(stages: Stages) -> list[ChunkRecord]:

@@ -24,7 +24,7 @@ from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.capabilities import gpu_cannot_decode, why_not_nvdec
 from caption_extents.video.nvdec.decoder import NvdecDecoder
 from caption_extents.video.nvdec.scheduler import SegmentReader
-from caption_extents.video.nvdec.sessions import GpuSessions
+from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
 from caption_extents.video.timeline import Timeline, build_timeline
 from caption_extents.video.truncation import missing_bytes
 
@@ -165,7 +165,7 @@ class Video:
         return CpuDecoder(self.facts, self.timeline, crop, threads=decoding.threads, fallback_reason=reason)
 
     def _open_nvdec(self, crop: CropPixels, gpu: int) -> SampleDecoder:
-        return self._nvdec(crop, GpuSessions(gpu))
+        return self._nvdec(crop, GpuSessions(SessionPool(gpu)))
 
     def _nvdec(
         self, crop: CropPixels, sessions: GpuSessions, remote_reader: SegmentReader | None = None

@@ -94,7 +94,7 @@ class NvdecDecoder:
 
     def _decode(self) -> Iterator[SampleBatch]:
         spans = plan_spans(self._timeline, segments.SEGMENT_SAMPLES)
-        cutter = _BatchCutter(len(self._timeline), _batch_samples(self._crop), self._facts.orientation)
+        cutter = _BatchCutter(len(self._timeline), batch_samples(self._crop), self._facts.orientation)
         failures = 0
         while True:
             try:
@@ -148,7 +148,8 @@ class NvdecDecoder:
                 yield from cutter.add_planes(batch.first_sample, batch.planes)
 
 
-def _batch_samples(crop: CropPixels) -> int:
+def batch_samples(crop: CropPixels) -> int:
+    """Samples of a batch, but for the last one."""
     fitting = _MAX_BATCH_BYTES // (crop.width * crop.height * 3 // 2)
     return min(max(fitting, BATCH_SAMPLES), _MAX_BATCH_SAMPLES)
 
@@ -156,8 +157,8 @@ def _batch_samples(crop: CropPixels) -> int:
 class _BatchCutter:
     """Regroups the parts of segments, which must be added in order, into batches of equal size."""
 
-    def __init__(self, count: int, batch_samples: int, orientation: Orientation) -> None:
-        self._count, self._size, self._orientation = count, batch_samples, orientation
+    def __init__(self, count: int, size: int, orientation: Orientation) -> None:
+        self._count, self._size, self._orientation = count, size, orientation
         self._given = 0
         self._parts: list[Planes] = []
         self._held = 0

@@ -86,8 +86,13 @@ def device_name(ordinal: int) -> str:
 
 
 def pin(memory: np.ndarray) -> None:
-    """Page-lock host memory, so that the device can copy to it directly; it stays locked until the process ends."""
+    """Page-lock host memory, so that the device can copy to it directly."""
     _call("cuMemHostRegister_v2", ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.nbytes), 0)
+
+
+def unpin(memory: np.ndarray) -> None:
+    """Undo :func:`pin`."""
+    _call("cuMemHostUnregister", ctypes.c_void_p(memory.ctypes.data))
 
 
 def wait() -> None:

@@ -73,9 +73,11 @@ class NvdecEngine:
             context.extradata = stream.codec_context.extradata
         return context
 
-    def pin(self, memory: np.ndarray) -> None:
+    def pin(self, memory: np.ndarray, before: np.ndarray | None) -> None:
         """See the protocol."""
         driver.enter(self._ordinal)
+        if before is not None:
+            driver.unpin(before)
         driver.pin(memory)
 
     def takes(self, frame: VideoFrame) -> bool:

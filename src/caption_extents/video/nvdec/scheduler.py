@@ -91,6 +91,8 @@ class ParallelSegmentDecoder:
         self._changed = threading.Condition()
         self._parts: dict[int, deque[Part]] = {}
         self._error: BaseException | None = None
+        self.is_finished = False
+        """Whether all parts have been taken; the sessions have nothing left to do then."""
         self._threads = [threading.Thread(target=self._read, name="segments", daemon=True)]
         for number, session in enumerate(sessions):
             self._threads.append(
@@ -108,6 +110,7 @@ class ParallelSegmentDecoder:
             else:
                 return
             self._room.release()
+        self.is_finished = True
 
     def _next(self, number: int) -> Part | None:
         with self._changed:
@@ -124,11 +127,12 @@ class ParallelSegmentDecoder:
         return part
 
     def close(self) -> None:
-        """Stop all sessions; returns when their threads have ended."""
+        """Stop all sessions, unless they are finished; returns when their threads have ended."""
         self._stopped.set()
         self._room.release()
-        for session in self._sessions:
-            session.close()
+        if not self.is_finished:
+            for session in self._sessions:
+                session.close()
         for _ in self._threads:
             self._segments.put(None)
         with self._changed:

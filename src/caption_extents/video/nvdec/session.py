@@ -40,8 +40,8 @@ class Engine(Protocol):
         """A decoder for the video's packets."""
         ...
 
-    def pin(self, memory: np.ndarray) -> None:
-        """Prepare memory that crops will be copied to again and again."""
+    def pin(self, memory: np.ndarray, before: np.ndarray | None) -> None:
+        """Prepare memory that crops will be copied to again and again, in place of what was prepared before."""
         ...
 
     def takes(self, frame: VideoFrame) -> bool:

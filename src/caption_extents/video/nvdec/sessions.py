@@ -54,23 +54,66 @@ class Work:
     sessions: int = 0
 
 
-class GpuSessions:
-    """Decoder sessions of one GPU, in processes that start at once; a closed one cannot be used any more.
+class SessionPool:
+    """Processes with decoder sessions of one GPU, for one video after the other, or several at once.
+
+    A process is used again only after a video that it has decoded to the end: what a damaged or hostile file has done
+    to a decoder, it has done to itself.
 
     Args:
         ordinal: number of the device.
-        children: of the run.
+        children: registry in which the processes are started.
         kind: of the sessions' engines; by default NVDEC.
+        most_idle: processes that are kept while no video needs them; 0 to end each after its video.
     """
 
-    def __init__(self, ordinal: int, children: Children | None = None, kind: EngineSpec | None = None) -> None:
-        self._ordinal, self._children = ordinal, children or Children()
-        self._kind = kind or EngineSpec("caption_extents.video.nvdec.engine", "NvdecEngine", ordinal)
-        can_share = hasattr(os, "memfd_create")
-        self._fresh = [SessionProcess(self._kind, self._children) for _ in range(_PROCESSES)] if can_share else []
-        self._all = list(self._fresh)
+    def __init__(
+        self, ordinal: int, children: Children | None = None, kind: EngineSpec | None = None, most_idle: int = 0
+    ) -> None:
+        self.ordinal = ordinal
+        self.kind = kind or EngineSpec("caption_extents.video.nvdec.engine", "NvdecEngine", ordinal)
+        self._children, self._most_idle = children or Children(), most_idle
+        self._idle: list[SessionProcess] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> SessionProcess:
+        """A process that no other video uses."""
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if not process.has_ended:
+                    return process
+        return SessionProcess(self.kind, self._children)
+
+    def give_back(self, process: SessionProcess) -> None:
+        """Keep a process, which has nothing left to do, for the next video."""
+        with self._lock:
+            if len(self._idle) < self._most_idle:
+                self._idle.append(process)
+                return
+        process.close()
+
+    def close(self) -> None:
+        """End the idle processes; those given back later end at once."""
+        with self._lock:
+            idle, self._idle, self._most_idle = self._idle, [], 0
+        for process in idle:
+            process.close()
+
+
+class GpuSessions:
+    """Decoder sessions of one GPU for one video, in processes that start at once, or are there already.
+
+    Args:
+        pool: where the processes come from.
+    """
+
+    def __init__(self, pool: SessionPool) -> None:
+        self._pool, self._ordinal, self._kind = pool, pool.ordinal, pool.kind
+        self._can_share = hasattr(os, "memfd_create")
+        self._unused = [pool.take() for _ in range(_PROCESSES)] if self._can_share else []
         self._busy: list[SessionProcess] = []
-        self._can_share = can_share
+        self._running: ParallelSegmentDecoder | None = None
         self._early: tuple[Work, ParallelSegmentDecoder] | None = None
         self._beginning: threading.Thread | None = None
 
@@ -99,9 +142,11 @@ class GpuSessions:
         if early is not None:
             known, begun = early
             if (known.crop, known.spans) == (work.crop, work.spans) and not work.sessions:
+                self._running = begun
                 return begun
             begun.close()
-        return self._begin(work, remote_reader)
+        self._running = self._begin(work, remote_reader)
+        return self._running
 
     def _begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
         facts, stopped = work.facts, threading.Event()
@@ -120,15 +165,12 @@ class GpuSessions:
 
     def _remote(self, work: Work, count: int) -> list[SegmentSession]:
         needed = max(-(-count // SESSIONS), min(_PROCESSES, count))
-        while len(self._fresh) < needed:
-            process = SessionProcess(self._kind, self._children)
-            self._fresh.append(process)
-            self._all.append(process)
+        while len(self._unused) < needed:
+            self._unused.append(self._pool.take())
         for process in self._busy:
             process.close()  # those that worked on other spans of the film
-        processes, self._fresh = self._fresh[:needed], self._fresh[needed:]
-        self._busy = processes
-        theirs = [process.sessions(work.facts, work.crop) for process in processes]
+        self._busy, self._unused = self._unused[:needed], self._unused[needed:]
+        theirs = [process.sessions(work.facts, work.crop) for process in self._busy]
         in_turn = itertools.chain.from_iterable(zip(*theirs, strict=True))
         return list(itertools.islice(in_turn, count))
 
@@ -140,11 +182,22 @@ class GpuSessions:
         ]
 
     def close(self) -> None:
-        """End what has begun and all processes."""
-        for process in self._all:
-            process.close()
-        if self._beginning is not None:
+        """End what has begun, and the processes, unless they are done with the video: those go back to the pool."""
+        if self._beginning is not None and self._beginning.is_alive():
+            self._end_processes()
             self._beginning.join()
-        if self._early is not None:
-            self._early[1].close()
-            self._early = None
+        early, self._early = self._early, None
+        if early is not None:
+            early[1].close()
+        if self._running is not None and self._running.is_finished:
+            self._unused += self._busy
+            self._busy = []
+        unused, self._unused = self._unused, []
+        for process in unused:
+            self._pool.give_back(process)
+        self._end_processes()
+
+    def _end_processes(self) -> None:
+        processes, self._busy, self._unused = [*self._busy, *self._unused], [], []
+        for process in processes:
+            process.close()

@@ -89,27 +89,29 @@ class SessionProcess:
 
     Args:
         kind: of its engines.
-        children: of the run.
+        children: registry in which the child is started.
     """
 
     def __init__(self, kind: EngineSpec, children: Children) -> None:
         self._kind = kind
         self._child = children.start(_TARGET, SESSIONS, [json.dumps(asdict(kind))], errors=_ERRORS)
-        self._told = False
 
     def sessions(self, facts: VideoFacts, crop: CropPixels) -> list[RemoteSession]:
-        """The child's sessions, for a video; they may be asked for again, for the same one."""
+        """The child's sessions, for a video; those for the video before must have nothing left to do."""
         engine = self._kind.make(facts, crop)
-        if not self._told:
-            self._told = True
-            opening = {"path": str(facts.path), "facts": facts.to_json(), "crop": asdict(crop)}
-            for channel in self._child.channels:
-                # A session that waits for an answer is told how the child ended.
-                try:
-                    channel.send(opening)
-                except ChannelError:
-                    break
+        opening = {"path": str(facts.path), "facts": facts.to_json(), "crop": asdict(crop)}
+        for channel in self._child.channels:
+            # A session that waits for an answer is told how the child ended.
+            try:
+                channel.send(opening)
+            except ChannelError:
+                break
         return [RemoteSession(self._child, channel, engine, facts, crop) for channel in self._child.channels]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the child has ended."""
+        return self._child.has_ended
 
     def close(self) -> None:
         """End the child; sessions that wait for it fail."""
@@ -227,15 +229,27 @@ class _Slots:
 
 def _serve(parent: Channel, kind: EngineSpec) -> None:
     opening, _ = parent.receive()
-    facts = VideoFacts.from_json(opening["facts"], Path(opening["path"]))
-    crop = CropPixels.from_json(opening["crop"])
-    engine = kind.make(facts, crop)
-    memory, arrays = _slots(parent, engine, part_samples(crop))
-    engine.pin(memory)
-    slots = _Slots(parent, arrays)
-    session = Session(engine, facts, part_samples(crop), slots.room, lambda: False)
+    pinned: np.ndarray | None = None
     while True:
-        request, (sample_pts, table, data) = parent.receive()
+        facts = VideoFacts.from_json(opening["facts"], Path(opening["path"]))
+        crop = CropPixels.from_json(opening["crop"])
+        engine = kind.make(facts, crop)
+        memory, arrays = _slots(parent, engine, part_samples(crop))
+        if pinned is None or not np.shares_memory(memory, pinned) or memory.nbytes > pinned.nbytes:
+            engine.pin(memory, pinned)
+            pinned = memory
+        slots = _Slots(parent, arrays)
+        session = Session(engine, facts, part_samples(crop), slots.room, lambda: False)
+        opening = _serve_video(parent, session, slots)
+
+
+def _serve_video(parent: Channel, session: Session, slots: _Slots) -> dict[str, Any]:
+    """Decode the segments that are asked for; returns the message that opens the next video."""
+    while True:
+        request, payloads = parent.receive()
+        if "facts" in request:
+            return request
+        sample_pts, table, data = payloads
         packets = table.view(np.int64).reshape(-1, PACKET_NUMBERS)
         segment = PackedSegment(request["number"], Span(*request["span"]), packets, data).unpack()
         try:

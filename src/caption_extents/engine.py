@@ -1,0 +1,385 @@
+"""What stays open between videos, so that many short videos are as fast as one long one.
+
+A job of its own opens decoder sessions, encoder processes, the model and the connection to the store, and closes them
+at its end; for a short video that takes longer than its work. An engine opens each once, when a job first needs it, and
+runs several jobs at once: the next video is opened and decoded while the last one is still encoded, uploaded and
+committed. What a job left in an unknown state is closed and opened anew, so that a video harms only itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from caption_extents.children import Children
+from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
+from caption_extents.chunks.plan import ChunkFrames
+from caption_extents.encoders.base import ChunkEncoder, Effort
+from caption_extents.errors import InputError, ProcessingError, StallError, wrap_unexpected_errors
+from caption_extents.job.early_start import EarlyStart
+from caption_extents.job.resources import open_encoder, open_job_model
+from caption_extents.job.result import CropInferResult, Stopwatch
+from caption_extents.job.run import run
+from caption_extents.machine import memory_bytes
+from caption_extents.model.devices import single_threaded_pool
+from caption_extents.model.interface import PairModel
+from caption_extents.options import Job, check_count
+from caption_extents.pipeline.clocks import ENCODING
+from caption_extents.storage.store import Store, open_store
+from caption_extents.video.nvdec.sessions import SessionPool
+
+VIDEOS_AT_ONCE = 3
+"""Videos whose samples flow at once by default: one is decoded, while the one before is encoded and committed."""
+
+_IDLE_PROCESSES = 8
+"""Decoder processes that are kept for the next video; each has a CUDA context."""
+
+_MEMORY_SHARE = 0.25
+"""Share of the machine's memory that the samples of all videos together may take by default."""
+
+
+class Engine:
+    """Runs jobs, one after the other or several at once, and keeps open what they share; a context manager.
+
+    Outputs are byte for byte those of :func:`~caption_extents.run_job`.
+
+    Args:
+        videos_at_once: videos whose samples flow at once; more calls of :meth:`run` wait when their video is opened.
+        samples_mib: memory for the samples in flight of all videos, in MiB; by default a quarter of the machine's. A
+            video that needs more than that is run alone.
+
+    Raises:
+        InputError: a number is not positive.
+    """
+
+    def __init__(self, videos_at_once: int = VIDEOS_AT_ONCE, samples_mib: int | None = None) -> None:
+        if samples_mib is None:
+            samples_mib = max(1024, int(memory_bytes() * _MEMORY_SHARE) >> 20)
+        self.children = Children()
+        self._room = _Room(
+            check_count("videos_at_once", videos_at_once, 1), check_count("samples_mib", samples_mib, 1, 1 << 24) << 20
+        )
+        self._shares = _Shares(self.children)
+        self._kept: dict[tuple[Hashable, ...], _Kept] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._opening = single_threaded_pool(1, "open-shared")
+        self._totals = _Totals(videos_at_once)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close everything that is open; jobs that still run fail."""
+        with self._lock:
+            self._closed = True
+            kept = list(self._kept.values())
+        self.children.close()
+        self._opening.shutdown()
+        for one in reversed(kept):
+            one.opened.close()
+
+    def run(self, job: Job) -> CropInferResult:
+        """Run a job like :func:`~caption_extents.run_job`; may be called from several threads.
+
+        Raises:
+            InputError: the engine is closed, or the video, the model or the store cannot be used; nothing was written.
+            ProcessingError: a stage failed; readers see nothing of the run, and the next one with the same inputs goes
+                on where it stopped.
+        """
+        if self._closed:
+            raise InputError("the engine is closed; open another one")
+        self._totals.begin()
+        share = self._shares.begin()
+        try:
+            with wrap_unexpected_errors():
+                result = run(job, _SharedResources(self, share))
+        except ProcessingError as error:
+            if isinstance(error, StallError) or type(error) is ProcessingError:
+                # It may have happened in the model.
+                self._forget_models()
+            raise
+        finally:
+            self._shares.end(share)
+        self._totals.add(job, result)
+        return result
+
+    def metrics(self) -> EngineMetrics:
+        """How busy everything was since the first job began."""
+        return self._totals.metrics()
+
+    def _keep(self, key: tuple[Hashable, ...], open_it: Callable[[ExitStack], Any]) -> Future[Any]:
+        """The future of what is opened once; if that fails, it is opened again when it is next asked for."""
+        with self._lock:
+            if self._closed:
+                raise InputError("the engine is closed; open another one")
+            kept = self._kept.get(key)
+            if kept is None or (kept.future.done() and kept.future.exception() is not None):
+                opened = ExitStack()
+                kept = self._kept[key] = _Kept(self._opening.submit(open_it, opened), opened)
+        return kept.future
+
+    def _forget_models(self) -> None:
+        """Open the models anew for the next jobs; those that run go on with the old ones."""
+        with self._lock:
+            for key in [key for key in self._kept if key[0] == "model"]:
+                del self._kept[key]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    future: Future[Any]
+    opened: ExitStack
+
+
+class _SharedResources:
+    """What an engine lends to a run."""
+
+    gpu_memory_before: Mapping[str, int] | None = None
+
+    def __init__(self, engine: Engine, share: _Share) -> None:
+        self._engine, self._share = engine, share
+        self.children = engine.children
+
+    def stopwatch(self) -> Stopwatch:
+        """See the protocol."""
+        return _SharedStopwatch(self._engine._shares, self._share)
+
+    def store(self, address: str) -> Store:
+        """See the protocol."""
+        store: Store = self._engine._keep(("store", address), lambda opened: open_store(address)).result()
+        return store
+
+    @contextmanager
+    def encoder(self, job: Job, device: torch.device) -> Iterator[ChunkEncoder]:
+        """See the protocol."""
+        key = "encoder", job.preset, job.encoder, job.implementation, job.encoder_workers, device.type
+
+        def open_it(opened: ExitStack) -> ChunkEncoder:
+            return opened.enter_context(closing(open_encoder(job, device, self.children)))
+
+        yield _LentEncoder(self._engine._keep(key, open_it).result())
+
+    @contextmanager
+    def model(self, job: Job, device: torch.device) -> Iterator[Future[PairModel]]:
+        """See the protocol."""
+        key = "model", *_key_of_model(job), str(device), job.inference_threads
+        yield self._engine._keep(key, lambda opened: opened.enter_context(open_job_model(job, device)))
+
+    def started(self, job: Job, path: Path, gpu: int) -> EarlyStart:
+        """See the protocol."""
+        pool = self._engine._keep(
+            ("decoder", gpu),
+            lambda opened: opened.enter_context(closing(SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))),
+        )
+        return EarlyStart.begin(job, path, pool.result(), self.children)
+
+    def room(self, nbytes: int) -> AbstractContextManager[None]:
+        """See the protocol."""
+        return self._engine._room.taken(nbytes)
+
+
+def _key_of_model(job: Job) -> tuple[Hashable, ...]:
+    """Jobs with the same key can share a model. A fusion model is made for a region."""
+    model: object = job.model
+    if model is None:
+        return (None,)
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model), job.crop_region
+    return (id(model),)
+
+
+class _LentEncoder:
+    """An encoder that a run can use, and cannot close."""
+
+    def __init__(self, encoder: ChunkEncoder) -> None:
+        self._encoder = encoder
+
+    @property
+    def calls(self) -> int:
+        """See the protocol."""
+        return self._encoder.calls
+
+    def encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
+        """See the protocol."""
+        return self._encoder.encode(frames, form)
+
+    def start(self) -> None:
+        """Nothing to do."""
+
+    def end(self) -> None:
+        """Nothing to do: calls that are under way belong to other runs too."""
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class _Room:
+    """Bounds how many runs have samples in flight, and how many bytes these take; first come, first served."""
+
+    def __init__(self, runs: int, nbytes: int) -> None:
+        self._free_runs, self._free_bytes, self._most_bytes = runs, nbytes, nbytes
+        self._waiting: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, nbytes: int) -> Iterator[None]:
+        """Wait for room; what is larger than all of it waits until it is alone."""
+        nbytes = min(nbytes, self._most_bytes)
+        with self._changed:
+            ticket = object()
+            self._waiting.append(ticket)
+            try:
+                while self._waiting[0] is not ticket or self._free_runs == 0 or self._free_bytes < nbytes:
+                    self._changed.wait()
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
+            self._free_runs, self._free_bytes = self._free_runs - 1, self._free_bytes - nbytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free_runs, self._free_bytes = self._free_runs + 1, self._free_bytes + nbytes
+                self._changed.notify_all()
+
+
+@dataclass(eq=False)
+class _Share:
+    """A run's share of the engine's time."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+class _Shares:
+    """Divides wall and CPU time among the runs that go on at once."""
+
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._running: list[_Share] = []
+        self._lock = threading.Lock()
+        self._until = self._now()
+
+    def _now(self) -> tuple[float, float]:
+        return time.perf_counter(), time.process_time() + self._children.cpu_seconds
+
+    def begin(self) -> _Share:
+        """A run begins."""
+        share = _Share()
+        with self._lock:
+            self._settle()
+            self._running.append(share)
+        return share
+
+    def end(self, share: _Share) -> None:
+        """A run is over."""
+        with self._lock:
+            self._settle()
+            self._running.remove(share)
+
+    def read(self, share: _Share) -> tuple[float, float]:
+        """Wall and CPU time of a run so far, in seconds."""
+        with self._lock:
+            self._settle()
+            return share.seconds, share.cpu_seconds
+
+    def _settle(self) -> None:
+        now = self._now()
+        seconds, cpu_seconds = (max(0.0, new - old) for new, old in zip(now, self._until, strict=True))
+        self._until = now
+        for share in self._running:
+            share.seconds += seconds / len(self._running)
+            share.cpu_seconds += cpu_seconds / len(self._running)
+
+
+class _SharedStopwatch(Stopwatch):
+    """Measures a run that goes on beside others."""
+
+    def __init__(self, shares: _Shares, share: _Share) -> None:
+        super().__init__(Children())
+        self._shares, self._share = shares, share
+
+    @property
+    def occupied_seconds(self) -> float:
+        """See the base class."""
+        return self._shares.read(self._share)[0]
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The run's share of the CPU time of all runs."""
+        return self._shares.read(self._share)[1]
+
+
+@dataclass(frozen=True)
+class EngineMetrics:
+    """How busy an engine was.
+
+    Attributes:
+        seconds: wall time from the start of the first job to the end of the last.
+        videos: jobs that succeeded.
+        video_seconds: duration of their videos.
+        busy: mean number of workers at work in each stage (extraction, inference, encoding, upload) over all that time.
+        workers: how many there are; of extraction, videos whose samples flow at once.
+        bottleneck: the stage with the highest share of busy workers.
+    """
+
+    seconds: float
+    videos: int
+    video_seconds: float
+    busy: dict[str, float]
+    workers: dict[str, int]
+    bottleneck: str | None
+
+
+class _Totals:
+    """Sums over the jobs of an engine."""
+
+    def __init__(self, videos_at_once: int) -> None:
+        self._videos_at_once = videos_at_once
+        self._started: float | None = None
+        self._ended = 0.0
+        self._videos, self._video_seconds = 0, 0.0
+        self._busy_seconds, self._workers = dict[str, float](), dict[str, int]()
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """A job begins."""
+        with self._lock:
+            if self._started is None:
+                self._started = time.perf_counter()
+
+    def add(self, job: Job, result: CropInferResult) -> None:
+        """A job has succeeded."""
+        with self._lock:
+            self._ended = time.perf_counter()
+            self._videos += 1
+            self._video_seconds += float(result.frame_count / job.rate)
+            for name, stage in result.metrics.stages.items():
+                self._busy_seconds[name] = self._busy_seconds.get(name, 0.0) + stage.busy_seconds
+                self._workers[name] = stage.workers if name == ENCODING else stage.workers * self._videos_at_once
+
+    def metrics(self) -> EngineMetrics:
+        """The metrics of the jobs that have ended."""
+        with self._lock:
+            seconds = self._ended - self._started if self._started is not None and self._videos else 0.0
+            busy = {name: total / seconds for name, total in self._busy_seconds.items()} if seconds else {}
+            shares = {name: mean / self._workers[name] for name, mean in busy.items()}
+            bottleneck = max(shares, key=lambda name: shares[name]) if shares else None
+            return EngineMetrics(seconds, self._videos, self._video_seconds, busy, dict(self._workers), bottleneck)

@@ -1,0 +1,196 @@
+"""Many jobs with what they share opened once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caption_extents import CropRegion, Engine, InputError, Job, run_job
+from caption_extents.children import Children
+from caption_extents.engine import _Room, _Shares
+from caption_extents.errors import VideoError
+from caption_extents.storage.keys import VideoKeys
+from caption_extents.storage.store import Store, open_store
+from caption_extents.training.sample_video import CROP
+from tests.films import make_film
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("films")
+    paths = [folder / f"film-{number}.mp4" for number in range(3)]
+    for number, path in enumerate(paths):
+        make_film(path, [(10 + 7 * number, 60), (60, 100), (110, 140 + number)], width=640 + 64 * number, height=360)
+    return paths
+
+
+def job(path: Path, store: Path, **options: Any) -> Job:
+    return Job(str(path), "t", path.stem, CropRegion(*CROP), store=store, **options)
+
+
+def chunks(store: Store, path: Path) -> dict[str, bytes]:
+    keys = VideoKeys("t", path.stem)
+    return {key: store.get(key) for key in store.keys(f"{keys.cropped_frames(1)}/") if key.endswith(".webm")}
+
+
+def test_results_are_those_of_single_runs(films: list[Path], tmp_path: Path) -> None:
+    """Three at once, and what they share is opened once."""
+    alone = [run_job(job(path, tmp_path / "alone", device="cpu", encoder="processes")) for path in films]
+    with Engine() as engine, ThreadPoolExecutor(3) as pool:
+        jobs = [job(path, tmp_path / "engine", device="cpu", encoder="processes") for path in films]
+        together = list(pool.map(engine.run, jobs))
+        kinds = [str(key[0]) for key in engine._kept]
+    assert sorted(kinds) == ["encoder", "model", "store"]
+    stores = [open_store(str(tmp_path / name)) for name in ("alone", "engine")]
+    for path, one, other in zip(films, alone, together, strict=True):
+        assert one.captions == other.captions
+        assert one.label_counts == other.label_counts
+        assert chunks(stores[0], path) == chunks(stores[1], path) != {}
+
+
+def test_figures_of_a_video_and_of_the_engine(films: list[Path], tmp_path: Path) -> None:
+    with Engine() as engine, ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(engine.run, [job(path, tmp_path, device="cpu") for path in films]))
+        metrics = engine.metrics()
+    assert metrics.videos == 3
+    assert metrics.video_seconds == pytest.approx(sum(result.frame_count for result in results) / 10)
+    shares = [result.metrics.occupied_seconds for result in results]
+    assert 0 < sum(shares) <= metrics.seconds * 1.1
+    assert all(share <= result.metrics.total_seconds for share, result in zip(shares, results, strict=True))
+    assert sum(result.metrics.cpu_seconds for result in results) <= metrics.seconds * 64
+    assert metrics.bottleneck in metrics.busy
+    assert all(0 <= metrics.busy[name] <= metrics.workers[name] for name in metrics.busy)
+
+
+def test_a_video_that_fails_harms_only_itself(films: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "broken.mp4").write_bytes(films[0].read_bytes()[:2000])
+    (tmp_path / "text.mp4").write_text("no video")
+    bad = [tmp_path / "broken.mp4", tmp_path / "text.mp4", tmp_path / "missing.mp4"]
+    with Engine() as engine, ThreadPoolExecutor(6) as pool:
+        futures = {path: pool.submit(engine.run, job(path, tmp_path / "s", device="cpu")) for path in [*bad, *films]}
+        for path in bad:
+            with pytest.raises(VideoError, match=path.name):
+                futures[path].result()
+        assert all(futures[path].result().caption_count == 3 for path in films)
+
+
+def test_a_model_that_cannot_be_opened_is_tried_again(films: list[Path], tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    with Engine() as engine:
+        with pytest.raises(InputError, match="there is no model file"):
+            engine.run(job(films[0], tmp_path / "s", device="cpu", model=weights))
+        from caption_extents.model.weights import DEFAULT_WEIGHTS
+
+        weights.write_bytes(DEFAULT_WEIGHTS.read_bytes())
+        assert engine.run(job(films[0], tmp_path / "s", device="cpu", model=weights)).caption_count == 3
+
+
+def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:
+    from caption_extents.errors import EncodeError
+
+    with Engine() as engine:
+        options: dict[str, Any] = {"device": "cpu", "encoder": "processes"}
+        engine.run(job(films[0], tmp_path / "s", **options))
+        (encoder,) = [kept.future.result() for key, kept in engine._kept.items() if key[0] == "encoder"]
+        for child in encoder._all:
+            child._process.kill()
+            child._process.wait()
+        with pytest.raises(EncodeError, match="process"):
+            engine.run(job(films[1], tmp_path / "s", **options))
+        assert engine.run(job(films[1], tmp_path / "s", **options)).caption_count == 3
+
+
+def test_a_closed_engine(films: list[Path], tmp_path: Path) -> None:
+    engine = Engine()
+    engine.close()
+    engine.close()
+    with pytest.raises(InputError, match="closed"):
+        engine.run(job(films[0], tmp_path))
+    for arguments in ({"videos_at_once": 0}, {"samples_mib": 0}):
+        with pytest.raises(InputError, match=next(iter(arguments))):
+            Engine(**arguments)
+
+
+class Runs:
+    """Runs that take room, in threads that end when they are told to."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self.inside: list[str] = []
+        self._ends: dict[str, threading.Event] = {}
+        self._threads: list[threading.Thread] = []
+        self._changed = threading.Condition()
+
+    def begin(self, name: str, nbytes: int) -> None:
+        self._ends[name] = threading.Event()
+        self._threads.append(threading.Thread(target=self._run, args=(name, nbytes), daemon=True))
+        self._threads[-1].start()
+        threading.Event().wait(0.05)
+
+    def _run(self, name: str, nbytes: int) -> None:
+        with self._room.taken(nbytes):
+            with self._changed:
+                self.inside.append(name)
+            self._ends[name].wait()
+            with self._changed:
+                self.inside.remove(name)
+
+    def end(self, name: str) -> None:
+        self._ends[name].set()
+        threading.Event().wait(0.1)
+
+    def close(self) -> None:
+        for event in self._ends.values():
+            event.set()
+        for thread in self._threads:
+            thread.join(5)
+
+
+@pytest.fixture
+def runs() -> Iterator[Runs]:
+    with closing(Runs(_Room(3, 100))) as opened:
+        yield opened
+
+
+def test_room_is_bounded_by_bytes_and_by_videos(runs: Runs) -> None:
+    runs.begin("a", 60)
+    runs.begin("b", 60)
+    assert runs.inside == ["a"]
+    runs.begin("small", 10)
+    assert runs.inside == ["a"], "b came first"
+    runs.end("a")
+    assert sorted(runs.inside) == ["b", "small"]
+    runs.begin("c", 5)
+    runs.begin("d", 5)
+    assert sorted(runs.inside) == ["b", "c", "small"]
+    runs.end("c")
+    assert sorted(runs.inside) == ["b", "d", "small"]
+
+
+def test_what_is_too_large_runs_alone(runs: Runs) -> None:
+    runs.begin("huge", 1000)
+    runs.begin("small", 1)
+    assert runs.inside == ["huge"]
+    runs.end("huge")
+    assert runs.inside == ["small"]
+
+
+def test_time_is_divided_among_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = _Shares(Children())
+    now = [0.0]
+    monkeypatch.setattr(shares, "_now", lambda: (now[0], 2 * now[0]))
+    shares._until = (0.0, 0.0)
+    first = shares.begin()
+    now[0] = 4.0
+    second = shares.begin()
+    now[0] = 10.0
+    assert shares.read(first) == (7.0, 14.0)
+    shares.end(first)
+    now[0] = 11.0
+    assert shares.read(second) == (4.0, 8.0)
