@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Hashable
 
 import av
 import numpy as np
@@ -29,6 +30,10 @@ class SoftwareEngine:
         self._left, self._top, self._right, self._bottom = crop.decoded
         height, width = self._bottom - self._top, self._right - self._left
         self.shapes: tuple[tuple[int, ...], ...] = ((height, width), (height // 2, width // 2, 2))
+
+    def kind_of_stream(self) -> Hashable:
+        with open_container(self._facts.path, self._facts.stream_index) as (_, stream):
+            return self._facts.codec, self._facts.width, self._facts.height, stream.codec_context.extradata
 
     def open(self) -> av.VideoCodecContext:
         with open_container(self._facts.path, self._facts.stream_index) as (_, stream):

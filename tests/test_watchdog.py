@@ -248,7 +248,7 @@ def test_indexing_in_a_process_of_its_own_shows_life(tmp_path: Path) -> None:
 def test_bytes_that_keep_coming_renew_the_limit() -> None:
     (here, there), memory = socket.socketpair(), tempfile.TemporaryFile()  # noqa: SIM115
     child = object.__new__(Child)
-    child._stall_seconds, child.channels = 0.5, [Channel(here, memory)]
+    child.stall_seconds, child.channels = 0.5, [Channel(here, memory)]
 
     def drip() -> None:
         text = b"{}"

@@ -218,7 +218,7 @@ class Child:
         environment: Mapping[str, str] | None = None,
         errors: Mapping[str, type[Exception]] | None = None,
     ) -> None:
-        self._stall_seconds = stall_seconds
+        self.stall_seconds = stall_seconds
         self._closing = threading.Lock()
         self._closed = False
         self._measured = (0, 0.0)
@@ -263,16 +263,16 @@ class Child:
             StallError: it gave no sign of life; its threads have been woken once.
             Exception: the error that the child reports.
         """
-        wait = None if self._stall_seconds is None else self._wait
+        wait = None if self.stall_seconds is None else self._wait
         return (channel or self.channels[0]).receive(wait, limit_bytes)
 
     def _wait(self, channel: Channel) -> None:
-        assert self._stall_seconds is not None
-        if channel.wait(self._stall_seconds / 2):
+        assert self.stall_seconds is not None
+        if channel.wait(self.stall_seconds / 2):
             return
         wake_threads(self.process_id)
-        if not channel.wait(self._stall_seconds / 2):
-            raise StallError(f"nothing came from the process for {self._stall_seconds:g} s")
+        if not channel.wait(self.stall_seconds / 2):
+            raise StallError(f"nothing came from the process for {self.stall_seconds:g} s")
 
     def describe_exit(self) -> str:
         """How the child ended, as a phrase for an error message; waits up to a second for it to end."""

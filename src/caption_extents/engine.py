@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from caption_extents.children import Children
+from caption_extents.children import Child, Children
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
 from caption_extents.chunks.plan import ChunkFrames
 from caption_extents.encoders.base import ChunkEncoder, Effort
@@ -37,6 +37,7 @@ from caption_extents.model.interface import PairModel
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
 from caption_extents.storage.store import Store, open_store
+from caption_extents.video.decoders.isolated import VideoReaderProcess
 from caption_extents.video.nvdec.sessions import SessionPool
 
 VIDEOS_AT_ONCE = 3
@@ -74,6 +75,8 @@ class Engine:
         self._kept: dict[tuple[Hashable, ...], _Kept] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._reader: Child | None = None
+        """A process that is started in advance, for the next video; each reads one, which may be hostile."""
         self._opening = single_threaded_pool(1, "open-shared")
         self._totals = _Totals(videos_at_once)
 
@@ -135,6 +138,13 @@ class Engine:
                 kept = self._kept[key] = _Kept(self._opening.submit(open_it, opened), opened)
         return kept.future
 
+    def _take_reader(self) -> Child:
+        """A process that is ready to read a video; the next one is started in its place."""
+        reader = VideoReaderProcess.start_child(self.children)
+        with self._lock:
+            reader, self._reader = self._reader or VideoReaderProcess.start_child(self.children), reader
+        return reader
+
     def _forget_models(self) -> None:
         """Open the models anew for the next jobs; those that run go on with the old ones."""
         with self._lock:
@@ -188,7 +198,7 @@ class _SharedResources:
             ("decoder", gpu),
             lambda opened: opened.enter_context(closing(SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))),
         )
-        return EarlyStart.begin(job, path, pool.result(), self.children)
+        return EarlyStart.begin(job, path, pool.result(), self.children, self._engine._take_reader())
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from caption_extents.children import Children
+from caption_extents.children import Child, Children
 from caption_extents.options import Job
 from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
 from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
@@ -29,22 +29,24 @@ class EarlyStart:
     """Memory in use on each GPU before the decoder sessions were started, in bytes, by the GPU's UUID."""
 
     @classmethod
-    def begin(cls, job: Job, path: Path, pool: SessionPool, children: Children) -> EarlyStart:
+    def begin(
+        cls, job: Job, path: Path, pool: SessionPool, children: Children, reader: Child | None = None
+    ) -> EarlyStart:
         """Start the child processes; they index the video and begin to decode its first segments.
 
         Args:
             job: the job.
             path: its video.
             pool: where the decoder sessions come from.
-            children: registry in which the other processes are started.
+            children: registry in which the process that reads is started.
+            reader: such a process, if there is one already.
         """
-        reader = VideoReaderProcess(
-            path, job.rate, DecoderLimits(stall_seconds=job.stall_seconds), children, job.stream
-        )
+        limits = DecoderLimits(stall_seconds=job.stall_seconds)
+        reading = VideoReaderProcess(path, job.rate, limits, children, job.stream, reader)
         memory_before = memory_in_use(open_nvml())
         sessions = GpuSessions(pool)
-        sessions.begin_early(reader, job.crop_region)
-        return cls(reader, sessions, memory_before)
+        sessions.begin_early(reading, job.crop_region)
+        return cls(reading, sessions, memory_before)
 
     def close(self) -> None:
         """End the child processes."""

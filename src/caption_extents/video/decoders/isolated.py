@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from caption_extents.children import Channel, ChannelError, Children
+from caption_extents.children import Channel, ChannelError, Child, Children
 from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.options import Job
 from caption_extents.samples import SampleBatch
@@ -58,8 +58,9 @@ class VideoReaderProcess:
         path: a file of this machine.
         rate: samples a second.
         limits: of the child.
-        children: of the run.
+        children: registry in which the child is started.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
+        child: one that :meth:`start_child` has started in advance; None to start it now.
 
     Raises (when the context is entered):
         VideoError: the video cannot be used.
@@ -73,15 +74,22 @@ class VideoReaderProcess:
         limits: DecoderLimits,
         children: Children | None = None,
         stream_index: int | None = None,
+        child: Child | None = None,
     ) -> None:
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = False
         self._indexing = threading.Lock()
         self._indexed = False
         self._index_error: BaseException | None = None
-        # What goes wrong in the child comes as a message; what its libraries print is dropped.
-        self._child = (children or Children()).start(TARGET, stall_seconds=limits.stall_seconds, quiet=True)
+        self._child = child or self.start_child(children or Children())
+        self._child.stall_seconds = limits.stall_seconds
         self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes, "stream": stream_index})
+
+    @staticmethod
+    def start_child(children: Children) -> Child:
+        """Start a child that waits to be told what to read."""
+        # What goes wrong in the child comes as a message; what its libraries print is dropped.
+        return children.start(TARGET, quiet=True)
 
     def __enter__(self) -> VideoReaderProcess:
         self.wait_until_indexed()

@@ -9,6 +9,7 @@ might be used on other streams. This module does not need PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import cast
 
 import av
@@ -49,14 +50,21 @@ class NvdecEngine:
         left, top, right, bottom = crop.decoded
         width, height = right - left, bottom - top
         self.shapes: tuple[tuple[int, ...], ...] = ((height, width), (height // 2, width // 2, 2))
-        self._box = left, top, width, height
-        self._copies: tuple[BoxCopy, BoxCopy] | None = None
+        # NV12: luma, and chroma with U and V side by side, so that both have as many bytes in a row.
+        self._copies = BoxCopy(left, top, width, height), BoxCopy(left, top // 2, width, height // 2)
+        self._extradata: bytes | None = None
+
+    def kind_of_stream(self) -> Hashable:
+        """See the protocol."""
+        if self._extradata is None:
+            with open_container(self._facts.path, self._facts.stream_index) as (_, stream):
+                self._extradata = stream.codec_context.extradata or b""
+        facts = self._facts
+        return facts.codec, facts.width, facts.height, facts.pixel_format, self._extradata
 
     def open(self) -> VideoCodecContext:
         """See the protocol."""
-        left, top, width, height = self._box
-        # NV12: luma, and chroma with U and V side by side, so that both have as many bytes in a row.
-        self._copies = BoxCopy(left, top, width, height), BoxCopy(left, top // 2, width, height // 2)
+        self.kind_of_stream()
         driver.enter(self._ordinal)  # FFmpeg joins the context that is current in this thread
         accelerator = HWAccel(
             "cuda",
@@ -69,8 +77,7 @@ class NvdecEngine:
         context = cast(VideoCodecContext, av.CodecContext.create(self._facts.codec, "r", hwaccel=accelerator))
         context.options = {"hwaccel_flags": "unsafe_output", "extra_hw_frames": str(_HELD_FRAMES)}
         context.thread_count = 1  # others would have nothing to do
-        with open_container(self._facts.path, self._facts.stream_index) as (_, stream):
-            context.extradata = stream.codec_context.extradata
+        context.extradata = self._extradata or None
         return context
 
     def pin(self, memory: np.ndarray, before: np.ndarray | None) -> None:
@@ -87,7 +94,6 @@ class NvdecEngine:
 
     def crop_into(self, frame: VideoFrame, crops: Crops, index: int) -> None:
         """See the protocol."""
-        assert self._copies is not None
         for plane, copy, array in zip(frame.planes, self._copies, crops, strict=False):
             copy(plane.buffer_ptr, plane.line_size, array.ctypes.data + index * copy.nbytes)
 

@@ -7,7 +7,7 @@ module does not depend on threads, processes or PyTorch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, cast
@@ -35,6 +35,10 @@ class Engine(Protocol):
 
     shapes: tuple[tuple[int, ...], ...]
     """Shape of one sample's crop in each array."""
+
+    def kind_of_stream(self) -> Hashable:
+        """What a decoder is opened for: one that is open can go on with another video of the same kind."""
+        ...
 
     def open(self) -> VideoCodecContext:
         """A decoder for the video's packets."""
@@ -110,16 +114,32 @@ class Session:
         part_samples: maximum number of samples in a part.
         room: allocates the crops of a part; called with one sample more than the part has, for the last good frame.
         stopped: checked before every packet; decoding ends when it returns True.
+        before: a session that is over, whose decoder this one may go on with: opening one takes a twentieth of a
+            second, and a GPU's driver opens one after the other.
     """
 
     def __init__(
-        self, engine: Engine, facts: VideoFacts, part_samples: int, room: Room, stopped: Callable[[], bool]
+        self,
+        engine: Engine,
+        facts: VideoFacts,
+        part_samples: int,
+        room: Room,
+        stopped: Callable[[], bool],
+        before: Session | None = None,
     ) -> None:
         self._engine, self._facts, self._stopped = engine, facts, stopped
         self._part_samples, self._room = part_samples, room
-        self._context: VideoCodecContext | None = None
+        self._kind, self._context = engine.kind_of_stream(), None if before is None else before._given_up()
+        if before is not None and before._kind != self._kind:
+            self._context = None
+        self._is_prepared = False
         self._is_drained = True
         """Whether the decoder has been drained after the previous segment; otherwise it is opened again."""
+
+    def _given_up(self) -> VideoCodecContext | None:
+        """The decoder, for another session; None if it is in the middle of something."""
+        context, self._context = self._context, None
+        return context if self._is_drained else None
 
     def decode(self, segment: Segment[Packet], sample_pts: np.ndarray) -> Iterator[Part]:
         """Decode a segment and crop its samples.
@@ -134,7 +154,7 @@ class Session:
         """
         latest: VideoFrame | None = None
         if not self._is_drained:
-            self._context = None
+            self._context, self._is_prepared = None, False
         self._is_drained = False
 
         def frames() -> Iterator[tuple[int, VideoFrame]]:
@@ -174,6 +194,8 @@ class Session:
         packets: Iterator[Packet] = itertools.chain(segment.packets, segment.later)
         if self._context is None:
             self._context = self._engine.open()
+        if not self._is_prepared:
+            self._is_prepared = True
             if self._facts.codec == "h264":
                 first = list(itertools.islice(packets, _PREPARING_PACKETS))
                 _prepare(self._context, first)

@@ -230,6 +230,7 @@ class _Slots:
 def _serve(parent: Channel, kind: EngineSpec) -> None:
     opening, _ = parent.receive()
     pinned: np.ndarray | None = None
+    session: Session | None = None
     while True:
         facts = VideoFacts.from_json(opening["facts"], Path(opening["path"]))
         crop = CropPixels.from_json(opening["crop"])
@@ -239,7 +240,7 @@ def _serve(parent: Channel, kind: EngineSpec) -> None:
             engine.pin(memory, pinned)
             pinned = memory
         slots = _Slots(parent, arrays)
-        session = Session(engine, facts, part_samples(crop), slots.room, lambda: False)
+        session = Session(engine, facts, part_samples(crop), slots.room, lambda: False, before=session)
         opening = _serve_video(parent, session, slots)
 
 
