@@ -33,6 +33,12 @@ _LEAST_STRENGTH, _LEAST_PIXELS = 12.0, 24
 _NOISE = 0.12
 """Opacities nearer to 0 or 1 may be noise, or what an encoder left of the picture before."""
 
+_MOSTLY = 0.7
+"""Most frames with at least this opacity show all of the caption."""
+
+_LEVEL, _LEVEL_SHARE = 0.08, 0.6
+"""How near to their median, and how many of these frames, where a fade has come to its end."""
+
 _JUMP = 0.1
 """By more than this, and twice an ordinary step of a fade, opacity does not rise within it from one frame to the next:
 a caption that is there at once in another colour, and is filled with its own afterwards, is no fade."""
@@ -67,6 +73,11 @@ def change_in_fade(luma: Sequence[np.ndarray], full: int, without: int, seen: in
     first, last = sorted((full, without))
     change = details[first : last + 1] - details[without]
     opacity = change @ whole / energy
+    # A single frame may be sharper than the others, as key frames are.
+    most = opacity[opacity > _MOSTLY]
+    opacity /= np.median(most)
+    if np.mean(np.abs(most / np.median(most) - 1) < _LEVEL) < _LEVEL_SHARE:
+        return None  # it fades for longer than these frames last
     visible = opacity >= VISIBLE_OPACITY
     changes = np.flatnonzero(visible[1:] != visible[:-1])
     fading = (opacity > _NOISE) & (opacity < 1 - _NOISE)
@@ -82,9 +93,6 @@ def change_in_fade(luma: Sequence[np.ndarray], full: int, without: int, seen: in
 
 def _is_fade(opacity: np.ndarray, fading_count: int, frames_off: int) -> bool:
     """Whether opacity rises from nothing to all of it in steps, around where the model sees the caption begin."""
-    at_end = max(3, len(opacity) // 6)
-    if opacity[-at_end:].min() < 1 - _NOISE or opacity[0] > _NOISE:
-        return False
     steps = np.diff(opacity)
     between = (np.maximum(opacity[1:], opacity[:-1]) > _NOISE) & (np.minimum(opacity[1:], opacity[:-1]) < 1 - _NOISE)
     if steps.max() > 2 * np.median(steps[between]) + _JUMP:
