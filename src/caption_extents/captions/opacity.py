@@ -39,7 +39,7 @@ _MOSTLY = 0.7
 _LEVEL, _LEVEL_SHARE = 0.08, 0.6
 """How near to their median, and how many of these frames, where a fade has come to its end."""
 
-_JUMP = 0.1
+_JUMP = 0.06
 """By more than this, and twice an ordinary step of a fade, opacity does not rise within it from one frame to the next:
 a caption that is there at once in another colour, and is filled with its own afterwards, is no fade."""
 
