@@ -7,8 +7,8 @@ another there may be frames between them that show neither, and no sample: a gap
 Only the frames near a boundary have to be decoded.
 
 Where a caption fades, no frame is like neither sample, and the model would say anything between a sixth and a third of
-full opacity. Its letters are measured instead, on more frames around the boundary (`captions/opacity.py`), unless it
-fades for more than two seconds.
+full opacity. Its letters are measured instead, on more frames around the boundary (`captions/opacity.py`); that fails
+where it takes about two seconds or more to fade.
 """
 
 from __future__ import annotations
