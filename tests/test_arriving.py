@@ -164,7 +164,7 @@ def test_a_file_that_is_no_video_is_refused_as_ever(tmp_path: Path) -> None:
     path.write_bytes(b"#EXTM3U\n" * 1000)
     with (
         start(path, tmp_path, SlowStore(0)) as arriving,
-        pytest.raises(VideoError, match="known containers"),
+        pytest.raises(VideoError, match="as a video: it is damaged, or no"),
         open_arriving(arriving, RATE, DECODING),
     ):
         pytest.fail("a playlist was opened")

@@ -160,7 +160,7 @@ def test_exact_rates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no video"), (b"", "cannot open"), (b"not a video at all" * 50, "cannot open")],
+    [(None, "there is no video"), (b"", "is empty"), (b"not a video at all" * 50, "cannot open")],
     ids=["missing", "empty", "text"],
 )
 def test_bad_input_exits_with_2_and_writes_nothing(content: bytes | None, message: str, tmp_path: Path) -> None:

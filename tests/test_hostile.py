@@ -12,7 +12,7 @@ import av
 import pytest
 
 from caption_extents import CropInferResult, crop_and_infer_caption_frame_extents
-from caption_extents.errors import DecodeError, InputError
+from caption_extents.errors import InputError
 from caption_extents.region import CropRegion
 from tests.media import Recipe, encode_h264, make_video, transport_stream
 from tests.mutations import run_all
@@ -133,14 +133,13 @@ def run(video: Path, store: Path, **options: float) -> CropInferResult:
 
 
 def test_a_stream_that_changes_its_size(tmp_path: Path) -> None:
-    """What has another size cannot be cropped like the rest: it is listed, and too much of it is an error."""
+    """No damage: frames of another size are cropped at the same place and scaled."""
     units = [*_encode((160, 96), range(120)), *_encode((192, 112), range(120, 150))]
     video = _transport_stream(tmp_path / "sizes.ts", units, [3000 * k + 90_000 for k in range(150)])
-    with pytest.raises(DecodeError, match="could not be decoded"):
-        run(video, tmp_path / "store")
-    result = run(video, tmp_path / "store", max_undecodable_share=0.5)
+    result = run(video, tmp_path / "store")
     assert result.frame_count == 50
-    assert result.undecodable_samples == tuple(range(40, 50))
+    assert result.undecodable_samples == ()
+    assert [(change.sample, change.width, change.height) for change in result.picture_changes] == [(40, 192, 112)]
 
 
 def test_timestamps_that_go_backwards(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_a_plain_film(film: Path) -> None:
     assert {finding.state for finding in found.values()} == {"ok"}
     assert found["file"].detail.startswith("MP4, MOV, ")
     assert found["stream 0"].detail == "video, h264 160x96, default: the captions are looked for here"
-    assert found["timing"].detail == "45 frames in 1.50 s, 30.000 a second"
+    assert found["timing"].detail == "45 frames in 1.50 s, 30.00 a second"
 
 
 def test_streams_and_clock(film: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_streams_and_clock(film: Path, tmp_path: Path) -> None:
     [
         (Recipe("phone", rotation=90), "picture", "displayed as 96x160"),
         (Recipe("wide", sample_aspect_ratio=Fraction(4, 3)), "picture", "pixels are 4/3 times as wide as high"),
-        (Recipe("uneven", pts=(0, 1, 2, 5, 6, 9, 10)), "timing", "one lasts 33 to 100 ms, most 33"),
+        (Recipe("uneven", pts=(0, 1, 2, 5, 6, 9, 10)), "timing", "a frame is shown for 33 to 100 ms, most for 33"),
         (Recipe("old", "avi", codec="mpeg4"), "refining", "AVI files do not time every frame: no --refine"),
     ],
     ids=lambda value: value.name if isinstance(value, Recipe) else "",
@@ -67,7 +67,7 @@ def test_what_is_unusual(recipe: Recipe, name: str, detail: str, tmp_path: Path)
 
 def test_frames_before_an_edit_list_and_a_file_that_is_cut_off(film: Path, tmp_path: Path) -> None:
     trimmed = cut_off_beginning(film, tmp_path / "trimmed.mp4", Fraction(20, 30))
-    assert "frames are decoded and not shown" in findings(trimmed)["edit list"].detail
+    assert "frames are in it that players do not show" in findings(trimmed)["edit list"].detail
     whole = make_video(Recipe("whole", "mkv"), tmp_path)
     whole.write_bytes(whole.read_bytes()[:-2000])
     assert findings(whole)["file"].remedy == "fetch it again, or run with --partial"

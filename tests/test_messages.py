@@ -83,7 +83,7 @@ VIDEOS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     "pipe": (pipe, r"'.*film\.mp4' is no file that can be read again, as a pipe is not; save it as a file first"),
     "missing": (
         lambda path: path / "film.mp4",
-        r"there is no video '.*film\.mp4', neither as a file here nor as a key",
+        r"there is no video '.*film\.mp4': no file of this name here, and no object",
     ),
     "long name": (lambda path: path / LONG, r"cannot read '.*x\.mp4': File name too long"),
     "https": (lambda path: "https://host/film.mp4", r"'https://host/film\.mp4' is an address.*download it first"),
@@ -92,7 +92,7 @@ VIDEOS: dict[str, tuple[Callable[[Path], Path | str], str]] = {
     **{
         f"cut off {kind}": (
             cut_off(kind),
-            rf"film\.{kind}' ends early: it holds [\d,]+ of [\d,]+ bytes \(60%\), the first 0:0\d\.\d minutes; the "
+            rf"film\.{kind}' ends early: it holds [\d,]+ of [\d,]+ bytes \(60%\), the first \d\.\d seconds; the "
             r"download or copy was cut off\. Fetch it again, or give --partial to take it as far as it goes",
         )
         for kind in ("mp4", "mkv", "avi")

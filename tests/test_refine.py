@@ -102,15 +102,18 @@ def test_frames_between_are_those_of_a_full_decode(recipe: Recipe, tmp_path: Pat
     crop = resolve_crop(CropRegion(0.1, 0.2, 0.9, 0.9), facts)
     everything, _ = decode_everything(path)
     times = [frame.pts for frame in everything]
-    numbers = [(3, 6), (6, 9), (9, 9), (9, 12), (7, 8), (50, 55), (150, 150), (190, 199)]
+    numbers = [(3, 6), (4, 9), (9, 9), (9, 12), (9, 10), (50, 55), (150, 150), (190, 199)]
     intervals = [(times[first], times[last]) for first, last in numbers]
-    found = list(frames_between(facts, crop, intervals, threads=1))
+    in_color = [(times[first], times[last]) for first, last in ((6, 9), (9, 12), (51, 52), (150, 150))]
+    found = list(frames_between(facts, crop, intervals, in_color, threads=1))
     for (first, last), frames in zip(numbers, found, strict=True):
         assert frames.pts == times[first : last + 1]
         for index, number in enumerate(range(first, last + 1)):
-            for shift, plane, whole in zip((0, 1, 1), frames.planes, everything[number].planes, strict=True):
+            assert (frames.chroma[index] is not None) == any(a <= times[number] <= b for a, b in in_color)
+            planes = frames.luma[index], *(frames.chroma[index] or ())
+            for shift, plane, whole in zip((0, 1, 1), planes, everything[number].planes, strict=False):
                 box = whole[crop.top >> shift : crop.bottom >> shift, crop.left >> shift : crop.right >> shift]
-                np.testing.assert_array_equal(plane[index], box)
+                np.testing.assert_array_equal(plane, box)
 
 
 class ByLevel:
@@ -137,9 +140,9 @@ class ByLevelAndEmptiness(ByLevel):
 
 
 def frames(levels: list[int]) -> CroppedFrames:
-    y = np.repeat(np.asarray(levels, np.uint8), 16).reshape(-1, 4, 4)
-    chroma = np.zeros((len(levels), 2, 2), np.uint8)
-    return CroppedFrames([100 + index for index in range(len(levels))], (y, chroma, chroma))
+    luma = [np.full((4, 4), level, np.uint8) for level in levels]
+    chroma = np.zeros((2, 2), np.uint8)
+    return CroppedFrames([100 + index for index in range(len(levels))], luma, [(chroma, chroma)] * len(levels))
 
 
 @pytest.mark.parametrize(

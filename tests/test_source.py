@@ -28,7 +28,7 @@ def test_facts_of_a_video(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("text.mp4", b"this is no video" * 100, "cannot open"),
-        ("empty.mp4", b"", "cannot open"),
+        ("empty.mp4", b"", "is empty"),
         ("list.m3u8", b"#EXTM3U\n#EXTINF:10,\nvideo.mp4\n", "cannot open"),
         (
             "list.mp4",

@@ -27,6 +27,7 @@ from caption_extents.cli.results import (
     address_of,
     check_ocr,
     check_subtitles,
+    hint_of_unread,
     open_versions,
     read_texts,
     save_report,
@@ -141,8 +142,8 @@ def _also_written(
 ) -> Iterator[tuple[str, str]]:
     """Write what was asked for beside a version; yields what each is, and where, when it has been written."""
     if subtitles is not None:
-        save_subtitles(opened, keys, result.version, subtitles)
-        yield "subtitles", str(subtitles)
+        _, unread = save_subtitles(opened, keys, result.version, subtitles)
+        yield "subtitles", f"{subtitles}{hint_of_unread(unread)}"
     if page:
         yield "report", address_of(opened, save_report(opened, keys, result.version, quiet))
     if trace is not None:
@@ -162,7 +163,12 @@ def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
     labels = ", ".join(f"{name} {count}" for name, count in result.label_counts.items())
     typer.echo(f"{result.caption_count} captions in {result.frame_count} samples ({labels})")
     if result.undecodable_samples:
-        typer.echo(f"{len(result.undecodable_samples)} samples could not be decoded and show the frame before them")
+        lost = result.undecodable_samples
+        more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+        typer.echo(
+            f"{len(lost)} samples could not be decoded and show the frame before them: "
+            f"{', '.join(map(str, lost[:10]))}{more}; captions near them may be cut or wrong"
+        )
     if result.picture_changes:
         more = f" and {len(result.picture_changes) - 3} more" if len(result.picture_changes) > 3 else ""
         changes = ", ".join(map(str, result.picture_changes[:3]))

@@ -38,8 +38,8 @@ def subtitles(
         opened, keys = open_versions(store, tenant, video_id)
         if ocr:
             read_texts(opened, keys, version, quiet)
-        count = save_subtitles(opened, keys, version, output)
-    typer.echo(f"{count} captions written to {output}")
+        count, unread = save_subtitles(opened, keys, version, output)
+    typer.echo(f"{count} captions written to {output}{hint_of_unread(unread)}")
 
 
 def report(
@@ -161,8 +161,8 @@ def address_of(store: Store, key: str) -> str:
     return str(store.folder / key) if store.folder else f"{store.address}/{key}"
 
 
-def save_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> int:
-    """Write a version's captions as subtitles; how many there are."""
+def save_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Path) -> tuple[int, int]:
+    """Write a version's captions as subtitles; how many there are, and how many of these have no text yet."""
     from caption_extents.captions.subtitles import write_subtitles
     from caption_extents.results.database import read_captions
     from caption_extents.storage.versions import read_manifest
@@ -170,7 +170,12 @@ def save_subtitles(opened: Store, keys: VideoKeys, version: int | None, path: Pa
     number = read_manifest(opened, keys, version).version
     captions = read_captions(opened.get(keys.database(number)))
     write_subtitles(captions, path)
-    return len(captions)
+    return len(captions), sum(not caption.text for caption in captions)
+
+
+def hint_of_unread(count: int) -> str:
+    """What to do about subtitles that are only numbered, to follow the name of their file."""
+    return f"; {count} are only numbered, --ocr reads their text" if count else ""
 
 
 def check_subtitles(path: Path) -> None:

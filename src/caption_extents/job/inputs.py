@@ -43,7 +43,9 @@ def open_input(
             yield local, video
         return
     if store.folder is not None or not is_key(job.video_key) or not store.exists(job.video_key):
-        raise VideoError(f"there is no video {job.video_key!r}, neither as a file here nor as a key in {store.address}")
+        raise VideoError(
+            f"there is no video {job.video_key!r}: no file of this name here, and no object in {store.address}"
+        )
     with (
         TemporaryDirectory(prefix="caption-extents-") as folder,
         store.start_download(job.video_key, Path(folder) / "video", _download_progress(job.progress)) as download,

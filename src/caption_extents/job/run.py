@@ -188,7 +188,7 @@ def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> 
     if len(video.facts.video_streams) > 1 and job.stream is None:
         streams = ", ".join(map(str, video.facts.video_streams))
         log.warning(
-            "%r has video streams %s; %d is used, as players do, and the option `stream` selects another",
+            "%r has video streams %s; %d is used, as players do; give another number as stream to use that",
             job.video_key,
             streams,
             video.facts.stream_index,

@@ -7,7 +7,8 @@ another there may be frames between them that show neither, and no sample: a gap
 Only the frames near a boundary have to be decoded.
 
 Where a caption fades, no frame is like neither sample, and the model would say anything between a sixth and a third of
-full opacity. Its letters are measured instead, on more frames around the boundary (`captions/opacity.py`).
+full opacity. Its letters are measured instead, on more frames around the boundary (`captions/opacity.py`); that fails
+where it takes about two seconds or more to fade.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from caption_extents.captions.extents import Caption
-from caption_extents.captions.opacity import shown_in_fade
+from caption_extents.captions.opacity import change_in_fade
 from caption_extents.labels import Label
 from caption_extents.model.interface import PairModel
 from caption_extents.samples import Planes, slice_planes
@@ -29,8 +30,15 @@ from caption_extents.video.info import VideoFacts
 from caption_extents.video.random_access import CroppedFrames, frames_between
 from caption_extents.video.timeline import Timeline
 
-_REACH_SAMPLES = 6
-"""How far around a boundary to look: a fade may take a second, and half of it lies on each side."""
+_CAPTION_SECONDS, _EMPTY_SECONDS = 2.5, 0.6
+"""How far from a boundary to look, where a caption is and where none is. The model sees a fading caption at a sixth to
+a third of its opacity, so most of a fade is on its side."""
+
+_NARROW_SAMPLES = 2
+"""A gap up to this length may have no sample without either caption, as they fade: the one beyond it is looked at."""
+
+_MOST_BYTES = 128 << 20
+"""Of the frames around a boundary; fewer are looked at where they are larger."""
 
 
 def refine_captions(
@@ -44,15 +52,19 @@ def refine_captions(
     count, pts = len(timeline), timeline.sample_pts.tolist()
     starts, ends = {caption.first_sample for caption in captions}, {caption.end_sample for caption in captions}
     edges = sorted(edge for edge in starts | ends if 0 < edge < count)
-    windows = [(pts[first], pts[last]) for first, last in _windows(captions, edges, count)]
+    windows = [
+        (pts[first], pts[last]) for first, last in _windows(captions, edges, count, _reach(facts, timeline, crop))
+    ]
+    compared = [(pts[edge - 1], pts[edge]) for edge in edges]
     changes = {count: Change(timeline.end_pts, timeline.end_pts)}
-    for edge, frames in zip(edges, frames_between(facts, crop, windows), strict=True):
-        between = frames.part(pts[edge - 1], pts[edge])
+    for edge, interval, frames in zip(edges, compared, frames_between(facts, crop, windows, compared), strict=True):
+        between = frames.part(*interval)
         # Both samples' own frames are needed for comparison; if one cannot be decoded, keep the boundary's time.
-        whole = bool(between.pts) and (between.pts[0], between.pts[-1]) == (pts[edge - 1], pts[edge])
-        change = find_change(between, model, may_have_gap=edge in starts & ends) if whole else None
+        whole = bool(between.pts) and (between.pts[0], between.pts[-1]) == interval
+        is_end, is_start = edge in ends, edge in starts
+        change = find_change(between, model, may_have_gap=is_end and is_start) if whole else None
         if change is not None:
-            changes[edge] = in_fades(frames, change, is_end=edge in ends, is_start=edge in starts)
+            changes[edge] = in_fades(frames, change, is_end=is_end, is_start=is_start)
 
     def seconds(ticks: int) -> float:
         return float(facts.first_sample_seconds + (ticks - facts.first_pts) * facts.time_base)
@@ -69,16 +81,36 @@ def refine_captions(
     return refined
 
 
-def _windows(captions: list[Caption], edges: list[int], count: int) -> Iterator[tuple[int, int]]:
-    """First and last sample to look at for each boundary: at most to the middles of the captions beside it."""
+def _reach(facts: VideoFacts, timeline: Timeline, crop: CropPixels) -> tuple[int, int]:
+    """How many samples to look at from a boundary, where a caption is and where none is."""
+    bytes_per_second = crop.width * crop.height / float(facts.usual_duration * facts.time_base)
+    share = min(1.0, _MOST_BYTES / (2 * _CAPTION_SECONDS * bytes_per_second))
+    inside, outside = (
+        max(1, int(seconds * share * timeline.frame_rate)) for seconds in (_CAPTION_SECONDS, _EMPTY_SECONDS)
+    )
+    return inside, outside
+
+
+def _windows(
+    captions: list[Caption], edges: list[int], count: int, reach: tuple[int, int]
+) -> Iterator[tuple[int, int]]:
+    """First and last sample to look at for each boundary.
+
+    At most to the middle of a caption beside it, and not into one beyond a gap, which may say the same.
+    """
     firsts, ends = [c.first_sample for c in captions], [c.end_sample for c in captions]
     middles = [(first + end) // 2 for first, end in zip(firsts, ends, strict=True)]
+    inside, outside = reach
     for edge in edges:
-        before, after = bisect_left(firsts, edge), bisect_right(ends, edge)
-        yield (
-            max(middles[before - 1] if before else 0, edge - _REACH_SAMPLES),
-            min(middles[after] if after < len(middles) else count - 1, edge + _REACH_SAMPLES - 1),
-        )
+        first, last = max(0, edge - outside), min(count, edge + outside) - 1
+        before, after = bisect_left(firsts, edge) - 1, bisect_right(ends, edge)
+        if before >= 0:
+            is_near = edge - ends[before] <= _NARROW_SAMPLES
+            first = max(middles[before], edge - inside) if is_near else max(ends[before], first)
+        if after < len(captions):
+            is_near = firsts[after] - edge <= _NARROW_SAMPLES
+            last = min(middles[after], edge + inside - 1) if is_near else min(firsts[after] - 1, last)
+        yield first, last
 
 
 @dataclass(frozen=True)
@@ -107,7 +139,7 @@ def find_change(frames: CroppedFrames, model: PairModel, *, may_have_gap: bool) 
         return None
     if count == 2:
         return Change(frames.pts[1], frames.pts[1])
-    embeddings = torch.cat([model.embed(*map(torch.from_numpy, part)) for part in _parts(frames)])
+    embeddings = torch.cat([model.embed(*map(torch.from_numpy, part)) for part in _parts(frames.planes)])
     inner = embeddings[1:-1]
     with_first = _log_probabilities(model, embeddings[:1].expand_as(inner), inner)
     with_last = _log_probabilities(model, inner, embeddings[-1:].expand_as(inner))
@@ -130,24 +162,24 @@ def in_fades(frames: CroppedFrames, change: Change, *, is_end: bool, is_start: b
     """The change with the opacity that :mod:`caption_extents.captions.opacity` names, where a caption fades.
 
     Args:
-        frames: around the change; the first and the last show what is before and after it.
+        frames: around the change; the first and the last show, as far as can be, what is before and after it.
         change: as the model sees it.
         is_end: whether a caption ends there.
         is_start: whether a caption starts there; both if one follows another.
     """
-    luma, last = frames.planes[0], len(frames.pts) - 1
+    last = len(frames.pts) - 1
     first_ends, second_starts = (frames.pts.index(at) for at in (change.first_ends, change.second_starts))
-    if is_end and (shown := shown_in_fade(luma, full=0, without=last)) is not None:
-        first_ends = int(np.argmin(shown))
-    if is_start and (shown := shown_in_fade(luma, full=last, without=0)) is not None:
-        second_starts = int(np.argmax(shown))
+    if is_end:
+        first_ends = change_in_fade(frames.luma, full=0, without=last, seen=first_ends) or first_ends
+    if is_start:
+        second_starts = change_in_fade(frames.luma, full=last, without=0, seen=second_starts) or second_starts
     return Change(frames.pts[first_ends], frames.pts[second_starts])
 
 
-def _parts(frames: CroppedFrames) -> Iterator[Planes]:
+def _parts(planes: Planes) -> Iterator[Planes]:
     """Planes in slices: at a low rate there are many frames between two samples."""
-    for start in range(0, len(frames.pts), 32):
-        yield slice_planes(frames.planes, start, start + 32)
+    for start in range(0, len(planes[0]), 32):
+        yield slice_planes(planes, start, start + 32)
 
 
 @dataclass(frozen=True)

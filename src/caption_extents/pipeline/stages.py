@@ -92,7 +92,8 @@ class Extraction:
             raise DecodeError(
                 f"{len(lost)} of {self.sample_count} samples could not be decoded so far, from sample {lost[0]} on, "
                 f"more than the allowed share of {self.max_undecodable_share:g}; the video is damaged. "
-                "Raise max_undecodable_share to go on with the last good frame in their place"
+                "Raise max_undecodable_share, for example to 0.1, to go on with the last good frame in their place; "
+                "captions near them may be cut or wrong"
             )
 
 

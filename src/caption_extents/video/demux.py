@@ -116,14 +116,24 @@ def _open(path: Path, arriving: OpenFile | None) -> av.container.InputContainer:
                 "before it came. Fetch it again; of a recording, the program untrunc makes an index from another file "
                 "of the same camera"
             ) from error
+        if arriving is None and is_empty(path):
+            raise VideoError(f"{str(path)!r} is empty; fetch it again") from error
         raise VideoError(
-            f"cannot open {str(path)!r} as a video ({reason_of(error)}); "
-            f"known containers are {', '.join(CONTAINERS.values())}"
+            f"cannot open {str(path)!r} as a video: it is damaged, or no {', '.join(CONTAINERS.values())} file "
+            f"(FFmpeg says: {reason_of(error)})"
         ) from error
     if len(container.streams) > MAX_STREAMS:
         container.close()
         raise VideoError(f"{str(path)!r} has more than {MAX_STREAMS} streams, and at most {MAX_STREAMS} are allowed")
     return container
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file has no bytes."""
+    try:
+        return path.stat().st_size == 0
+    except OSError:
+        return False
 
 
 def check_file(path: Path) -> None:

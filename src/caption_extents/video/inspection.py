@@ -17,6 +17,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from caption_extents.errors import VideoError
 from caption_extents.video.demux import CONTAINERS, decode_or_skip, open_container, read_packets
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import driver
@@ -28,6 +29,8 @@ from caption_extents.watchdog import Watchdog
 _MIB = 1 << 20
 _LANGUAGE = re.compile(r"[A-Za-z0-9-]{2,35}")
 _MOST_CHANGES = 5
+_USUAL_LATE_SECONDS = 0.1
+"""Sound begins some hundredths of a second before the picture in most files that have both."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,12 @@ def _inspect(path: Path, stream_index: int | None, progress: Callable[[int, int]
     with open_container(path, facts.stream_index) as (container, _):
         yield from _streams(container, facts)
     yield _picture(facts)
-    index = index_frames(facts)
     yield _clock(facts)
+    try:
+        index = index_frames(facts)
+    except VideoError as error:
+        yield Finding("timing", "broken", str(error))
+        return
     yield _frames(facts, index)
     yield from _last_picture(facts, index)
     yield from _packets(facts, progress)
@@ -105,7 +112,7 @@ def _streams(container: InputContainer, facts: VideoFacts) -> Iterator[Finding]:
         yield Finding(f"stream {stream.index}", "ok", f"{_kind(stream)}{film}")
     if len(facts.video_streams) > 1:
         others = ", ".join(str(index) for index in facts.video_streams if index != facts.stream_index)
-        yield Finding("streams", "unusual", f"there is a choice of films: also {others}", "--stream N takes another")
+        yield Finding("streams", "unusual", f"there are more films, in stream {others}", "--stream N takes another")
 
 
 def _kind(stream: Stream) -> str:
@@ -134,8 +141,10 @@ def _clock(facts: VideoFacts) -> Finding:
     late = float(facts.first_sample_seconds)
     if not late:
         return Finding("clock", "ok", "the picture begins where the file does")
-    meaning = "times of captions count from where the file begins, as players do; sample 0 is the first picture"
-    return Finding("clock", "unusual", f"the picture begins {late:.3f} s after the file", meaning)
+    detail = f"the picture begins {late:.3f} s after the file"
+    if late < _USUAL_LATE_SECONDS:
+        return Finding("clock", "ok", detail)
+    return Finding("clock", "unusual", detail, "times of captions count from where the file begins, as players do")
 
 
 def _frames(facts: VideoFacts, index: FrameIndex) -> Finding:
@@ -147,9 +156,10 @@ def _frames(facts: VideoFacts, index: FrameIndex) -> Finding:
     usual, shortest, longest = float(np.median(steps)), float(steps.min()), float(steps.max())
     # Containers round times, MKV to milliseconds.
     if longest - shortest < 0.0021:
-        return Finding("timing", "ok", f"{detail}, {1 / steps.mean():.3f} a second")
-    spread = f"one lasts {shortest * 1000:.0f} to {longest * 1000:.0f} ms, most {usual * 1000:.0f}"
-    return Finding("timing", "unusual", f"{detail}; {spread}", "a sample shows the frame that a player shows then")
+        return Finding("timing", "ok", f"{detail}, {1 / steps.mean():.2f} a second")
+    spread = f"a frame is shown for {shortest * 1000:.0f} to {longest * 1000:.0f} ms, most for {usual * 1000:.0f}"
+    meaning = "frames are missing, or meant to be shown longer; times are as in a player"
+    return Finding("timing", "unusual", f"{detail}; {spread}", meaning)
 
 
 def _last_picture(facts: VideoFacts, index: FrameIndex) -> Iterator[Finding]:
@@ -179,7 +189,8 @@ def _packets(facts: VideoFacts, progress: Callable[[int, int], None]) -> Iterato
         except av.error.FFmpegError as error:
             yield Finding("damage", "unusual", f"reading ends early: {error}")
     if hidden:
-        yield Finding("edit list", "unusual", f"{hidden} frames are decoded and not shown", "times are as if cut off")
+        detail = f"the file was cut: {hidden} frames are in it that players do not show"
+        yield Finding("edit list", "unusual", detail, "nothing to do: they are left out, and times are as in a player")
     if changes:
         meaning = "the crop is at the same place of each part, in the size of the first"
         more = f" and {count - _MOST_CHANGES} more" if count > _MOST_CHANGES else ""

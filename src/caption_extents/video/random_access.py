@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import av.error
 import numpy as np
 from av.video.frame import VideoFrame
 
-from caption_extents.samples import Planes, slice_planes
+from caption_extents.samples import Planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import is_good
 from caption_extents.video.decoders.cpu import crop_planes
@@ -30,49 +31,82 @@ class CroppedFrames:
 
     Attributes:
         pts: of each frame, in ticks.
-        planes: Y (N, H, W), U and V (N, H/2, W/2), uint8.
+        luma: of each frame, uint8 (H, W).
+        chroma: U and V of each frame, uint8 (H/2, W/2); None of frames outside the intervals that need it.
     """
 
     pts: list[int]
-    planes: Planes
+    luma: list[np.ndarray]
+    chroma: list[tuple[np.ndarray, np.ndarray] | None]
 
     def part(self, first: int, last: int) -> CroppedFrames:
         """Those from one time to another, in ticks, both included."""
-        start, stop = bisect_left(self.pts, first), bisect_right(self.pts, last)
-        return CroppedFrames(self.pts[start:stop], slice_planes(self.planes, start, stop))
+        chosen = slice(bisect_left(self.pts, first), bisect_right(self.pts, last))
+        return CroppedFrames(self.pts[chosen], self.luma[chosen], self.chroma[chosen])
+
+    @property
+    def planes(self) -> Planes:
+        """Y (N, H, W), U and V (N, H/2, W/2), uint8; of one frame or more, all of which have chroma."""
+        u, v = zip(*(chroma for chroma in self.chroma if chroma is not None), strict=True)
+        return np.stack(self.luma), np.stack(u), np.stack(v)
 
 
 def frames_between(
-    facts: VideoFacts, crop: CropPixels, intervals: Iterable[tuple[int, int]], threads: int = 0
+    facts: VideoFacts,
+    crop: CropPixels,
+    intervals: Iterable[tuple[int, int]],
+    chroma: Sequence[tuple[int, int]] | None = None,
+    threads: int = 0,
 ) -> Iterator[CroppedFrames]:
-    """Frames from one time to another, both included, for each of several intervals.
+    """Frames from one time to another, both included, for each of several intervals, which may overlap.
 
     Args:
         facts: of a video whose container keeps presentation times.
         crop: what to keep of each frame.
-        intervals: first and last pts, in ticks, in order of time.
+        intervals: first and last pts, in ticks; neither goes back from one interval to the next.
+        chroma: intervals whose frames are kept with their chroma, in order; by default all frames are.
         threads: of the decoder, 0 for one for each core.
 
     Yields:
         The frames of each interval that can be decoded; they may be none.
     """
     read_on = int(_READ_ON_SECONDS / facts.time_base)
+    starts = [first for first, _ in chroma or ()]
+
+    def needs_chroma(pts: int) -> bool:
+        number = bisect_right(starts, pts)
+        return chroma is None or any(first <= pts <= last for first, last in chroma[max(0, number - 2) : number])
+
+    def cropped(frame: VideoFrame) -> _Frame:
+        # Copies: a whole frame is ten times as large as its crop.
+        y, u, v = (plane.copy() for plane in crop_planes(frame, crop, facts))
+        return _Frame(_pts(frame), y, (u, v) if needs_chroma(_pts(frame)) else None)
+
     with open_container(facts.path, facts.stream_index, threads) as (container, stream):
         reader: Iterator[VideoFrame] = iter(())
-        held: list[tuple[int, list[np.ndarray]]] = []
+        held: list[_Frame] = []
         before: tuple[int, int] | None = None
         for first, last in intervals:
             if before is None or not before[0] <= first <= before[1] + read_on:
                 reader, held = _frames_from(container, stream, facts, first), []
-            # Neighbouring intervals may overlap: frames of one may be frames of the next.
-            held, before = [frame for frame in held if frame[0] >= first], (first, last)
-            while not held or held[-1][0] < last:
+            held, before = [frame for frame in held if frame.pts >= first], (first, last)
+            while not held or held[-1].pts < last:
                 frame = next(reader, None)
                 if frame is None:
                     break
                 if _pts(frame) >= first:
-                    held.append((_pts(frame), _planes(frame, crop, facts)))
-            yield _joined([frame for frame in held if frame[0] <= last], crop)
+                    held.append(cropped(frame))
+            found = [frame for frame in held if frame.pts <= last]
+            yield CroppedFrames(*(list(values) for values in zip(*found, strict=True))) if found else _NONE
+
+
+class _Frame(NamedTuple):
+    pts: int
+    luma: np.ndarray
+    chroma: tuple[np.ndarray, np.ndarray] | None
+
+
+_NONE = CroppedFrames([], [], [])
 
 
 def _frames_from(
@@ -103,18 +137,3 @@ def _frames(container: av.container.InputContainer, stream: av.VideoStream) -> I
 def _pts(frame: VideoFrame) -> int:
     assert frame.pts is not None
     return frame.pts
-
-
-def _planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
-    """Copies: a whole frame is ten times as large as its crop."""
-    return [plane.copy() for plane in crop_planes(frame, crop, facts)]
-
-
-def _joined(frames: list[tuple[int, list[np.ndarray]]], crop: CropPixels) -> CroppedFrames:
-    shapes = [(crop.height, crop.width), *[(crop.height // 2, crop.width // 2)] * 2]
-    groups = zip(*(planes for _, planes in frames), strict=True) if frames else ((), (), ())
-    y, u, v = (
-        np.stack(group) if group else np.empty((0, *shape), np.uint8)
-        for group, shape in zip(groups, shapes, strict=True)
-    )
-    return CroppedFrames([pts for pts, _ in frames], (y, u, v))

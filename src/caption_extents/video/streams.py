@@ -46,10 +46,14 @@ def chosen_stream(container: InputContainer, path: Path, index: int) -> VideoStr
     """The video stream of an index.
 
     Raises:
-        VideoError: there is none; names those that there are.
+        VideoError: there is none, or it is a cover beside a film; names those that there are.
     """
+    films = candidates(container)
     for stream in container.streams.video:
         if stream.index == index:
+            if films and stream not in films:
+                others = " or ".join(str(film.index) for film in films)
+                raise VideoError(f"stream {index} of {str(path)!r} is a cover picture; take stream {others}")
             return stream
     there = ", ".join(f"{stream.index} ({describe(stream)})" for stream in container.streams.video) or "none"
     raise VideoError(f"stream {index} of {str(path)!r} is no video; its video streams are {there}")

@@ -114,9 +114,10 @@ class Video:
         if not missing:
             return None
         seconds = float(len(self.timeline) / self.timeline.frame_rate)
+        length = f"{seconds:.1f} seconds" if seconds < 60 else f"{int(seconds) // 60}:{int(seconds) % 60:02} minutes"
         return (
             f"it holds {there:,} of {there + missing:,} bytes ({there / (there + missing):.0%}), "
-            f"the first {int(seconds) // 60}:{seconds % 60:04.1f} minutes; the download or copy was cut off"
+            f"the first {length}; the download or copy was cut off"
         )
 
     def check_whole(self, name: str) -> None:
