@@ -74,9 +74,9 @@ def change_in_fade(luma: Sequence[np.ndarray], full: int, without: int, seen: in
     change = details[first : last + 1] - details[without]
     opacity = change @ whole / energy
     # A single frame may be sharper than the others, as key frames are.
-    most = opacity[opacity > _MOSTLY]
-    opacity /= np.median(most)
-    if np.mean(np.abs(most / np.median(most) - 1) < _LEVEL) < _LEVEL_SHARE:
+    mostly = opacity > _MOSTLY
+    opacity /= np.median(opacity[mostly])
+    if np.mean(np.abs(opacity[mostly] - 1) < _LEVEL) < _LEVEL_SHARE:
         return None  # it fades for longer than these frames last
     visible = opacity >= VISIBLE_OPACITY
     changes = np.flatnonzero(visible[1:] != visible[:-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -157,6 +157,11 @@ def _print_place(what: str, place: str) -> None:
     typer.echo(f"{what:<9} {place}")
 
 
+def _listed(items: Sequence[object], most: int) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return f"{', '.join(map(str, items[:most]))}{more}"
+
+
 def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
     from caption_extents.pipeline.report import format_metrics
 
@@ -164,15 +169,13 @@ def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
     typer.echo(f"{result.caption_count} captions in {result.frame_count} samples ({labels})")
     if result.undecodable_samples:
         lost = result.undecodable_samples
-        more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
         typer.echo(
             f"{len(lost)} samples could not be decoded and show the frame before them: "
-            f"{', '.join(map(str, lost[:10]))}{more}; captions near them may be cut or wrong"
+            f"{_listed(lost, 10)}; captions near them may be cut or wrong"
         )
     if result.picture_changes:
-        more = f" and {len(result.picture_changes) - 3} more" if len(result.picture_changes) > 3 else ""
-        changes = ", ".join(map(str, result.picture_changes[:3]))
-        typer.echo(f"the picture changes: {changes}{more}; crops are at the same place, in the size of the first part")
+        changes = _listed(result.picture_changes, 3)
+        typer.echo(f"the picture changes: {changes}; crops are at the same place, in the size of the first part")
     if not result.caption_count:
         typer.echo("no captions: is this where they stand? `caption-extents crop VIDEO --picture crop.png` shows it")
     _print_place("video id", f"{video_id}, version {result.version} in {store}")

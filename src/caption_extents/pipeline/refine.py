@@ -66,14 +66,11 @@ def refine_captions(
         if change is not None:
             changes[edge] = in_fades(frames, change, is_end=is_end, is_start=is_start)
 
-    def seconds(ticks: int) -> float:
-        return float(facts.first_sample_seconds + (ticks - facts.first_pts) * facts.time_base)
-
     refined: list[Caption] = []
     for caption in captions:
         start, end = changes.get(caption.first_sample), changes.get(caption.end_sample)
-        starts_at = caption.start if start is None else seconds(start.second_starts)
-        ends_at = caption.end if end is None else seconds(end.first_ends)
+        starts_at = caption.start if start is None else facts.seconds_at(start.second_starts)
+        ends_at = caption.end if end is None else facts.seconds_at(end.first_ends)
         if refined and refined[-1].end > starts_at:
             # One fades out while the other fades in.
             refined[-1] = replace(refined[-1], end=starts_at)

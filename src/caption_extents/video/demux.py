@@ -116,7 +116,7 @@ def _open(path: Path, arriving: OpenFile | None) -> av.container.InputContainer:
                 "before it came. Fetch it again; of a recording, the program untrunc makes an index from another file "
                 "of the same camera"
             ) from error
-        if arriving is None and is_empty(path):
+        if arriving is None and _is_empty(path):
             raise VideoError(f"{str(path)!r} is empty; fetch it again") from error
         raise VideoError(
             f"cannot open {str(path)!r} as a video: it is damaged, or no {', '.join(CONTAINERS.values())} file "
@@ -128,7 +128,7 @@ def _open(path: Path, arriving: OpenFile | None) -> av.container.InputContainer:
     return container
 
 
-def is_empty(path: Path) -> bool:
+def _is_empty(path: Path) -> bool:
     """Whether a file has no bytes."""
     try:
         return path.stat().st_size == 0

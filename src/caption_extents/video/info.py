@@ -184,6 +184,10 @@ class VideoFacts:
             values[name] = int(values[name])
         return cls(path=path, **values)
 
+    def seconds_at(self, pts: int) -> float:
+        """A time in ticks on a player's clock, which starts where the container does."""
+        return float(self.first_sample_seconds + (pts - self.first_pts) * self.time_base)
+
     @property
     def usual_duration(self) -> int:
         """Duration of a frame in ticks, according to the average frame rate in the header."""

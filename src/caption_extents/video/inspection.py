@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +13,10 @@ import av.error
 import numpy as np
 from av.container import InputContainer
 from av.stream import Stream
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from caption_extents.errors import VideoError
+from caption_extents.video.decoders.base import size_and_format
 from caption_extents.video.demux import CONTAINERS, decode_or_skip, open_container, read_packets
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import driver
@@ -180,11 +179,11 @@ def _packets(facts: VideoFacts, progress: Callable[[int, int], None]) -> Iterato
                 if packet.pos is not None:
                     progress(packet.pos, facts.size_bytes)
                 for frame in decode_or_skip(packet):
-                    if (found := _size_and_format(frame)) != shown:
+                    if (found := size_and_format(frame)) != shown:
                         shown = found
                         count += 1
                         if count <= _MOST_CHANGES:
-                            at = "" if frame.pts is None else f" at {_seconds(facts, frame.pts):.2f} s"
+                            at = "" if frame.pts is None else f" at {facts.seconds_at(frame.pts):.2f} s"
                             changes.append(f"{found[0]}x{found[1]} {found[2]}{at}")
         except av.error.FFmpegError as error:
             yield Finding("damage", "unusual", f"reading ends early: {error}")
@@ -195,14 +194,6 @@ def _packets(facts: VideoFacts, progress: Callable[[int, int], None]) -> Iterato
         meaning = "the crop is at the same place of each part, in the size of the first"
         more = f" and {count - _MOST_CHANGES} more" if count > _MOST_CHANGES else ""
         yield Finding("changes", "unusual", f"the picture changes: {', '.join(changes)}{more}", meaning)
-
-
-def _size_and_format(frame: VideoFrame) -> tuple[int, int, str]:
-    return frame.width, frame.height, frame.format.name
-
-
-def _seconds(facts: VideoFacts, pts: int) -> float:
-    return float(facts.first_sample_seconds + Fraction(pts - facts.first_pts) * facts.time_base)
 
 
 def _decoder(facts: VideoFacts) -> Finding:

@@ -79,8 +79,8 @@ def frames_between(
 
     def cropped(frame: VideoFrame) -> _Frame:
         # Copies: a whole frame is ten times as large as its crop.
-        y, u, v = (plane.copy() for plane in crop_planes(frame, crop, facts))
-        return _Frame(_pts(frame), y, (u, v) if needs_chroma(_pts(frame)) else None)
+        y, u, v = crop_planes(frame, crop, facts)
+        return _Frame(_pts(frame), y.copy(), (u.copy(), v.copy()) if needs_chroma(_pts(frame)) else None)
 
     with open_container(facts.path, facts.stream_index, threads) as (container, stream):
         reader: Iterator[VideoFrame] = iter(())

@@ -71,6 +71,11 @@ def is_good(frame: VideoFrame) -> bool:
     return not frame.is_corrupt and min(frame.width, frame.height) >= MIN_FRAME_PX
 
 
+def size_and_format(frame: VideoFrame) -> tuple[int, int, str]:
+    """Width, height and pixel format of a frame; a picture changes where they do."""
+    return frame.width, frame.height, frame.format.name
+
+
 def has_size_of_first(frame: VideoFrame, facts: VideoFacts) -> bool:
     """Whether a frame has the size of the video's first one."""
     return (frame.width, frame.height) == (facts.width, facts.height)

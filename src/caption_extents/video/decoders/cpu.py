@@ -19,6 +19,7 @@ from caption_extents.video.decoders.base import (
     has_size_of_first,
     is_good,
     settle,
+    size_and_format,
 )
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import PresentationClock, VideoFacts
@@ -166,7 +167,7 @@ class CpuDecoder:
                 break
             if pts != sample_pts[at]:
                 self.undecodable_samples.append(number)
-            if (found := (frame.width, frame.height, frame.format.name)) != picture:
+            if (found := size_and_format(frame)) != picture:
                 picture = found
                 self.picture_changes.append(PictureChange(number, *found))
             batch = writer.add(number, frame)

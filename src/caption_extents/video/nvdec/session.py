@@ -18,7 +18,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from caption_extents.video.decoders.base import is_good, settle
+from caption_extents.video.decoders.base import is_good, settle, size_and_format
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import Packet, Segment
@@ -234,7 +234,7 @@ class Session:
         except av.error.FFmpegError:
             return False
         first = facts.width, facts.height, facts.pixel_format
-        return any(is_good(frame) and (frame.width, frame.height, frame.format.name) != first for frame in frames)
+        return any(is_good(frame) and size_and_format(frame) != first for frame in frames)
 
 
 def _prepare(context: VideoCodecContext, packets: list[Packet]) -> None:
