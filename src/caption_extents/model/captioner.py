@@ -84,7 +84,8 @@ class CaptionModel:
         functions: list[Compute] = [_embed, _describe, _label, embed_closely, _describe]
         computed: list[Compute] = [partial(function, self._network) for function in functions]
         if not on_cpu:
-            computed = [Replayed(function) for function in computed]
+            recording = threading.Lock()
+            computed = [Replayed(function, recording) for function in computed]
         self._embed_slice, self._describe_slice, self._label, self._embed_closely, self._describe_closely = computed
         self._compare_slice: Compute = partial(_compare, self._network)
         self.reach = self._network.config.reach

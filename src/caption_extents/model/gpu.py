@@ -27,14 +27,15 @@ class Replayed:
 
     Args:
         function: maps tensors to a tensor; it must not synchronise with the GPU or depend on tensor values on the CPU.
+        lock: held while it is recorded or replayed; the functions of a model share one, because PyTorch replays nothing
+            while it records.
     """
 
-    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., torch.Tensor], lock: threading.Lock) -> None:
+        self._function, self._lock = function, lock
         self._seen: set[Shapes] = set()
         self._recordings: dict[Shapes, _Recording] = {}
         """The one that was used last is the last."""
-        self._lock = threading.Lock()
 
     def __call__(self, *arguments: torch.Tensor) -> torch.Tensor:
         """Compute the function on the current stream; the result is a new tensor that the caller owns."""
@@ -63,6 +64,8 @@ class _Recording:
         stream.wait_stream(current)
         # The stream's device becomes the current one of this thread: of several GPUs, others are not recorded.
         with torch.cuda.stream(stream):
+            # Libraries that this thread has not used yet get ready now: they cannot while it records.
+            function(*self._arguments)
             # Decoder sessions go on calling CUDA from threads of their own meanwhile.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
