@@ -13,6 +13,7 @@ import pytest
 
 from caption_extents import CropRegion, Engine, InputError, Job, run_job
 from caption_extents.children import Children
+from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.engine import _Room, _Shares
 from caption_extents.errors import VideoError
 from caption_extents.storage.keys import VideoKeys
@@ -85,7 +86,7 @@ def test_a_model_that_cannot_be_opened_is_tried_again(films: list[Path], tmp_pat
     with Engine() as engine:
         with pytest.raises(InputError, match="there is no model file"):
             engine.run(job(films[0], tmp_path / "s", device="cpu", model=weights))
-        from caption_extents.model.weights import DEFAULT_WEIGHTS
+        from caption_extents.model.identity import DEFAULT_WEIGHTS
 
         weights.write_bytes(DEFAULT_WEIGHTS.read_bytes())
         assert engine.run(job(films[0], tmp_path / "s", device="cpu", model=weights)).caption_count == 3
@@ -97,7 +98,7 @@ def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:
     with Engine() as engine:
         options: dict[str, Any] = {"device": "cpu", "encoder": "processes"}
         engine.run(job(films[0], tmp_path / "s", **options))
-        (encoder,) = [kept.future.result() for key, kept in engine._kept.items() if key[0] == "encoder"]
+        (encoder,) = [kept.opened for kept in engine._kept.values() if isinstance(kept.opened, ProcessEncoder)]
         for child in encoder._all:
             child._process.kill()
             child._process.wait()

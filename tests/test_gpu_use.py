@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from caption_extents.model.devices import gpu_uuid
 from caption_extents.pipeline import gpu_use
 from caption_extents.pipeline.gpu_use import GpuWatch, memory_in_use, open_nvml
+from caption_extents.video.nvdec.driver import device_uuid
 
 
 class UnansweredError(Exception):
@@ -113,7 +113,7 @@ def test_nothing_is_watched_without_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_real_gpu_tells() -> None:
     pytest.importorskip("pynvml")
-    with GpuWatch(gpu_uuid(torch.device("cuda", 0)), time.perf_counter()) as watched:
+    with GpuWatch(device_uuid(0), time.perf_counter()) as watched:
         time.sleep(0.5)
     assert watched._gpu is not None
     assert watched._gpu.uuid in memory_in_use(open_nvml())

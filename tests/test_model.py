@@ -14,9 +14,10 @@ from caption_extents.captions.extents import DecodingCosts
 from caption_extents.errors import ModelError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import single_threaded_pool
+from caption_extents.model.identity import DEFAULT_WEIGHTS, INPUT_AREA_PX, read_identity
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
-from caption_extents.model.preprocess import INPUT_AREA_PX, STRIDE, input_size, to_input
-from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs, save_weights, write_costs
+from caption_extents.model.preprocess import STRIDE, input_size, to_input
+from caption_extents.model.weights import load_weights, save_weights, write_costs
 
 SMALL = NetworkConfig(8, 8, 16, 1, 8, 16)
 
@@ -155,16 +156,15 @@ def test_directions_are_what_they_say() -> None:
 
 def test_the_package_carries_small_weights() -> None:
     assert DEFAULT_WEIGHTS.stat().st_size < 10_000_000
-    _, name = load_weights()
-    assert name
+    assert read_identity().version
 
 
 def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(1)
     network = CaptionNetwork(SMALL).eval()
     save_weights(network, tmp_path / "w.safetensors", name="mine")
-    loaded, name = load_weights(tmp_path / "w.safetensors")
-    assert name == "mine"
+    loaded = load_weights(tmp_path / "w.safetensors")
+    assert read_identity(tmp_path / "w.safetensors").version == "mine"
     pictures = torch.randn(2, 3, 32, 64)
     torch.testing.assert_close(loaded(pictures, pictures), network(pictures, pictures), rtol=1e-4, atol=1e-4)
 
@@ -172,11 +172,11 @@ def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
 def test_weights_bring_their_costs(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(CaptionNetwork(SMALL), path, name="mine")
-    assert read_costs(path) == {}
-    before, _ = load_weights(path)
+    assert read_identity(path).costs == {}
+    before = load_weights(path)
     write_costs(path, {"different": 2.5, "hasty": 4})
-    after, name = load_weights(path)
-    assert name == "mine"
+    after = load_weights(path)
+    assert read_identity(path).version == "mine"
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
     with CaptionModel(path) as model:
         assert DecodingCosts.of(model) == DecodingCosts(different=2.5, hasty=4.0)
@@ -185,9 +185,9 @@ def test_weights_bring_their_costs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("costs", ['{"different": "much"}', "[1]", '{"different": NaN}', "{"])
 def test_costs_that_are_no_numbers(costs: str, tmp_path: Path) -> None:
-    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"costs": costs})
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"kind": "caption-network", "costs": costs})
     with pytest.raises(ModelError, match=r"w\.safetensors"):
-        read_costs(tmp_path / "w.safetensors")
+        read_identity(tmp_path / "w.safetensors")
 
 
 class _Bomb:

@@ -27,7 +27,8 @@ from caption_extents.chunks.encode import decode_chunk
 from caption_extents.chunks.plan import chunk_of, plan_chunks
 from caption_extents.encoders import base as encoders
 from caption_extents.errors import DecodeError, EncodeError, UploadError
-from caption_extents.model.weights import DEFAULT_WEIGHTS, write_costs
+from caption_extents.model.identity import DEFAULT_WEIGHTS
+from caption_extents.model.weights import write_costs
 from caption_extents.pipeline import stages
 from caption_extents.results.database import open_database
 from caption_extents.storage.folder import LOCK_NAME

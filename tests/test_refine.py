@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import caption_extents
 from caption_extents import CropRegion
 from caption_extents.captions.opacity import VISIBLE_OPACITY
 from caption_extents.errors import InputError
-from caption_extents.pipeline.refine import Change, find_change
+from caption_extents.model.labeller import compare_with_ends
+from caption_extents.pipeline.refine import Change, CompareWithEnds, find_change
 from caption_extents.results.database import open_database
 from caption_extents.storage.store import open_store
 from caption_extents.training.sample_video import CROP
@@ -139,6 +141,10 @@ class ByLevelAndEmptiness(ByLevel):
         return torch.stack([forward, forward], dim=1)
 
 
+def compare_by(model: Any) -> CompareWithEnds:
+    return partial(compare_with_ends, model)
+
+
 def frames(levels: list[int]) -> CroppedFrames:
     luma = [np.full((4, 4), level, np.uint8) for level in levels]
     chroma = np.zeros((2, 2), np.uint8)
@@ -158,7 +164,7 @@ def frames(levels: list[int]) -> CroppedFrames:
     ],
 )
 def test_where_the_change_is(levels: list[int], change: int | None) -> None:
-    found = find_change(frames(levels), ByLevel(), may_have_gap=False)  # type: ignore[arg-type]
+    found = find_change(frames(levels), compare_by(ByLevel()), may_have_gap=False)
     assert found == (None if change is None else Change(change, change))
 
 
@@ -174,7 +180,7 @@ def test_where_the_change_is(levels: list[int], change: int | None) -> None:
     ],
 )
 def test_where_a_gap_is(levels: list[int], first_ends: int, second_starts: int) -> None:
-    model: Any = ByLevelAndEmptiness()
+    model = compare_by(ByLevelAndEmptiness())
     assert find_change(frames(levels), model, may_have_gap=True) == Change(first_ends, second_starts)
     at_once = find_change(frames(levels), model, may_have_gap=False)
     assert at_once is not None

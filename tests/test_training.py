@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from caption_extents.labels import Label
+from caption_extents.model.identity import read_identity
 from caption_extents.model.network import CaptionNetwork, NetworkConfig
-from caption_extents.model.weights import load_weights, save_weights
+from caption_extents.model.weights import save_weights
 from caption_extents.training import assets, backgrounds, captions, clips, distractors, fonts, steps, text
 from caption_extents.training.average import average_weights
 from caption_extents.training.backgrounds import BackgroundSource
@@ -201,14 +202,14 @@ def test_training_runs_and_resumes(tmp_path: Path) -> None:
     weights = train(_tiny_training(tmp_path, context_steps=3, rounds=2))
     assert resumed.stat().st_mtime_ns == before
     assert len({first, resumed.read_bytes(), weights.read_bytes()}) == 3
-    assert load_weights(weights)[1] == "tiny"
+    assert read_identity(weights).version == "tiny"
     rounds = [load_file(tmp_path / f"round-{number}" / WEIGHTS_NAME) for number in (1, 2)]
     for name, tensor in load_file(weights).items():
         assert not tensor.is_floating_point() or torch.allclose(tensor, (rounds[0][name] + rounds[1][name]) / 2)
 
 
 def test_a_team_trains_one_network(tmp_path: Path) -> None:
-    assert load_weights(train(_tiny_training(tmp_path, gpus=2)))[1] == "tiny"
+    assert read_identity(train(_tiny_training(tmp_path, gpus=2))).version == "tiny"
     lines = (tmp_path / "round-1" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 2]
 
@@ -378,7 +379,7 @@ def test_weights_are_averaged(tmp_path: Path) -> None:
     one, two, mean = (load_file(tmp_path / name) for name in [*names, "mean"])
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, ((one[name].double() + two[name].double()) / 2).to(tensor.dtype))
-    assert load_weights(tmp_path / "mean")[1] == "one"
+    assert read_identity(tmp_path / "mean").version == "one"
     save_weights(CaptionNetwork(NetworkConfig(head_channels=32)), tmp_path / "other", name="other")
     with pytest.raises(ValueError, match="different networks"):
         average_weights([tmp_path / "one", tmp_path / "other"], tmp_path / "mean")

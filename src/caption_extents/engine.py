@@ -13,32 +13,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import torch
+from typing import TypeVar, cast
 
 from caption_extents.children import Child, Children
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
 from caption_extents.chunks.plan import ChunkFrames
 from caption_extents.encoders.base import ChunkEncoder, Effort
-from caption_extents.errors import InputError, ProcessingError, StallError, wrap_unexpected_errors
-from caption_extents.job.early_start import EarlyStart
-from caption_extents.job.resources import open_encoder, open_job_model
+from caption_extents.errors import InputError, wrap_unexpected_errors
+from caption_extents.job.resources import StartedReading, open_encoder, open_job_model
 from caption_extents.job.result import CropInferResult, Stopwatch
 from caption_extents.job.run import run
 from caption_extents.machine import memory_bytes
-from caption_extents.model.devices import single_threaded_pool
-from caption_extents.model.interface import PairModel
+from caption_extents.model.opened import OpenedModel, is_object
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.decoders.isolated import VideoReaderProcess
 from caption_extents.video.nvdec.sessions import SessionPool
+
+_Opened = TypeVar("_Opened")
 
 VIDEOS_AT_ONCE = 3
 """Videos whose samples flow at once by default: one is decoded, while the one before is encoded and committed."""
@@ -72,12 +69,12 @@ class Engine:
             check_count("videos_at_once", videos_at_once, 1), check_count("samples_mib", samples_mib, 1, 1 << 24) << 20
         )
         self._shares = _Shares(self.children)
+        self._videos_at_once = videos_at_once
         self._kept: dict[tuple[Hashable, ...], _Kept] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._reader: Child | None = None
         """A process that is started in advance, for the next video; each reads one, which may be hostile."""
-        self._opening = single_threaded_pool(1, "open-shared")
         self._totals = _Totals(videos_at_once)
 
     def __enter__(self) -> Engine:
@@ -94,9 +91,8 @@ class Engine:
             self._closed = True
             kept = list(self._kept.values())
         self.children.close()
-        self._opening.shutdown()
         for one in reversed(kept):
-            one.opened.close()
+            one.close()
 
     def run(self, job: Job) -> CropInferResult:
         """Run a job like :func:`~caption_extents.run_job`; may be called from several threads.
@@ -113,11 +109,6 @@ class Engine:
         try:
             with wrap_unexpected_errors():
                 result = run(job, _SharedResources(self, share))
-        except ProcessingError as error:
-            if isinstance(error, StallError) or type(error) is ProcessingError:
-                # It may have happened in the model.
-                self._forget_models()
-            raise
         finally:
             self._shares.end(share)
         self._totals.add(job, result)
@@ -127,16 +118,17 @@ class Engine:
         """How busy everything was since the first job began."""
         return self._totals.metrics()
 
-    def _keep(self, key: tuple[Hashable, ...], open_it: Callable[[ExitStack], Any]) -> Future[Any]:
-        """The future of what is opened once; if that fails, it is opened again when it is next asked for."""
+    def _keep(self, key: tuple[Hashable, ...], open_it: Callable[[], _Opened]) -> _Opened:
+        """What is opened once; if it has failed since, it is opened anew."""
         with self._lock:
             if self._closed:
                 raise InputError("the engine is closed; open another one")
             kept = self._kept.get(key)
-            if kept is None or (kept.future.done() and kept.future.exception() is not None):
-                opened = ExitStack()
-                kept = self._kept[key] = _Kept(self._opening.submit(open_it, opened), opened)
-        return kept.future
+            if kept is None or getattr(kept.opened, "has_failed", False):
+                if kept is not None:
+                    kept.close()
+                kept = self._kept[key] = _Kept(open_it())
+            return cast(_Opened, kept.opened)
 
     def _take_reader(self) -> Child:
         """A process that is ready to read a video; the next one is started in its place."""
@@ -145,17 +137,15 @@ class Engine:
             reader, self._reader = self._reader or VideoReaderProcess.start_child(self.children), reader
         return reader
 
-    def _forget_models(self) -> None:
-        """Open the models anew for the next jobs; those that run go on with the old ones."""
-        with self._lock:
-            for key in [key for key in self._kept if key[0] == "model"]:
-                del self._kept[key]
-
 
 @dataclass(frozen=True)
 class _Kept:
-    future: Future[Any]
-    opened: ExitStack
+    opened: object
+
+    def close(self) -> None:
+        """Close it, if it can be closed: a store cannot."""
+        if hasattr(self.opened, "close"):
+            self.opened.close()
 
 
 class _SharedResources:
@@ -173,32 +163,24 @@ class _SharedResources:
 
     def store(self, address: str) -> Store:
         """See the protocol."""
-        store: Store = self._engine._keep(("store", address), lambda opened: open_store(address)).result()
-        return store
+        return self._engine._keep(("store", address), lambda: open_store(address))
 
-    @contextmanager
-    def encoder(self, job: Job, device: torch.device) -> Iterator[ChunkEncoder]:
+    def encoder(self, job: Job, device: str) -> AbstractContextManager[ChunkEncoder]:
         """See the protocol."""
-        key = "encoder", job.preset, job.encoder, job.implementation, job.encoder_workers, device.type
+        key = "encoder", job.preset, job.encoder, job.implementation, job.encoder_workers, device
+        encoder = self._engine._keep(key, lambda: open_encoder(job, device, self.children))
+        return nullcontext(_LentEncoder(encoder))
 
-        def open_it(opened: ExitStack) -> ChunkEncoder:
-            return opened.enter_context(closing(open_encoder(job, device, self.children)))
-
-        yield _LentEncoder(self._engine._keep(key, open_it).result())
-
-    @contextmanager
-    def model(self, job: Job, device: torch.device) -> Iterator[Future[PairModel]]:
+    def model(self, job: Job, device: str) -> AbstractContextManager[OpenedModel]:
         """See the protocol."""
-        key = "model", *_key_of_model(job), str(device), job.inference_threads
-        yield self._engine._keep(key, lambda opened: opened.enter_context(open_job_model(job, device)))
+        key = "model", *_key_of_model(job), device, job.inference_threads
+        videos_at_once = self._engine._videos_at_once
+        return nullcontext(self._engine._keep(key, lambda: open_job_model(job, device, self.children, videos_at_once)))
 
-    def started(self, job: Job, path: Path, gpu: int) -> EarlyStart:
+    def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
-        pool = self._engine._keep(
-            ("decoder", gpu),
-            lambda opened: opened.enter_context(closing(SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))),
-        )
-        return EarlyStart.begin(job, path, pool.result(), self.children, self._engine._take_reader())
+        pool = self._engine._keep(("decoder", gpu), lambda: SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))
+        return StartedReading.start(job, path, pool, self.children, self._engine._take_reader())
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""
@@ -207,12 +189,9 @@ class _SharedResources:
 
 def _key_of_model(job: Job) -> tuple[Hashable, ...]:
     """Jobs with the same key can share a model. A fusion model is made for a region."""
-    model: object = job.model
-    if model is None:
-        return (None,)
-    if isinstance(model, (str, os.PathLike)):
-        return os.fspath(model), job.crop_region
-    return (id(model),)
+    if is_object(job.model):
+        return (id(job.model),)
+    return (None,) if job.model is None else (os.fspath(job.model), job.crop_region)
 
 
 class _LentEncoder:
@@ -326,9 +305,8 @@ class _SharedStopwatch(Stopwatch):
         super().__init__(Children())
         self._shares, self._share = shares, share
 
-    @property
-    def occupied_seconds(self) -> float:
-        """See the base class."""
+    def share(self, seconds: float) -> float:
+        """See the base class; each moment is divided among the runs that went on at once."""
         return self._shares.read(self._share)[0]
 
     @property

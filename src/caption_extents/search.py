@@ -18,8 +18,8 @@ from caption_extents.captions.stream import CaptionStream
 from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.devices import check_model_device
 from caption_extents.model.labeller import label_parts
+from caption_extents.model.opened import check_model_device
 from caption_extents.options import Job, check_device, check_share, exact_rate
 from caption_extents.pipeline.clocks import EXTRACTION, StageClock
 from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Extraction
@@ -119,7 +119,7 @@ class _CaptionSearch:
     def __enter__(self) -> Self:
         with self._opened:
             self.model = self.given_model or self._opened.enter_context(CaptionModel(device=self.device))
-            check_model_device(self.device, self.model.device)
+            check_model_device(self.device, str(self.model.device))
             self.costs = DecodingCosts.of(self.model)
             gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
             decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)

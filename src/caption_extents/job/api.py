@@ -31,15 +31,13 @@ def run_job(job: Job) -> CropInferResult:
         ProcessingError: (a RuntimeError) a stage failed; readers see nothing of the run, and the next one with the same
             inputs goes on where it stopped.
     """
+    # These import FFmpeg.
     from caption_extents.children import Children
-    from caption_extents.job.early_start import early_start
+    from caption_extents.job.resources import OwnResources
+    from caption_extents.job.run import run
 
-    with wrap_unexpected_errors(), closing(Children()) as children, early_start(job, children) as started:
-        # Imported only after the child processes have been started, because it imports PyTorch.
-        from caption_extents.job.resources import OwnResources
-        from caption_extents.job.run import run
-
-        return run(job, OwnResources(children, started))
+    with wrap_unexpected_errors(), closing(Children()) as children:
+        return run(job, OwnResources(children))
 
 
 def _with_options_of(

@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
-
-from caption_extents.children import Children
+from caption_extents.children import Child, Children
 from caption_extents.chunks.presets import find_preset
 from caption_extents.encoders.base import ChunkEncoder, ThreadEncoder
 from caption_extents.encoders.processes import ProcessEncoder
-from caption_extents.job.early_start import EarlyStart
 from caption_extents.job.result import Stopwatch
-from caption_extents.model.devices import single_threaded_pool
-from caption_extents.model.interface import PairModel
-from caption_extents.model.opening import open_model
+from caption_extents.model.opened import LocalModel, OpenedModel, is_object
+from caption_extents.model.process import ModelProcess
 from caption_extents.options import Job
+from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
 from caption_extents.storage.store import Store, open_store
-from caption_extents.video.nvdec.sessions import SessionPool
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
+from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
+
+
+@dataclass(frozen=True)
+class StartedReading:
+    """Child processes at work on a video, before anything else is known of it.
+
+    Attributes:
+        reader: reads and indexes it.
+        sessions: decode it on a GPU; they begin with its first segments.
+    """
+
+    reader: VideoReaderProcess
+    sessions: GpuSessions
+
+    @classmethod
+    def start(cls, job: Job, path: Path, pool: SessionPool, children: Children, reader: Child | None) -> StartedReading:
+        """Start them.
+
+        Args:
+            job: the job.
+            path: its video.
+            pool: where the decoder sessions come from.
+            children: registry in which the process that reads is started.
+            reader: such a process, if there is one already.
+        """
+        limits = DecoderLimits(stall_seconds=job.stall_seconds)
+        reading = VideoReaderProcess(path, job.rate, limits, children, job.stream, reader)
+        sessions = GpuSessions(pool)
+        sessions.begin_early(reading, job.crop_region)
+        return cls(reading, sessions)
+
+    def close(self) -> None:
+        """End them."""
+        self.reader.close()
+        self.sessions.close()
 
 
 class Resources(Protocol):
@@ -42,15 +75,15 @@ class Resources(Protocol):
         """A store by its address."""
         ...
 
-    def encoder(self, job: Job, device: torch.device) -> AbstractContextManager[ChunkEncoder]:
+    def encoder(self, job: Job, device: str) -> AbstractContextManager[ChunkEncoder]:
         """Where the job's chunks are encoded; it gets ready while the video is opened."""
         ...
 
-    def model(self, job: Job, device: torch.device) -> AbstractContextManager[Future[PairModel]]:
+    def model(self, job: Job, device: str) -> AbstractContextManager[OpenedModel]:
         """The job's model; it is loaded while the video is opened."""
         ...
 
-    def started(self, job: Job, path: Path, gpu: int) -> EarlyStart:
+    def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """Child processes that read a local video and decode it on a GPU; the caller closes them."""
         ...
 
@@ -64,12 +97,11 @@ class OwnResources:
 
     Args:
         children: registry of the run's child processes.
-        started: child processes that already read and decode the run's video on a GPU; None if there are none.
     """
 
-    def __init__(self, children: Children, started: EarlyStart | None = None) -> None:
-        self.children, self._started = children, started
-        self.gpu_memory_before: Mapping[str, int] | None = started.gpu_memory_before if started else None
+    def __init__(self, children: Children) -> None:
+        self.children = children
+        self.gpu_memory_before: Mapping[str, int] | None = None
 
     def stopwatch(self) -> Stopwatch:
         """See the protocol."""
@@ -79,41 +111,49 @@ class OwnResources:
         """See the protocol."""
         return open_store(address)
 
-    @contextmanager
-    def encoder(self, job: Job, device: torch.device) -> Iterator[ChunkEncoder]:
+    def encoder(self, job: Job, device: str) -> AbstractContextManager[ChunkEncoder]:
         """See the protocol."""
-        encoder = open_encoder(job, device, self.children)
-        try:
-            yield encoder
-        finally:
-            encoder.close()
+        return closing(open_encoder(job, device, self.children))
 
-    @contextmanager
-    def model(self, job: Job, device: torch.device) -> Iterator[Future[PairModel]]:
+    def model(self, job: Job, device: str) -> AbstractContextManager[OpenedModel]:
         """See the protocol."""
-        with ExitStack() as opened, single_threaded_pool(1, "load-model") as thread:
-            yield thread.submit(lambda: opened.enter_context(open_job_model(job, device)))
+        return closing(open_job_model(job, device, self.children, 1))
 
-    def started(self, job: Job, path: Path, gpu: int) -> EarlyStart:
+    def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
-        started, self._started = self._started, None
-        return started or EarlyStart.begin(job, path, SessionPool(gpu, self.children), self.children)
+        self.gpu_memory_before = memory_in_use(open_nvml())
+        return StartedReading.start(job, path, SessionPool(gpu, self.children), self.children, None)
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""
         return nullcontext()
 
 
-def open_job_model(job: Job, device: torch.device) -> AbstractContextManager[PairModel]:
-    """The model that a job asks for."""
-    return open_model(job.model, job.crop_region, device, job.inference_threads)
+def open_job_model(job: Job, device: str, children: Children, videos_at_once: int) -> OpenedModel:
+    """The model that a job asks for, which begins to load: on a GPU in a child process, unless it is an object.
+
+    Raises:
+        ModelError: the package's own weights cannot be read.
+    """
+    if device == "cpu" or is_object(job.model):
+        return LocalModel(job.model, job.crop_region, device, job.inference_threads)
+    return ModelProcess(
+        None if job.model is None else Path(job.model),
+        job.crop_region,
+        # With a driver, but a PyTorch that is built without CUDA, the model computes on the CPU.
+        "auto" if job.device == "auto" else device,
+        job.inference_threads,
+        children,
+        videos_at_once,
+        job.stall_seconds,
+    )
 
 
-def open_encoder(job: Job, device: torch.device, children: Children) -> ChunkEncoder:
+def open_encoder(job: Job, device: str, children: Children) -> ChunkEncoder:
     """The encoder that a job asks for, which begins to get ready."""
     preset = find_preset(job.preset)
     in_processes = job.encoder == "processes" or (
-        job.encoder == "auto" and job.implementation == "pipelined" and device.type == "cuda"
+        job.encoder == "auto" and job.implementation == "pipelined" and device != "cpu"
     )
     encoder = (
         ProcessEncoder(preset, job.encoder_workers, children)

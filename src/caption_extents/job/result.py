@@ -87,10 +87,9 @@ class Stopwatch:
         """Wall time so far."""
         return time.perf_counter() - self.started
 
-    @property
-    def occupied_seconds(self) -> float:
-        """The run's share of the machine's time so far: wall time, divided among the runs that go on at once."""
-        return self.seconds
+    def share(self, seconds: float) -> float:
+        """The run's share of the machine's time until now: of its wall time, which other runs may share."""
+        return seconds
 
     @property
     def cpu_seconds(self) -> float:
@@ -132,8 +131,8 @@ class Measured:
 def _metrics(run: Measured) -> RunMetrics:
     job, stages, watch, gpu = run.job, run.stages, run.watch, run.gpu
     measured = {name: StageMetrics.of(clock) for name, clock in stages.clocks.items()}
-    total_seconds, occupied_seconds = watch.seconds, watch.occupied_seconds
-    cpu_seconds = watch.cpu_seconds
+    total_seconds, cpu_seconds = watch.seconds, watch.cpu_seconds
+    occupied_seconds = watch.share(total_seconds)
     cores = usable_cores()
     offload, on_gpu = stages.offload, run.on_gpu
     work = measured_work(

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
 
 from caption_extents.captions.extents import Caption, DecodingCosts, decode_captions
 from caption_extents.chunks.encode import ChunkFormat
@@ -32,10 +32,9 @@ from caption_extents.job.inputs import open_input
 from caption_extents.job.resources import Resources
 from caption_extents.job.result import CropInferResult, Measured, Stopwatch
 from caption_extents.labels import Label
-from caption_extents.model.devices import check_model_device, choose_device, gpu_uuid
-from caption_extents.model.interface import PairModel
-from caption_extents.model.labeller import Labeller
-from caption_extents.model.weights import DEFAULT_WEIGHTS
+from caption_extents.machine import memory_bytes
+from caption_extents.model.identity import DEFAULT_WEIGHTS, ModelIdentity
+from caption_extents.model.opened import OpenedModel, PairLabeller, choose_device, is_object
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.pipeline.analysis import Prices
 from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, make_clocks
@@ -57,12 +56,19 @@ from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.decoders.isolated import DecoderLimits
 from caption_extents.video.info import VideoFacts
+from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.decoder import batch_samples
 from caption_extents.video.timeline import Timeline
 from caption_extents.video.video import Decoding, Video
 from caption_extents.watchdog import Watchdog
 
+if TYPE_CHECKING:
+    from caption_extents.model.interface import PairModel
+
 log = logging.getLogger(__name__)
+
+_STARTING_BYTES = 1 << 30
+"""Most bytes of samples that wait for inference while the model is loaded: of 720p, two seconds of a GPU's work."""
 
 IMPLEMENTATIONS: dict[str, Callable[[Stages], list[ChunkRecord]]] = {
     "pipelined": run_pipelined,
@@ -76,7 +82,7 @@ class _Plan:
 
     video: Video
     crop: CropPixels
-    model: PairModel
+    model: ModelIdentity
     preset: EncoderPreset
     source: SourceRecord
     prices: Prices
@@ -104,7 +110,7 @@ def run(job: Job, resources: Resources) -> CropInferResult:
     """
     watch, started_at, watchdog = resources.stopwatch(), datetime.now(UTC), Watchdog(job.stall_seconds)
     keys = VideoKeys(job.tenant_id, job.video_id)
-    store, device = resources.store(job.store_address), _device(job)
+    store, device = resources.store(job.store_address), choose_device(job.device, job.model)
     with (
         resources.encoder(job, device) as encoder,
         resources.model(job, device) as model,
@@ -117,13 +123,15 @@ def run(job: Job, resources: Resources) -> CropInferResult:
             _acquire(job, plan, store, keys) as lease,
             closing(DatabaseWriter()) as rows,
             closing(found),
+            model.labeller() as labeller,
             _encoder_workers(job, lease) as workers,
         ):
             done = _stored_chunks(lease, len(plan.timeline))
-            gpu = GpuWatch(gpu_uuid(plan.model.device), watch.started, resources.gpu_memory_before)
-            stages = _Opened(job, plan, lease, done, encoder, workers, watch, watchdog).stages(rows, found)
+            gpu = GpuWatch(_gpu_uuid(device), watch.started, resources.gpu_memory_before)
+            stages = _Opened(job, plan, lease, done, labeller, encoder, workers, watch, watchdog).stages(rows, found)
+            on_gpu = device != "cpu"
             measured = Measured(
-                job, plan.crop, plan.preset, plan.prices, device.type == "cuda", stages, watch, gpu, resources.children
+                job, plan.crop, plan.preset, plan.prices, on_gpu, stages, watch, gpu, resources.children
             )
             watch.set_up()
             with closing(stages.extraction), gpu:
@@ -135,7 +143,7 @@ def run(job: Job, resources: Resources) -> CropInferResult:
             if job.refine:
                 captions = watchdog.call(
                     "refining",
-                    partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, plan.model),
+                    partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, model.compare_with_ends),
                 )
             manifest = _manifest(job, plan, records, lease)
             metadata = _run_metadata(job, plan, stages.extraction.decoder, manifest, started_at, measured.metrics())
@@ -158,17 +166,17 @@ def run(job: Job, resources: Resources) -> CropInferResult:
     )
 
 
-def _device(job: Job) -> torch.device:
-    """The device of the run: that of the model if the caller passed a model object, else chosen by ``job.device``."""
-    if job.model is None or isinstance(job.model, (str, os.PathLike)):
-        return choose_device(job.device)
-    check_model_device(job.device, job.model.device)
-    return job.model.device
+def _gpu_uuid(device: str) -> str | None:
+    return None if device == "cpu" else driver.device_uuid(_number(device))
 
 
-def _decoding(job: Job, device: torch.device) -> Decoding:
+def _number(device: str) -> int:
+    return int(device.partition(":")[2] or 0)
+
+
+def _decoding(job: Job, device: str) -> Decoding:
     limits = DecoderLimits(job.isolate_memory_mib << 20, job.stall_seconds) if job.isolate else None
-    gpu = (device.index or 0) if device.type == "cuda" and not job.isolate else None
+    gpu = None if device == "cpu" or job.isolate else _number(device)
     return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits, job.stream)
 
 
@@ -178,7 +186,12 @@ def _bytes_in_flight(job: Job, crop: CropPixels, encoder: ChunkEncoder) -> int:
     return sample_bytes * samples_in_flight(job.queue_size, encoder.calls, batch_samples(crop))
 
 
-def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> _Plan:
+def _starting_batches(crop: CropPixels) -> int:
+    room = min(_STARTING_BYTES, memory_bytes() // 16)
+    return room // (crop.width * crop.height * 3 // 2 * batch_samples(crop))
+
+
+def _make_plan(job: Job, path: Path, video: Video, model: OpenedModel) -> _Plan:
     if job.refine and not video.facts.times_every_frame:
         raise VideoError(f"{job.video_key!r} does not time every frame, so it cannot be refined; encode it anew as MKV")
     if not job.partial:
@@ -193,17 +206,17 @@ def _make_plan(job: Job, path: Path, video: Video, model: Future[PairModel]) -> 
             streams,
             video.facts.stream_index,
         )
-    loaded = model.result()
+    identity = model.identity()
     return _Plan(
         video=video,
         crop=resolve_crop(job.crop_region, video.facts),
-        model=loaded,
+        model=identity,
         preset=find_preset(job.preset),
         source=SourceRecord(
             shown_name(job.video_key), video.facts.size_bytes, content_fingerprint(path), video.facts.stream_index
         ),
         prices=_prices(job),
-        costs=DecodingCosts.of(loaded),
+        costs=DecodingCosts.of(identity),
     )
 
 
@@ -283,6 +296,7 @@ class _Opened:
     plan: _Plan
     lease: VersionLease
     done: dict[ChunkPlan, ChunkRecord]
+    labeller: PairLabeller
     encoder: ChunkEncoder
     workers: EncoderWorkers | None
     watch: Stopwatch
@@ -311,13 +325,13 @@ class _Opened:
             offload = Offload(
                 self.workers, self.lease, self.plan.preset, form, count, self.done, clocks[ENCODING], clocks[UPLOAD]
             )
-        decoder, labeller = self.plan.video.samples(self.plan.crop), Labeller(self.plan.model)
+        decoder = self.plan.video.samples(self.plan.crop)
         return Stages(
             extraction=Extraction(decoder, count, job.max_undecodable_share, self.watchdog, clocks[EXTRACTION], loose),
-            inference=Inference(labeller, count, clocks[INFERENCE], _skip_nan(rows.add_pairs), found.begin),
+            inference=Inference(self.labeller, count, clocks[INFERENCE], _skip_nan(rows.add_pairs), found.begin),
             encoding=Encoding(self.encoder, form, clocks[ENCODING], count, self.done),
             upload=Upload(self.lease, clocks[UPLOAD]),
-            workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size),
+            workers=Workers(job.encoder_workers, job.upload_workers, job.queue_size, _starting_batches(self.plan.crop)),
             clocks=clocks,
             watchdog=self.watchdog,
             offload=offload,
@@ -426,7 +440,7 @@ def _run_metadata(
     }
 
 
-def _model_path(model: object) -> str:
-    if model is None:
-        return DEFAULT_WEIGHTS.name
-    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else type(model).__qualname__
+def _model_path(model: str | os.PathLike[str] | PairModel | None) -> str:
+    if is_object(model):
+        return type(model).__qualname__
+    return DEFAULT_WEIGHTS.name if model is None else os.fspath(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,10 +18,11 @@ from caption_extents.labels import Label
 from caption_extents.machine import usable_cores
 from caption_extents.model.devices import choose_device, single_threaded_pool
 from caption_extents.model.gpu import Replayed
+from caption_extents.model.identity import CLOSE_AREA_PX, CLOSE_BETWEEN, DEFAULT_WEIGHTS, INPUT_AREA_PX, read_identity
 from caption_extents.model.labeller import label_parts, label_samples
 from caption_extents.model.network import CaptionNetwork
-from caption_extents.model.preprocess import CLOSE_AREA_PX, INPUT_AREA_PX, input_size, to_input
-from caption_extents.model.weights import DEFAULT_WEIGHTS, load_weights, read_costs
+from caption_extents.model.preprocess import input_size, to_input
+from caption_extents.model.weights import load_weights
 from caption_extents.options import MAX_INFERENCE_THREADS, check_count
 from caption_extents.samples import SampleBatch
 
@@ -33,12 +33,6 @@ _CPU_SLICE_SAMPLES = 2
 
 _CLOSE_SLICE = 16
 """Samples or pairs per slice of the second look on a GPU. A batch seldom has more, and small slices save memory."""
-
-_CLOSE_BETWEEN = 0.05, 0.95
-"""Range of the probability of ``different`` in which a pair gets a second look, because it may be one caption or two.
-
-Most mistakes are captions that differ by one small letter. On the validation set 0.4% of the pairs get a second look.
-"""
 
 
 class CaptionModel:
@@ -68,10 +62,9 @@ class CaptionModel:
         if threads is None:
             threads = min(MAX_INFERENCE_THREADS, usable_cores())
         threads = check_count("threads", threads, 1)
-        network, self.version = load_weights(self.path)
-        self.costs = read_costs(self.path)
-        looks = f"closely {CLOSE_AREA_PX} {_CLOSE_BETWEEN}"
-        self.digest = hashlib.sha256(self.path.read_bytes() + looks.encode()).hexdigest()
+        identity = read_identity(self.path)
+        self.version, self.digest, self.costs = identity.version, identity.digest, identity.costs
+        network = load_weights(self.path)
         self._network = network.to(self.device)
         on_cpu = self.device.type == "cpu"
         if not on_cpu:
@@ -184,7 +177,7 @@ class CaptionModel:
         Args:
             probabilities: probabilities of the pairs after the first look, (N, 2, 5).
         """
-        least, most = _CLOSE_BETWEEN
+        least, most = CLOSE_BETWEEN
         two = probabilities[..., Label.DIFFERENT.value].mean(1)
         return (two >= least) & (two <= most)
 

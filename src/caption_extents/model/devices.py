@@ -42,27 +42,6 @@ def parse_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def check_model_device(asked: str, device: torch.device) -> None:
-    """Raise an InputError if a model that is given computes elsewhere than was asked for."""
-    kind, _, number = asked.partition(":")
-    other = number and device.index is not None and int(number) != device.index
-    if asked != "auto" and (device.type != kind or other):
-        raise InputError(
-            f"device is {asked!r}, and the model computes on {str(device)!r}; give device 'auto', or another model"
-        )
-
-
-def gpu_uuid(device: torch.device) -> str | None:
-    """The UUID of a CUDA device as NVIDIA's tools write it; None of others.
-
-    PyTorch's device numbers are not the driver's where CUDA_VISIBLE_DEVICES leaves some out.
-    """
-    try:
-        return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
-    except (AttributeError, RuntimeError):
-        return None  # only figures about the GPU are missing
-
-
 _SETTING = threading.Lock()
 """Held while the process-wide number of threads is temporarily changed."""
 

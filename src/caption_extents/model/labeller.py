@@ -17,7 +17,7 @@ import torch
 from caption_extents.errors import InputError
 from caption_extents.labels import Label
 from caption_extents.model.interface import ContextModel, PairModel, SecondLookModel
-from caption_extents.samples import SampleBatch
+from caption_extents.samples import Planes, SampleBatch, slice_planes
 
 
 class Labeller:
@@ -79,6 +79,29 @@ def label_samples(model: PairModel, samples: Iterable[SampleBatch]) -> np.ndarra
     """The probabilities of all pairs of a video's samples; see :func:`label_parts`."""
     parts = list(label_parts(model, samples))
     return np.concatenate(parts) if parts else np.empty((0, 2, len(Label)), np.float32)
+
+
+_COMPARED_AT_ONCE = 32
+"""Frames that are embedded at once: at a low sample rate there are many between two samples."""
+
+
+def compare_with_ends(model: PairModel, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
+    """Compare each frame but the first and the last with these two.
+
+    Args:
+        model: what compares them.
+        frames: planes of N frames of one video, in order.
+
+    Returns:
+        Probabilities of the five labels, float32 (N - 2, 5): from the first frame to each, and from each to the last.
+    """
+    cuts = range(0, len(frames[0]), _COMPARED_AT_ONCE)
+    parts = (slice_planes(frames, start, start + _COMPARED_AT_ONCE) for start in cuts)
+    embeddings = torch.cat([model.embed(*map(torch.from_numpy, part)) for part in parts])
+    first, inner, last = embeddings[:1], embeddings[1:-1], embeddings[-1:]
+    with_first = model.compare(first.expand_as(inner), inner)[:, 0].numpy()
+    with_last = model.compare(inner, last.expand_as(inner))[:, 0].numpy()
+    return with_first, with_last
 
 
 class _PairwiseLabeller:

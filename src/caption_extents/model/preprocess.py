@@ -11,17 +11,8 @@ import torch
 from av.video.frame import VideoFrame
 from torch.nn import functional
 
+from caption_extents.model.identity import INPUT_AREA_PX
 from caption_extents.samples import Planes
-
-INPUT_AREA_PX = 64 * 512
-"""Pixels that the network sees of one sample, whatever the shape of the crop.
-
-A constant area (and so a constant cost) with the crop's own aspect ratio keeps letters in proportion; a fixed shape
-would squeeze a one-line crop of 40:1 five times narrower than it is high.
-"""
-
-CLOSE_AREA_PX = 2 * INPUT_AREA_PX
-"""Pixels that it sees of the few samples that it looks at closely."""
 
 STRIDE = 8
 """Both sides of the input are multiples of the network's stride."""

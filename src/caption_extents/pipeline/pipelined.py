@@ -74,9 +74,10 @@ class _Run:
 
     def inference(self) -> _Step:
         """Create the step that labels the batches from extraction."""
-        clocks, size = self.stages.clocks, self.stages.workers.queue_size * _INFERENCE_QUEUE_FACTOR
-        infer = self.stages.inference.infer
-        return self._step("infer", 1, infer, size, producer=clocks[EXTRACTION], consumer=clocks[INFERENCE])
+        clocks, workers, infer = self.stages.clocks, self.stages.workers, self.stages.inference.infer
+        size = workers.queue_size * _INFERENCE_QUEUE_FACTOR
+        ends = {"producer": clocks[EXTRACTION], "consumer": clocks[INFERENCE]}
+        return self._step("infer", 1, infer, size, first_size=max(size, workers.starting_batches), **ends)
 
     def output(self, records: list[ChunkRecord]) -> _Step:
         """Create the steps that turn batches into stored chunks, and append their records to ``records``.
@@ -163,6 +164,7 @@ class _Step:
         threads: maximum number of threads; they are started on demand.
         function: applied to each item.
         size: capacity of the queue.
+        first_size: its capacity until the function has returned for the first time, if that is more.
         producer: clock that counts how long :meth:`put` waits for room.
         consumer: clock that counts how long the threads wait for items.
         to: called with each result of the function.
@@ -176,6 +178,7 @@ class _Step:
         function: Callable[[Any], Any],
         size: int,
         *,
+        first_size: int = 0,
         producer: StageClock | None = None,
         consumer: StageClock | None = None,
         to: Callable[[Any], object] = lambda result: None,
@@ -183,7 +186,8 @@ class _Step:
         self.to = to
         self._run, self._name, self._count, self._function = run, name, threads, function
         self._producer, self._consumer = producer, consumer
-        self._items: queue.Queue[tuple[Any] | None] = queue.Queue(size)
+        self._size = size
+        self._items: queue.Queue[tuple[Any] | None] = queue.Queue(first_size or size)
         self._threads: list[threading.Thread] = []
         self._idle = 0
         self._changing = threading.Lock()
@@ -258,6 +262,7 @@ class _Step:
             except BaseException as error:
                 self._run.fail(error)
                 return
+            self._items.maxsize = self._size
             with self._changing:
                 self._idle += 1
 

@@ -14,21 +14,23 @@ where it takes about two seconds or more to fade.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
-import torch
 
 from caption_extents.captions.extents import Caption
 from caption_extents.captions.opacity import change_in_fade
 from caption_extents.labels import Label
-from caption_extents.model.interface import PairModel
-from caption_extents.samples import Planes, slice_planes
+from caption_extents.samples import Planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.random_access import CroppedFrames, frames_between
 from caption_extents.video.timeline import Timeline
+
+CompareWithEnds: TypeAlias = Callable[[Planes], tuple[np.ndarray, np.ndarray]]
+"""See :func:`caption_extents.model.labeller.compare_with_ends`."""
 
 _CAPTION_SECONDS, _EMPTY_SECONDS = 2.5, 0.6
 """How far from a boundary to look, where a caption is and where none is. The model sees a fading caption at a sixth to
@@ -42,12 +44,13 @@ _MOST_BYTES = 128 << 20
 
 
 def refine_captions(
-    captions: list[Caption], facts: VideoFacts, timeline: Timeline, crop: CropPixels, model: PairModel
+    captions: list[Caption], facts: VideoFacts, timeline: Timeline, crop: CropPixels, compare: CompareWithEnds
 ) -> list[Caption]:
     """Captions with ``start`` and ``end`` exact to a frame; their samples stay as they are.
 
-    A boundary whose frames cannot be decoded keeps its time. A caption that stands to the end of the video ends when
-    the display of the last frame does. One that still fades when the next one is shown ends there.
+    ``compare`` asks the model. A boundary whose frames cannot be decoded keeps its time. A caption that stands to the
+    end of the video ends when the display of the last frame does. One that still fades when the next one is shown ends
+    there.
     """
     count, pts = len(timeline), timeline.sample_pts.tolist()
     starts, ends = {caption.first_sample for caption in captions}, {caption.end_sample for caption in captions}
@@ -62,7 +65,7 @@ def refine_captions(
         # Both samples' own frames are needed for comparison; if one cannot be decoded, keep the boundary's time.
         whole = bool(between.pts) and (between.pts[0], between.pts[-1]) == interval
         is_end, is_start = edge in ends, edge in starts
-        change = find_change(between, model, may_have_gap=is_end and is_start) if whole else None
+        change = find_change(between, compare, may_have_gap=is_end and is_start) if whole else None
         if change is not None:
             changes[edge] = in_fades(frames, change, is_end=is_end, is_start=is_start)
 
@@ -123,12 +126,12 @@ class Change:
     second_starts: int
 
 
-def find_change(frames: CroppedFrames, model: PairModel, *, may_have_gap: bool) -> Change | None:
+def find_change(frames: CroppedFrames, compare: CompareWithEnds, *, may_have_gap: bool) -> Change | None:
     """Find the change between the first and the last of some frames; None if there are not two.
 
     Args:
         frames: from one sample's frame to the next sample's, both included.
-        model: compares frames.
+        compare: compares frames with the first and the last of them.
         may_have_gap: whether both show a caption, so that there may be frames without any between them.
     """
     count = len(frames.pts)
@@ -136,10 +139,7 @@ def find_change(frames: CroppedFrames, model: PairModel, *, may_have_gap: bool) 
         return None
     if count == 2:
         return Change(frames.pts[1], frames.pts[1])
-    embeddings = torch.cat([model.embed(*map(torch.from_numpy, part)) for part in _parts(frames.planes)])
-    inner = embeddings[1:-1]
-    with_first = _log_probabilities(model, embeddings[:1].expand_as(inner), inner)
-    with_last = _log_probabilities(model, inner, embeddings[-1:].expand_as(inner))
+    with_first, with_last = map(_log_probabilities, compare(frames.planes))
     # Of each inner frame, how likely it shows what the first one shows, what the last one shows, or no caption. Sums
     # over the first n frames: the sum over any run of frames is a difference of two of them.
     like_first, like_last = _sums(with_first.unchanged), _sums(with_last.unchanged)
@@ -173,12 +173,6 @@ def in_fades(frames: CroppedFrames, change: Change, *, is_end: bool, is_start: b
     return Change(frames.pts[first_ends], frames.pts[second_starts])
 
 
-def _parts(planes: Planes) -> Iterator[Planes]:
-    """Planes in slices: at a low rate there are many frames between two samples."""
-    for start in range(0, len(planes[0]), 32):
-        yield slice_planes(planes, start, start + 32)
-
-
 @dataclass(frozen=True)
 class _LogProbabilities:
     """That between an earlier and a later frame no caption changes, one appears, or one disappears; float64 (N,)."""
@@ -188,8 +182,8 @@ class _LogProbabilities:
     disappears: np.ndarray
 
 
-def _log_probabilities(model: PairModel, earlier: torch.Tensor, later: torch.Tensor) -> _LogProbabilities:
-    forward = model.compare(earlier, later)[:, 0].numpy().astype(np.float64)
+def _log_probabilities(labels: np.ndarray) -> _LogProbabilities:
+    forward = labels.astype(np.float64)
     unchanged = forward[:, Label.SAME] + forward[:, Label.EMPTY_EMPTY]
     found = (unchanged, forward[:, Label.EMPTY_VALID], forward[:, Label.VALID_EMPTY])
     return _LogProbabilities(*(np.log(np.clip(values, 1e-6, 1.0)) for values in found))

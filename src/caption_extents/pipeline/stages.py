@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from caption_extents.chunks.plan import ChunkAssembler, ChunkFrames, ChunkPlan
 from caption_extents.encoders.base import ChunkEncoder
 from caption_extents.errors import DecodeError
 from caption_extents.labels import Label
+from caption_extents.model.opened import PairLabeller
 from caption_extents.pipeline.clocks import Activity, StageClock
 from caption_extents.pipeline.offload import Offload
 from caption_extents.samples import SampleBatch
@@ -27,14 +27,6 @@ LOOSE_END_SECONDS = 10
 reference frames may be missing."""
 
 
-class PairLabeller(Protocol):
-    """Labels pairs of samples; see :class:`~caption_extents.model.labeller.Labeller`."""
-
-    def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
-        """Add the next samples; yields the number of the first of some pairs, and their probabilities (P, 2, 5)."""
-        ...
-
-
 @dataclass(frozen=True)
 class Workers:
     """Degrees of parallelism. They do not change any result.
@@ -43,11 +35,13 @@ class Workers:
         encoder: chunks encoded at once.
         upload: objects uploaded at once.
         queue_size: items that wait between two stages.
+        starting_batches: batches that may wait for inference until the model is loaded, so that encoding goes on.
     """
 
     encoder: int = 4
     upload: int = 4
     queue_size: int = 2
+    starting_batches: int = 0
 
 
 @dataclass

@@ -249,7 +249,7 @@ class _ChildProcessVideo(Video):
 
 
 class StartedVideo(Video):
-    """A video that child processes already read and decode on a GPU (see :mod:`caption_extents.job.early_start`).
+    """A video that child processes already read and decode on a GPU.
 
     Args:
         reader: child process that reads the video and passes its segments to the sessions.

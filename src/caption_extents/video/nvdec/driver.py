@@ -14,6 +14,7 @@ import ctypes
 import sys
 from functools import cache
 from typing import ClassVar
+from uuid import UUID
 
 import numpy as np
 
@@ -83,6 +84,21 @@ def device_name(ordinal: int) -> str:
     _call("cuDeviceGet", ctypes.byref(device), ordinal)
     _call("cuDeviceGetName", name, _NAME_BYTES, device)
     return name.value.decode(errors="replace")
+
+
+def device_uuid(ordinal: int) -> str | None:
+    """The UUID of a device as NVIDIA's tools write it; None if the driver does not tell.
+
+    The driver's numbers are not NVML's where CUDA_VISIBLE_DEVICES leaves some out.
+    """
+    device, uuid = ctypes.c_int(), ctypes.create_string_buffer(16)
+    try:
+        _call("cuInit", 0)
+        _call("cuDeviceGet", ctypes.byref(device), ordinal)
+        _call("cuDeviceGetUuid", uuid, device)
+    except (OSError, AttributeError, DecodeError):
+        return None  # only figures about the GPU are missing
+    return f"GPU-{UUID(bytes=uuid.raw)}"
 
 
 def pin(memory: np.ndarray) -> None:

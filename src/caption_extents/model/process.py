@@ -1,0 +1,237 @@
+"""A model in a child process, for several videos at once.
+
+What the GPU's driver does to a process that made it fail cannot be undone there: a process of its own can be ended and
+started anew. Planes go to it through shared memory; probabilities come back as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from caption_extents import errors
+from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in, serve_each
+from caption_extents.errors import CaptionExtentsError, ProcessingError
+from caption_extents.labels import Label
+from caption_extents.model.identity import ModelIdentity, read_identity
+from caption_extents.model.opened import PairLabeller
+from caption_extents.region import CropRegion
+from caption_extents.samples import Planes, SampleBatch
+
+if TYPE_CHECKING:
+    from caption_extents.model.interface import PairModel
+
+_ERRORS: dict[str, type[Exception]] = {
+    name: getattr(errors, name) for name in ("InputError", "ModelError", "ProcessingError")
+}
+
+
+class ModelProcess:
+    """An :class:`~caption_extents.model.opened.OpenedModel` in a child, which starts at once.
+
+    Args:
+        model: None for the package's own, or a file.
+        region: where the captions stand.
+        device: where to compute: ``auto``, or ``cuda:N``.
+        threads: of a CPU model.
+        children: registry in which the child is started.
+        videos_at_once: videos that are labelled at once; others wait.
+        stall_seconds: the child is given up if it does not answer for this long.
+    """
+
+    def __init__(
+        self,
+        model: Path | None,
+        region: CropRegion,
+        device: str,
+        threads: int,
+        children: Children,
+        videos_at_once: int = 1,
+        stall_seconds: float | None = None,
+    ) -> None:
+        self.device = device
+        self._identity = read_identity() if model is None else None
+        what = [json.dumps(None if model is None else str(model)), json.dumps(region.as_tuple()), device, str(threads)]
+        self._child: Child = children.start(_TARGET, videos_at_once, what, errors=_ERRORS, stall_seconds=stall_seconds)
+        self._free: queue.SimpleQueue[Channel] = queue.SimpleQueue()
+        for channel in self._child.channels:
+            self._free.put(channel)
+
+    @property
+    def has_failed(self) -> bool:
+        """See the protocol."""
+        return self._child.has_ended
+
+    def identity(self) -> ModelIdentity:
+        """See the protocol."""
+        if self._identity is None:
+            with self._channel() as line:
+                self._identity = ModelIdentity(**line.ask({"kind": "identify"})[0])
+        return self._identity
+
+    @contextmanager
+    def labeller(self) -> Iterator[PairLabeller]:
+        """See the protocol."""
+        with self._channel() as line:
+            line.ask({"kind": "begin"})
+            yield _RemoteLabeller(line)
+
+    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
+        """See the protocol."""
+        with self._channel() as line:
+            _, found = line.ask({"kind": "compare"}, frames)
+        with_first, with_last = (_labels(part, -1, len(Label)) for part in found)
+        return with_first, with_last
+
+    def close(self) -> None:
+        """See the protocol."""
+        self._child.close()
+
+    @contextmanager
+    def _channel(self) -> Iterator[_Line]:
+        channel = self._free.get()
+        line = _Line(self._child, channel)
+        try:
+            yield line
+        finally:
+            if line.is_waiting:
+                self._child.kill()  # a thread that was given up still waits for an answer
+            self._free.put(channel)
+
+
+class _Line:
+    """A channel to the child, which answers one question after the other."""
+
+    def __init__(self, child: Child, channel: Channel) -> None:
+        self._child, self._channel = child, channel
+        self.is_waiting = False
+
+    def ask(self, message: dict[str, Any], planes: Planes | None = None) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The answer to a message.
+
+        Raises:
+            ProcessingError: the child is gone.
+            Exception: what went wrong there.
+        """
+        self.is_waiting = True
+        try:
+            if planes is not None:
+                shapes = [plane.shape for plane in planes]
+                memory = self._channel.memory(sum(plane.size for plane in planes))
+                for shared, plane in zip(arrays_in(memory, shapes), planes, strict=True):
+                    np.copyto(shared, plane)
+                message = {**message, "shapes": shapes}
+            self._channel.send(message)
+            return self._child.receive(self._channel)
+        except ChannelError as error:
+            raise ProcessingError(
+                f"the model's process {self._child.describe_exit()}; is there too little memory?"
+            ) from error
+        finally:
+            self.is_waiting = False
+
+
+class _RemoteLabeller:
+    def __init__(self, line: _Line) -> None:
+        self._line = line
+
+    def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """See the protocol."""
+        message = {"kind": "add", "first_sample": batch.first_sample, "is_last": is_last}
+        reply, found = self._line.ask(message, batch.planes)
+        for first, part in zip(reply["firsts"], found, strict=True):
+            yield first, _labels(part, -1, 2, len(Label))
+
+
+def _labels(payload: np.ndarray, *shape: int) -> np.ndarray:
+    return payload.view(np.float32).reshape(shape)
+
+
+# From here on: the child.
+
+_LOOK_SECONDS = 0.25
+_TARGET = "caption_extents.model.process:serve"
+
+
+def serve(channels: list[Channel], model: str, region: str, device: str, threads: str) -> None:
+    """In the child: label and compare what the parent sends, until it closes the channels."""
+
+    def load() -> PairModel:
+        from caption_extents.model.devices import choose_device
+        from caption_extents.model.opening import open_model
+
+        path = json.loads(model)
+        return open_model(path, CropRegion(*json.loads(region)), choose_device(device), int(threads)).__enter__()
+
+    loading = ThreadPoolExecutor(1).submit(load)
+    serve_each(channels, lambda channel: _serve(channel, loading))
+
+
+def _serve(parent: Channel, loading: Future[PairModel]) -> None:
+    answer = _Answers(loading)
+    while True:
+        request, _ = parent.receive()
+        try:
+            message, *payloads = answer.to(request, parent)
+        except CaptionExtentsError as error:
+            parent.send_error(error)
+        except Exception as error:
+            parent.send_error(ProcessingError(f"the model failed: {type(error).__name__}: {error}"))
+            if not _works(loading):
+                os._exit(1)
+        else:
+            parent.send(message, *payloads)
+
+
+def _works(loading: Future[PairModel]) -> bool:
+    """Whether the GPU still answers. It does after too little memory; after other errors, never again in a process."""
+    import torch
+
+    try:
+        if loading.exception() is None:
+            torch.ones(1, device=loading.result().device).item()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Answers:
+    """What one channel asks for; one video after the other."""
+
+    def __init__(self, loading: Future[PairModel]) -> None:
+        self._loading = loading
+        self._labeller: PairLabeller | None = None
+
+    def to(self, request: dict[str, Any], parent: Channel) -> tuple[Any, ...]:
+        """The answer: a message, and its payloads."""
+        kind = request["kind"]
+        if kind == "begin":
+            self._labeller = None
+            return ({},)
+        from caption_extents.model.labeller import Labeller, compare_with_ends
+
+        while not self._loading.done():
+            wait([self._loading], _LOOK_SECONDS)
+            parent.send_keep_alive()
+        model = self._loading.result()
+        if kind == "identify":
+            return (asdict(ModelIdentity.of(model)),)
+        shapes = [tuple(shape) for shape in request["shapes"]]
+        y, u, v = arrays_in(parent.memory(sum(int(np.prod(shape)) for shape in shapes)), shapes)
+        if kind == "compare":
+            return {}, *compare_with_ends(model, (y, u, v))
+        if self._labeller is None:
+            self._labeller = Labeller(model)
+        # Copied: the second look needs samples of earlier batches, and the parent writes the next to the same place.
+        batch = SampleBatch(request["first_sample"], y.copy(), u.copy(), v.copy())
+        found = list(self._labeller.add(batch, is_last=request["is_last"]))
+        return {"firsts": [first for first, _ in found]}, *(part for _, part in found)
