@@ -11,7 +11,7 @@ import os
 import queue
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,8 +170,11 @@ def serve(channels: list[Channel], model: str, region: str, device: str, threads
         from caption_extents.model.opening import open_model
 
         path = json.loads(model)
-        return open_model(path, CropRegion(*json.loads(region)), choose_device(device), int(threads)).__enter__()
+        return opened.enter_context(
+            open_model(path, CropRegion(*json.loads(region)), choose_device(device), int(threads))
+        )
 
+    opened = ExitStack()
     loading = ThreadPoolExecutor(1).submit(load)
     serve_each(channels, lambda channel: _serve(channel, loading))
 
