@@ -14,6 +14,7 @@ import pytest
 
 from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in
 from caption_extents.errors import DecodeError
+from caption_extents.spawning import ChildKind, SpawnedProcess
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
@@ -51,8 +52,12 @@ def lie(channels: list[Channel]) -> None:
     time.sleep(60)
 
 
+def start(function: str) -> Child:
+    return Children().start(ChildKind(f"tests.test_children:{function}"))
+
+
 def test_messages_and_payloads_come_back() -> None:
-    with closing(Child("tests.test_children:echo")) as child:
+    with closing(start("echo")) as child:
         payloads = [np.arange(12, dtype=np.int64).reshape(3, 4).T, b"", b"abc"]
         child.channels[0].send({"one": [1, None, "\u00fc"]}, *payloads)
         message, found = child.receive()
@@ -61,7 +66,7 @@ def test_messages_and_payloads_come_back() -> None:
 
 
 def test_errors_keep_their_class_if_it_is_known() -> None:
-    with closing(Child("tests.test_children:echo")) as child:
+    with closing(start("echo")) as child:
         for name, kind in (("DecodeError", DecodeError), ("KeyError", RuntimeError)):
             child.channels[0].send({"raise": name})
             with pytest.raises(kind, match="planted"):
@@ -69,7 +74,7 @@ def test_errors_keep_their_class_if_it_is_known() -> None:
 
 
 def test_memory_is_shared_and_cannot_shrink() -> None:
-    with closing(Child("tests.test_children:echo")) as child:
+    with closing(start("echo")) as child:
         (array,) = arrays_in(child.channels[0].memory(5000), [(50, 100)])
         child.channels[0].send({"write": 5000})
         child.receive()
@@ -92,7 +97,7 @@ def test_memory_is_shared_and_cannot_shrink() -> None:
     ids=["noise", "size", "list", "text", "depth"],
 )
 def test_a_child_that_lies_is_found_out(data: bytes, message: str) -> None:
-    with closing(Child("tests.test_children:lie")) as child:
+    with closing(start("lie")) as child:
         child.channels[0].send({}, data)
         with pytest.raises(ChannelError, match=message):
             child.receive(limit_bytes=1 << 20)
@@ -101,8 +106,8 @@ def test_a_child_that_lies_is_found_out(data: bytes, message: str) -> None:
 @linux
 def test_a_child_that_hangs_ends_with_its_parent() -> None:
     code = (
-        "import time\nfrom caption_extents.children import Child\n"
-        "child = Child('tests.test_children:spin')\nchild.receive()\n"
+        "import time\nfrom caption_extents.children import Children\nfrom caption_extents.spawning import ChildKind\n"
+        "child = Children().start(ChildKind('tests.test_children:spin'))\nchild.receive()\n"
         "print(child.process_id, flush=True)\ntime.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -119,7 +124,7 @@ def test_a_child_that_hangs_ends_with_its_parent() -> None:
 @linux
 def test_children_of_a_run_are_counted_and_closed_together() -> None:
     children = Children()
-    started = [children.start("tests.test_children:echo", 2) for _ in range(2)]
+    started = [children.start(ChildKind("tests.test_children:echo", 2)) for _ in range(2)]
     for child in started:
         child.channels[1].shut_down()
         child.channels[0].send({})
@@ -129,6 +134,22 @@ def test_children_of_a_run_are_counted_and_closed_together() -> None:
     for _ in range(2):
         children.close()
     assert all(child.has_ended for child in started)
+
+
+@linux
+def test_what_was_started_ahead_is_used_or_ended() -> None:
+    one, other = ChildKind("tests.test_children:echo"), ChildKind("tests.test_children:spin")
+    ready = [(kind, SpawnedProcess(kind)) for kind in (one, one, other)]
+    children = Children(ready)
+    ready[0][1].process.kill()
+    ready[0][1].process.wait()
+    assert children.start(one).process_id == ready[1][1].process.pid, "the first has died"
+    new = children.start(one)
+    new.channels[0].send({"n": 1})
+    assert new.receive()[0] == {"n": 1}
+    children.start_ahead(one)
+    children.close()
+    assert not any(_runs(spawned.process.pid) for _, spawned in ready)
 
 
 def _runs(process: int) -> bool:

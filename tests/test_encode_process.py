@@ -21,8 +21,9 @@ from caption_extents.children import Children
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
 from caption_extents.chunks.plan import ChunkFrames, ChunkPlan
 from caption_extents.chunks.presets import PRESETS
-from caption_extents.encoders.processes import ENCODERS, ProcessEncoder
+from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.errors import EncodeError
+from caption_extents.spawning import ENCODERS
 from tests.test_chunks import planes_of
 
 FORM = ChunkFormat(frame_rate=Fraction(10), colour_space=1)

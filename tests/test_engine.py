@@ -195,3 +195,30 @@ def test_time_is_divided_among_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     shares.end(first)
     now[0] = 11.0
     assert shares.read(second) == (4.0, 8.0)
+
+
+def test_a_run_takes_what_was_started_ahead(films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a GPU: all processes are those that it starts before it imports anything."""
+    made = list[Children]()
+
+    class Watched(Children):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+            self.ahead = len(self._ready)
+
+        def close(self) -> None:
+            self.left, self.taken = len(self._ready), len(self._all)
+            super().close()
+
+    monkeypatch.setattr("caption_extents.children.Children", Watched)
+    monkeypatch.setattr("caption_extents.job.ahead._GPU_DEVICES", ("/dev/null",))
+    monkeypatch.setattr("caption_extents.video.nvdec.driver.device_count", lambda: 1)
+    monkeypatch.setattr("caption_extents.video.nvdec.driver.device_name", lambda ordinal: "none")
+    result = run_job(job(films[0], tmp_path / "gpu", encoder_workers=6))
+    (children,) = made
+    assert isinstance(children, Watched)
+    assert (children.ahead, children.left, children.taken) == (6, 0, 6)
+    alone = run_job(job(films[0], tmp_path / "cpu", device="cpu"))
+    assert result.captions == alone.captions
+    assert chunks(open_store(str(tmp_path / "gpu")), films[0]) == chunks(open_store(str(tmp_path / "cpu")), films[0])

@@ -17,7 +17,7 @@ PACKAGE = "caption_extents"
 SOURCE = Path(caption_extents.__file__).parent
 
 LAYERS = (
-    ("version", "errors", "labels", "region", "machine"),
+    ("version", "errors", "labels", "region", "machine", "spawning"),
     ("files", "watchdog", "interrupts", "samples"),
     ("options", "children"),
     ("captions", "chunks", "video"),
@@ -35,7 +35,7 @@ LAYERS = (
 )
 """Parts of the package, from the bottom up; the last is the package itself, whose names are imported when used."""
 
-WITHOUT_TORCH = ("captions", "chunks", "results", "storage", "video", "options", "children")
+WITHOUT_TORCH = ("captions", "chunks", "results", "storage", "video", "options", "children", "spawning")
 
 Graph = dict[str, set[str]]
 
@@ -138,6 +138,22 @@ def test_a_wrong_import_is_found(module: str, line: str, found: str, tmp_path: P
     own = own_imports(graph)
     kinds = {"circle": circles(own), "upward": upward(own), "torch": with_torch(graph, ["storage", "video"])}
     assert kinds[found]
+
+
+def test_a_run_on_a_gpu_imports_no_pytorch() -> None:
+    """It is imported where the model computes; the run begins meanwhile."""
+    code = "import sys, caption_extents.job.run, caption_extents.engine\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_processes_start_before_anything_large_is_imported() -> None:
+    code = (
+        "import sys, caption_extents.job.ahead\n"
+        "print([m for m in ('torch', 'numpy', 'av', 'obstore', 'safetensors') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_what_a_user_imports_first_is_light() -> None:

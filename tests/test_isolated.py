@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import caption_extents
-from caption_extents import children
+from caption_extents import spawning
 from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
@@ -68,7 +68,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def sabotaged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     child = CHILD.format(what=SABOTAGE[request.param])
-    monkeypatch.setattr(children, "COMMAND", [sys.executable, "-c", child])
+    monkeypatch.setattr(spawning, "COMMAND", [sys.executable, "-c", child])
     return str(request.param)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caption_extents import CropRegion
+from caption_extents import CropRegion, spawning
 from caption_extents.children import Children
 from caption_extents.errors import InputError, ModelError, ProcessingError
 from caption_extents.model.opened import LocalModel, OpenedModel, choose_device
@@ -44,7 +44,8 @@ def label(model: OpenedModel, seed: int) -> np.ndarray:
 @pytest.fixture
 def model() -> Iterator[ModelProcess]:
     with closing(Children()) as children:
-        yield ModelProcess(None, REGION, "cpu", 1, children, videos_at_once=2)
+        kind = spawning.model(None, REGION.as_tuple(), "cpu", 1, videos_at_once=2)
+        yield ModelProcess(kind, "cpu", children)
 
 
 def test_probabilities_are_those_of_a_model_here(model: ModelProcess) -> None:
@@ -70,7 +71,8 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"none")
     with closing(Children()) as children:
         for name, message in (("none.safetensors", "there is no model file"), ("w.safetensors", "cannot read")):
-            model = ModelProcess(tmp_path / name, REGION, "cpu", 1, children)
+            kind = spawning.model(str(tmp_path / name), REGION.as_tuple(), "cpu", 1, 1)
+            model = ModelProcess(kind, "cpu", children)
             with pytest.raises(ModelError, match=message):
                 model.identity()
 
@@ -87,8 +89,7 @@ def test_a_process_that_is_killed(model: ModelProcess) -> None:
     killing = threading.Timer(0.2, os.kill, (model._child.process_id, signal.SIGKILL))
     killing.start()
     with pytest.raises(ProcessingError, match="the model's process was ended by signal SIGKILL"):
-        for seed in range(1000):
-            label(model, seed)
+        np.concatenate([label(model, seed) for seed in range(1000)])
     assert model.has_failed
 
 

@@ -8,7 +8,6 @@ over by the file that it decodes. A child ends when its parent closes it or is g
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import json
 import mmap
@@ -20,7 +19,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +30,7 @@ import numpy as np
 from caption_extents import errors
 from caption_extents.errors import StallError
 from caption_extents.machine import cpu_seconds_of, own_peak_memory_of
+from caption_extents.spawning import ChildKind, SpawnedProcess
 from caption_extents.watchdog import install_waker, report_progress, wake_threads
 
 _HEADER = struct.Struct("<II")
@@ -194,59 +193,29 @@ def _contiguous(payload: np.ndarray | bytes | bytearray) -> np.ndarray | bytes |
 
 
 class Child:
-    """A child process; it is started by the constructor.
+    """A child process, which runs already.
 
     Args:
-        target: function that the child runs, as ``module:function``; its first argument is the list of channels.
-        channels: number of channels.
-        arguments: strings that are passed to the function after the channels.
+        spawned: the process; the child takes over its channels.
         stall_seconds: :meth:`receive` raises StallError if nothing arrives for this long; None to wait without limit.
-        quiet: whether to discard the output of the child's libraries (stdout and stderr).
-        environment: environment of the child; by default that of this process, adapted for a child that only encodes or
-            decodes.
         errors: additional exception classes that the child may report, by their names.
     """
 
     def __init__(
         self,
-        target: str,
-        channels: int = 1,
-        arguments: Iterable[str] = (),
+        spawned: SpawnedProcess,
         *,
         stall_seconds: float | None = None,
-        quiet: bool = False,
-        environment: Mapping[str, str] | None = None,
         errors: Mapping[str, type[Exception]] | None = None,
     ) -> None:
         self.stall_seconds = stall_seconds
         self._closing = threading.Lock()
         self._closed = False
         self._measured = (0, 0.0)
-        pairs = [socket.socketpair() for _ in range(channels)]
-        memories = [_new_memory() for _ in range(channels)]
-        self.channels = [Channel(here, memory, errors) for (here, _), memory in zip(pairs, memories, strict=True)]
-        inherited = [
-            number
-            for (_, there), memory in zip(pairs, memories, strict=True)
-            for number in (there.fileno(), memory.fileno())
+        self._process = spawned.process
+        self.channels = [
+            Channel(end, memory, errors) for end, memory in zip(spawned.ends, spawned.memories, strict=True)
         ]
-        try:
-            # In a new session: Ctrl-C goes to the parent only, and the child ends when its channels close.
-            self._process = subprocess.Popen(
-                [*COMMAND, target, ",".join(map(str, inherited)), *arguments],
-                stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL if quiet else None,
-                pass_fds=inherited,
-                start_new_session=True,
-                env=_environment() if environment is None else environment,
-            )
-        except BaseException:
-            for channel in self.channels:
-                channel.close()
-            raise
-        finally:
-            for _, there in pairs:
-                there.close()
 
     @property
     def process_id(self) -> int:
@@ -328,16 +297,39 @@ class Child:
 
 
 class Children:
-    """The child processes of one run, or of many: started here, counted together and closed together."""
+    """The child processes of one run, or of many: started here, counted together and closed together.
 
-    def __init__(self) -> None:
+    Args:
+        ready: processes that run already, for calls of :meth:`start`.
+    """
+
+    def __init__(self, ready: Iterable[tuple[ChildKind, SpawnedProcess]] = ()) -> None:
         self._all: list[Child] = []
+        self._ready = list(ready)
         self._forgotten_cpu_seconds = 0.0
         self._lock = threading.Lock()
 
-    def start(self, target: str, channels: int = 1, arguments: Iterable[str] = (), **options: Any) -> Child:
-        """Start a :class:`Child`."""
-        child = Child(target, channels, arguments, **options)
+    def start_ahead(self, *kinds: ChildKind) -> None:
+        """Start processes for later calls of :meth:`start`."""
+        for kind in kinds:
+            spawned = SpawnedProcess(kind)
+            with self._lock:
+                self._ready.append((kind, spawned))
+
+    def start(
+        self,
+        kind: ChildKind,
+        *,
+        stall_seconds: float | None = None,
+        errors: Mapping[str, type[Exception]] | None = None,
+    ) -> Child:
+        """A :class:`Child` of a kind: one that was started ahead, or a new one."""
+        with self._lock:
+            running = (ready for ready in self._ready if ready[0] == kind and ready[1].process.poll() is None)
+            there = next(running, None)
+            if there is not None:
+                self._ready.remove(there)
+        child = Child(there[1] if there else SpawnedProcess(kind), stall_seconds=stall_seconds, errors=errors)
         with self._lock:
             self._all.append(child)
             if len(self._all) > _MOST_KNOWN:
@@ -365,35 +357,13 @@ class Children:
     def close(self) -> None:
         """End all of them."""
         with self._lock:
-            children = list(self._all)
+            children, ready = list(self._all), self._ready
+            self._ready = []
+        children += [Child(spawned) for _, spawned in ready]
         for child in children:
             child.kill()
         for child in children:
             child.close()
-
-
-COMMAND = [sys.executable, "-m", "caption_extents.children"]
-
-
-def _environment() -> dict[str, str]:
-    """The environment of a child that only decodes or encodes.
-
-    OpenMP would start one thread per core that is never used. With a single malloc arena for all threads (glibc's
-    ``M_ARENA_MAX``), memory freed by one encoder can be reused by another: four encoders with 25 frames of lookahead
-    then take 190 MiB instead of 230 MiB.
-    """
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
-
-
-def _new_memory() -> IO[bytes]:
-    """An in-memory file that cannot be shrunk (memfd); an unnamed temporary file on systems without memfd."""
-    if not hasattr(os, "memfd_create"):
-        return tempfile.TemporaryFile(buffering=0)
-    number = os.memfd_create("caption-extents", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    file = os.fdopen(number, "r+b", buffering=0)
-    # Otherwise a child could truncate the file, and the parent would die of SIGBUS when it accesses the mapping.
-    fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-    return file
 
 
 def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:

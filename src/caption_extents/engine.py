@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar, cast
 
-from caption_extents.children import Child, Children
+from caption_extents.children import Children
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
 from caption_extents.chunks.plan import ChunkFrames
 from caption_extents.encoders.base import ChunkEncoder, Effort
@@ -31,8 +31,8 @@ from caption_extents.machine import memory_bytes
 from caption_extents.model.opened import OpenedModel, is_object
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
+from caption_extents.spawning import READER
 from caption_extents.storage.store import Store, open_store
-from caption_extents.video.decoders.isolated import VideoReaderProcess
 from caption_extents.video.nvdec.sessions import SessionPool
 
 _Opened = TypeVar("_Opened")
@@ -73,8 +73,6 @@ class Engine:
         self._kept: dict[tuple[Hashable, ...], _Kept] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._reader: Child | None = None
-        """A process that is started in advance, for the next video; each reads one, which may be hostile."""
         self._totals = _Totals(videos_at_once)
 
     def __enter__(self) -> Engine:
@@ -130,13 +128,6 @@ class Engine:
                 kept = self._kept[key] = _Kept(open_it())
             return cast(_Opened, kept.opened)
 
-    def _take_reader(self) -> Child:
-        """A process that is ready to read a video; the next one is started in its place."""
-        reader = VideoReaderProcess.start_child(self.children)
-        with self._lock:
-            reader, self._reader = self._reader or VideoReaderProcess.start_child(self.children), reader
-        return reader
-
 
 @dataclass(frozen=True)
 class _Kept:
@@ -180,7 +171,10 @@ class _SharedResources:
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
         pool = self._engine._keep(("decoder", gpu), lambda: SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))
-        return StartedReading.start(job, path, pool, self.children, self._engine._take_reader())
+        started = StartedReading.start(job, path, pool, self.children)
+        # For the next video; each process reads only one, which may be hostile.
+        self.children.start_ahead(READER)
+        return started
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""

@@ -18,23 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from caption_extents import spawning
 from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in, serve_each
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk, encode_chunk
 from caption_extents.chunks.plan import ChunkFrames, ChunkPlan
 from caption_extents.chunks.presets import EncoderPreset
 from caption_extents.encoders.base import Effort
 from caption_extents.errors import EncodeError
-
-ENCODERS = 4
-"""Encoders per process: few, so that they do not compete for its GIL, but more than one, so that not every core needs
-its own process with Python and FFmpeg in memory."""
-
-_WAITING = 1
-"""Chunks queued in each child process, in addition to those being encoded.
-
-An idle encoder takes the queued chunk at once. In the meantime the parent, which may have to wait for its GIL, takes
-the result and sends another chunk.
-"""
+from caption_extents.spawning import WAITING_CHUNKS, ChildKind
 
 _TURN_SECONDS = 0.5
 _NICENESS = 5
@@ -43,7 +34,7 @@ must not be delayed."""
 
 
 class ProcessEncoder:
-    """Encodes chunks in child processes, :data:`ENCODERS` at once in each; a context manager that ends them.
+    """Encodes chunks in child processes, a few at once in each; a context manager that ends them.
 
     Args:
         preset, form: of all chunks.
@@ -53,9 +44,7 @@ class ProcessEncoder:
 
     def __init__(self, preset: EncoderPreset, encoders: int, children: Children | None = None) -> None:
         self._preset = preset
-        count = -(-encoders // ENCODERS)
-        self._sizes = [encoders // count + (index < encoders % count) for index in range(count)]
-        """Encoders in each child."""
+        self._encoders, self._kinds = encoders, spawning.encoders(encoders)
         self._children = children or Children()
         self._idle: list[_ChildChannel] = []
         self._all: list[Child] = []
@@ -73,7 +62,7 @@ class ProcessEncoder:
     @property
     def calls(self) -> int:
         """Number of concurrent calls of :meth:`encode` that keep all encoders busy: encoders plus queued chunks."""
-        return sum(self._sizes) + len(self._sizes) * _WAITING
+        return self._encoders + len(self._kinds) * WAITING_CHUNKS
 
     def start(self) -> None:
         """Begin to start all children, if that has not begun: they take half a second to be ready."""
@@ -84,20 +73,20 @@ class ProcessEncoder:
 
     def _start(self) -> None:
         try:
-            for size in self._sizes:
+            for kind in self._kinds:
                 with self._changed:
                     if self._closed:
                         return
-                    self._start_child(size)
+                    self._start_child(kind)
         except Exception as error:
             with self._changed:
                 self._start_error = error
                 self._changed.notify_all()
 
-    def _start_child(self, encoders: int) -> None:
-        child = self._children.start(_TARGET, encoders + _WAITING, [str(encoders)])
+    def _start_child(self, kind: ChildKind) -> None:
+        child = self._children.start(kind)
         self._all.append(child)
-        load = _Load(encoders)
+        load = _Load(kind)
         self._idle += [_ChildChannel(child, channel, load) for channel in child.channels]
         self._changed.notify_all()
 
@@ -108,7 +97,7 @@ class ProcessEncoder:
                 return
             self._all.remove(dead.child)
             self._idle = [line for line in self._idle if line.child is not dead.child]
-            self._start_child(dead.load.encoders)
+            self._start_child(dead.load.kind)
         dead.child.close()
 
     def end(self) -> None:
@@ -168,9 +157,9 @@ class ProcessEncoder:
 class _Load:
     """Load of a child: number of its chunks minus number of its encoders; negative while some encoders are idle."""
 
-    def __init__(self, encoders: int) -> None:
-        self.encoders = encoders
-        self.above = -encoders
+    def __init__(self, kind: ChildKind) -> None:
+        self.kind = kind
+        self.above = WAITING_CHUNKS - kind.channels
 
 
 class _ChildChannel:
@@ -201,8 +190,6 @@ def _name(plan: ChunkPlan) -> str:
 
 
 # From here on: the child.
-
-_TARGET = "caption_extents.encoders.processes:serve"
 
 
 def _encode(parent: Channel, task: dict[str, Any], turn: threading.Semaphore) -> None:

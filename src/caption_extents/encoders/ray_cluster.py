@@ -23,6 +23,7 @@ from caption_extents import errors
 from caption_extents.children import Channel, ChannelError, Child
 from caption_extents.encoders.tasks import EncodeResult, EncodeTask, run_encode_task
 from caption_extents.errors import CaptionExtentsError, InputError, ProcessingError
+from caption_extents.spawning import ChildKind, SpawnedProcess
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class RayCluster:
             raise InputError("Ray is not installed; install it with: pip install 'caption-extents[ray]'")
         self.address = os.environ.get("RAY_ADDRESS") or "a local cluster"
         # What Ray prints is dropped; errors come as messages.
-        self._child = Child(_TARGET, arguments=[str(cpus)], quiet=True, environment=os.environ)
+        self._child = Child(SpawnedProcess(ChildKind(_TARGET, arguments=(str(cpus),), quiet=True), os.environ))
         self._channel = self._child.channels[0]
         self._lock = threading.Lock()
         self._pending: dict[int, Future[Any]] = {}

@@ -1,4 +1,4 @@
-"""Public functions that run a job. PyTorch and FFmpeg are imported only when a job runs."""
+"""Public functions that run a job. NumPy and FFmpeg are imported only when a job runs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,15 @@ def run_job(job: Job) -> CropInferResult:
         ProcessingError: (a RuntimeError) a stage failed; readers see nothing of the run, and the next one with the same
             inputs goes on where it stopped.
     """
-    # These import FFmpeg.
+    from caption_extents.job.ahead import start_ahead
+
+    ready = start_ahead(job)
+    # Imported only now, because they import NumPy and FFmpeg.
     from caption_extents.children import Children
     from caption_extents.job.resources import OwnResources
     from caption_extents.job.run import run
 
-    with wrap_unexpected_errors(), closing(Children()) as children:
+    with wrap_unexpected_errors(), closing(Children(ready)) as children:
         return run(job, OwnResources(children))
 
 

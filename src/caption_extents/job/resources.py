@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from caption_extents.children import Child, Children
+from caption_extents.children import Children
 from caption_extents.chunks.presets import find_preset
 from caption_extents.encoders.base import ChunkEncoder, ThreadEncoder
 from caption_extents.encoders.processes import ProcessEncoder
+from caption_extents.job.ahead import model_kind
 from caption_extents.job.result import Stopwatch
+from caption_extents.model.identity import read_identity
 from caption_extents.model.opened import LocalModel, OpenedModel, is_object
 from caption_extents.model.process import ModelProcess
 from caption_extents.options import Job
@@ -35,7 +37,7 @@ class StartedReading:
     sessions: GpuSessions
 
     @classmethod
-    def start(cls, job: Job, path: Path, pool: SessionPool, children: Children, reader: Child | None) -> StartedReading:
+    def start(cls, job: Job, path: Path, pool: SessionPool, children: Children) -> StartedReading:
         """Start them.
 
         Args:
@@ -43,10 +45,9 @@ class StartedReading:
             path: its video.
             pool: where the decoder sessions come from.
             children: registry in which the process that reads is started.
-            reader: such a process, if there is one already.
         """
         limits = DecoderLimits(stall_seconds=job.stall_seconds)
-        reading = VideoReaderProcess(path, job.rate, limits, children, job.stream, reader)
+        reading = VideoReaderProcess(path, job.rate, limits, children, job.stream)
         sessions = GpuSessions(pool)
         sessions.begin_early(reading, job.crop_region)
         return cls(reading, sessions)
@@ -122,7 +123,7 @@ class OwnResources:
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
         self.gpu_memory_before = memory_in_use(open_nvml())
-        return StartedReading.start(job, path, SessionPool(gpu, self.children), self.children, None)
+        return StartedReading.start(job, path, SessionPool(gpu, self.children), self.children)
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""
@@ -137,16 +138,9 @@ def open_job_model(job: Job, device: str, children: Children, videos_at_once: in
     """
     if device == "cpu" or is_object(job.model):
         return LocalModel(job.model, job.crop_region, device, job.inference_threads)
-    return ModelProcess(
-        None if job.model is None else Path(job.model),
-        job.crop_region,
-        # With a driver, but a PyTorch that is built without CUDA, the model computes on the CPU.
-        "auto" if job.device == "auto" else device,
-        job.inference_threads,
-        children,
-        videos_at_once,
-        job.stall_seconds,
-    )
+    identity = read_identity() if job.model is None else None
+    kind = model_kind(job, device, videos_at_once)
+    return ModelProcess(kind, device, children, identity=identity, stall_seconds=job.stall_seconds)
 
 
 def open_encoder(job: Job, device: str, children: Children) -> ChunkEncoder:

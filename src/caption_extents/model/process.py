@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +21,11 @@ from caption_extents import errors
 from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in, serve_each
 from caption_extents.errors import CaptionExtentsError, ProcessingError
 from caption_extents.labels import Label
-from caption_extents.model.identity import ModelIdentity, read_identity
+from caption_extents.model.identity import ModelIdentity
 from caption_extents.model.opened import PairLabeller
 from caption_extents.region import CropRegion
 from caption_extents.samples import Planes, SampleBatch
+from caption_extents.spawning import ChildKind
 
 if TYPE_CHECKING:
     from caption_extents.model.interface import PairModel
@@ -39,29 +39,24 @@ class ModelProcess:
     """An :class:`~caption_extents.model.opened.OpenedModel` in a child, which starts at once.
 
     Args:
-        model: None for the package's own, or a file.
-        region: where the captions stand.
-        device: where to compute: ``auto``, or ``cuda:N``.
-        threads: of a CPU model.
+        kind: of the child; see :func:`caption_extents.spawning.model`. It has a channel for each video at once.
+        device: where it computes.
         children: registry in which the child is started.
-        videos_at_once: videos that are labelled at once; others wait.
+        identity: of the model, if it is known; the child is asked for it otherwise.
         stall_seconds: the child is given up if it does not answer for this long.
     """
 
     def __init__(
         self,
-        model: Path | None,
-        region: CropRegion,
+        kind: ChildKind,
         device: str,
-        threads: int,
         children: Children,
-        videos_at_once: int = 1,
+        *,
+        identity: ModelIdentity | None = None,
         stall_seconds: float | None = None,
     ) -> None:
-        self.device = device
-        self._identity = read_identity() if model is None else None
-        what = [json.dumps(None if model is None else str(model)), json.dumps(region.as_tuple()), device, str(threads)]
-        self._child: Child = children.start(_TARGET, videos_at_once, what, errors=_ERRORS, stall_seconds=stall_seconds)
+        self.device, self._identity = device, identity
+        self._child = children.start(kind, errors=_ERRORS, stall_seconds=stall_seconds)
         self._free: queue.SimpleQueue[Channel] = queue.SimpleQueue()
         for channel in self._child.channels:
             self._free.put(channel)
@@ -159,7 +154,6 @@ def _labels(payload: np.ndarray, *shape: int) -> np.ndarray:
 # From here on: the child.
 
 _LOOK_SECONDS = 0.25
-_TARGET = "caption_extents.model.process:serve"
 
 
 def serve(channels: list[Channel], model: str, region: str, device: str, threads: str) -> None:

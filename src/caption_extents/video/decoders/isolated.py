@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from caption_extents.children import Channel, ChannelError, Child, Children
+from caption_extents.children import Channel, ChannelError, Children
 from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.options import Job
 from caption_extents.samples import SampleBatch
+from caption_extents.spawning import READER
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES, MIN_FRAME_PX, PictureChange
 from caption_extents.video.demux import MAX_SIDE_PX
@@ -60,7 +61,6 @@ class VideoReaderProcess:
         limits: of the child.
         children: registry in which the child is started.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
-        child: one that :meth:`start_child` has started in advance; None to start it now.
 
     Raises (when the context is entered):
         VideoError: the video cannot be used.
@@ -74,22 +74,14 @@ class VideoReaderProcess:
         limits: DecoderLimits,
         children: Children | None = None,
         stream_index: int | None = None,
-        child: Child | None = None,
     ) -> None:
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = False
         self._indexing = threading.Lock()
         self._indexed = False
         self._index_error: BaseException | None = None
-        self._child = child or self.start_child(children or Children())
-        self._child.stall_seconds = limits.stall_seconds
+        self._child = (children or Children()).start(READER, stall_seconds=limits.stall_seconds)
         self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes, "stream": stream_index})
-
-    @staticmethod
-    def start_child(children: Children) -> Child:
-        """Start a child that waits to be told what to read."""
-        # What goes wrong in the child comes as a message; what its libraries print is dropped.
-        return children.start(TARGET, quiet=True)
 
     def __enter__(self) -> VideoReaderProcess:
         self.wait_until_indexed()
@@ -267,8 +259,6 @@ class IsolatedDecoder:
 
 
 # From here on: the child.
-
-TARGET = "caption_extents.video.decoders.isolated:serve"
 
 
 def serve(channels: list[Channel]) -> None:

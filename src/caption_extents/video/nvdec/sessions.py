@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from caption_extents.children import Children
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.region import CropRegion
+from caption_extents.spawning import SESSIONS
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoders.isolated import VideoReaderProcess
 from caption_extents.video.info import VideoFacts
@@ -22,7 +23,7 @@ from caption_extents.video.nvdec.capabilities import decode_engines, why_not_nvd
 from caption_extents.video.nvdec.scheduler import LocalSession, ParallelSegmentDecoder, SegmentReader, SegmentSession
 from caption_extents.video.nvdec.segments import Span, plan_spans
 from caption_extents.video.nvdec.session import Session, new_room
-from caption_extents.video.nvdec.worker import SESSIONS, EngineSpec, SessionProcess, part_samples
+from caption_extents.video.nvdec.worker import EngineSpec, SessionProcess, part_samples
 from caption_extents.video.timeline import Timeline
 
 SPARE_SESSIONS = 1
@@ -31,8 +32,9 @@ SPARE_SESSIONS = 1
 _SHARED_BYTES = 64 << 20
 """Maximum size of a film of one segment that is sent to a session process; larger ones are decoded in this process."""
 
-_PROCESSES = 2
-"""Number of session processes started in advance; sufficient for the sessions of up to seven engines."""
+_SEGMENTS_PER_SESSION = 8
+"""A film of fewer segments gets fewer sessions: it takes a GPU's driver 0.06 s to open a decoder, one after the other,
+which is what a session takes for three segments of 720p."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class GpuSessions:
     def __init__(self, pool: SessionPool) -> None:
         self._pool, self._ordinal, self._kind = pool, pool.ordinal, pool.kind
         self._can_share = hasattr(os, "memfd_create")
-        self._unused = [pool.take() for _ in range(_PROCESSES)] if self._can_share else []
+        self._unused = [pool.take()] if self._can_share else []
         self._busy: list[SessionProcess] = []
         self._running: ParallelSegmentDecoder | None = None
         self._early: tuple[Work, ParallelSegmentDecoder] | None = None
@@ -155,16 +157,17 @@ class GpuSessions:
             return ParallelSegmentDecoder(
                 facts, work.timeline, work.spans, self._local(work, 1, stopped), None, stopped
             )
-        count = min(work.sessions or self._session_count(facts), len(work.spans))
+        count = min(work.sessions or self._session_count(work), len(work.spans))
         sessions = self._remote(work, count) if self._can_share else self._local(work, count, stopped)
         return ParallelSegmentDecoder(facts, work.timeline, work.spans, sessions, remote_reader, stopped)
 
-    def _session_count(self, facts: VideoFacts) -> int:
-        engines = decode_engines(facts.codec, self._ordinal)
-        return engines.count + SPARE_SESSIONS if engines else 1
+    def _session_count(self, work: Work) -> int:
+        engines = decode_engines(work.facts.codec, self._ordinal)
+        most = engines.count + SPARE_SESSIONS if engines else 1
+        return min(most, -(-len(work.spans) // _SEGMENTS_PER_SESSION))
 
     def _remote(self, work: Work, count: int) -> list[SegmentSession]:
-        needed = max(-(-count // SESSIONS), min(_PROCESSES, count))
+        needed = -(-count // SESSIONS)
         while len(self._unused) < needed:
             self._unused.append(self._pool.take())
         for process in self._busy:

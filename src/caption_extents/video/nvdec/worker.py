@@ -22,6 +22,7 @@ import numpy as np
 
 from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in, serve_each
 from caption_extents.errors import DecodeError, VideoError
+from caption_extents.spawning import decoder_sessions
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.scheduler import AnySegment
@@ -35,10 +36,6 @@ from caption_extents.video.nvdec.session import (
     Session,
     new_room,
 )
-
-SESSIONS = 4
-"""Sessions per process: few, so that they do not compete for its GIL, but more than one, because each process has a
-CUDA context, which takes GPU memory."""
 
 _SLOTS = 2
 """Number of shared-memory slots per session, that is, of parts that are in transfer to the parent process."""
@@ -85,7 +82,7 @@ def _slots(channel: Channel, engine: Engine, samples: int) -> tuple[np.ndarray, 
 
 
 class SessionProcess:
-    """A child with :data:`SESSIONS` sessions, which starts at once and gets its device ready.
+    """A child with :data:`~caption_extents.spawning.SESSIONS` sessions, which starts at once and gets its device ready.
 
     Args:
         kind: of its engines.
@@ -94,7 +91,7 @@ class SessionProcess:
 
     def __init__(self, kind: EngineSpec, children: Children) -> None:
         self._kind = kind
-        self._child = children.start(_TARGET, SESSIONS, [json.dumps(asdict(kind))], errors=_ERRORS)
+        self._child = children.start(decoder_sessions(**asdict(kind)), errors=_ERRORS)
 
     def sessions(self, facts: VideoFacts, crop: CropPixels) -> list[RemoteSession]:
         """The child's sessions, for a video; those for the video before must have nothing left to do."""
@@ -195,8 +192,6 @@ class RemoteSession:
 
 
 # From here on: the child.
-
-_TARGET = "caption_extents.video.nvdec.worker:serve"
 
 
 class _Slots:

@@ -1,0 +1,50 @@
+"""Starting the processes of a run before its modules are imported, which takes longer than the processes need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from caption_extents import spawning
+from caption_extents.options import Job
+from caption_extents.spawning import READER, ChildKind, SpawnedProcess, decoder_sessions
+
+DECODERS = 2
+"""Processes with decoder sessions that are started ahead; sufficient for the sessions of up to seven engines."""
+
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
+"""Device files that exist if there is an NVIDIA GPU: on Linux, and in the Windows Subsystem for Linux."""
+
+
+def start_ahead(job: Job) -> list[tuple[ChildKind, SpawnedProcess]]:
+    """Start what the run of a local video will need if a GPU will probably decode it; otherwise nothing.
+
+    Returns:
+        The processes, for :class:`~caption_extents.children.Children`, which ends those that nothing needs.
+    """
+    gpu = _likely_gpu(job)
+    if gpu is None or not Path(job.video_key).is_file():
+        return []
+    kinds = [READER, *[decoder_sessions(gpu)] * DECODERS]
+    if job.encoder in {"auto", "processes"} and job.implementation == "pipelined":
+        kinds += spawning.encoders(job.encoder_workers)
+    if job.model is None:
+        kinds.append(model_kind(job, f"cuda:{gpu}"))
+    return [(kind, SpawnedProcess(kind)) for kind in kinds]
+
+
+def model_kind(job: Job, device: str, videos_at_once: int = 1) -> ChildKind:
+    """The process of a job's model, which is not an object."""
+    path = None if job.model is None else os.fspath(job.model)  # type: ignore[arg-type]
+    # With a driver, but a PyTorch that is built without CUDA, the model computes on the CPU.
+    asked = "auto" if job.device == "auto" else device
+    return spawning.model(path, job.crop_region.as_tuple(), asked, job.inference_threads, videos_at_once)
+
+
+def _likely_gpu(job: Job) -> int | None:
+    """Number of the GPU that will probably decode a job's video; None for the CPU."""
+    device = str(getattr(job.model, "device", job.device))
+    # With device "auto", an installed driver is not enough: there must be a device file too.
+    if job.isolate or device == "cpu" or not (device.startswith("cuda") or any(map(os.path.exists, _GPU_DEVICES))):
+        return None
+    return int(device.partition(":")[2] or 0)
