@@ -49,7 +49,7 @@ def run_batch(listed: Path, jobs: int, source: Path, store: Path) -> dict[str, f
     started = time.perf_counter()
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
     summary = json.loads(done.stdout)
-    return {"command": time.perf_counter() - started, "batch": summary["seconds"], "video": summary["video_seconds"]}
+    return {"command": time.perf_counter() - started, "batch": summary["seconds"], "video": summary["video_seconds"], "busy": summary.get("busy", [])}
 
 
 def _chunks(store: str, video_id: str) -> list[str]:

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 import caption_extents
 from caption_extents import CropRegion
-from caption_extents.batch import BatchOptions, Entry, Journal, LocalExecutor, Outcome, read_list, run_batch, run_entry
+from caption_extents.batch import BatchOptions, Entry, Journal, Outcome, read_list, run_batch, run_entry
 from caption_extents.cli import app
 from caption_extents.compare import compare_versions, read_version
+from caption_extents.deploy.local import LocalExecutor
 from caption_extents.errors import InputError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store

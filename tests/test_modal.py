@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import socket
 import sys
@@ -23,6 +24,7 @@ from caption_extents.encoders import modal_workers
 from caption_extents.encoders.modal_settings import ModalSettings
 from caption_extents.encoders.tasks import EncodeResult, EncodeTask
 from caption_extents.errors import EncodeError, InputError, ProcessingError
+from caption_extents.options import Job
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
 from tests.models import QuickModel
@@ -46,7 +48,9 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, dict[str, 
         decorate = original(self, **options)
 
         def decorator(function: Any) -> Any:
-            given[function.__name__] = options
+            # A function that takes several inputs at once is wrapped.
+            raw = function if inspect.isfunction(function) else function._get_raw_f()
+            given[raw.__name__] = {**options, "is_wrapped": raw is not function}
             return decorate(function)
 
         return decorator
@@ -74,6 +78,7 @@ def test_functions_carry_the_defaults(configured: dict[str, dict[str, Any]]) -> 
         assert (options["gpu"], options["timeout"], options["retries"]) == ("A10G", 3600, 0)
         assert [secret.name for secret in options["secrets"]] == ["caption-extents-store"]
         assert options["enable_memory_snapshot"]
+        assert options["is_wrapped"]
     assert "gpu" not in configured["encode_segment"]
     assert configured["encode_segment"]["cpu"] == 2
 
@@ -124,19 +129,22 @@ def test_a_job_encodes_on_its_cores(
 ) -> None:
     monkeypatch.setenv("CAPTION_EXTENTS_MODAL_CPU", "16.5")
     module = _import_app()
-    asked: dict[str, Any] = {}
+    asked: list[Job] = []
 
     class Result:
         def to_dict(self) -> dict[str, Any]:
             return {}
 
-    def job(*_: Any, **options: Any) -> Result:
-        asked.update(options)
-        return Result()
+    class FakeEngine:
+        def run(self, job: Job) -> Result:
+            asked.append(job)
+            return Result()
 
-    monkeypatch.setattr(module, "run_here", job)
+    monkeypatch.setattr(module, "_engine", FakeEngine)
     module.crop_and_infer_caption_frame_extents.local("film.mp4", "local", "v", CROP, **options)
-    assert asked == {**options, **({} if expected is None else {"encoder_workers": expected})}
+    (job,) = asked
+    assert job.encoder_workers == (expected or Job.encoder_workers)
+    assert job.encoder == options.get("encoder", "auto")
     sys.modules.pop("caption_extents.deploy.modal_app")
 
 
@@ -181,6 +189,7 @@ def test_a_function_does_what_the_command_line_does(
     assert by_hand.exit_code == 0, by_hand.output
     assert json.loads(by_hand.stdout)["label_counts"] == result["label_counts"]
     assert contents(address, "by-hand") == contents(address, "by-modal")
+    module._engine().close()
     sys.modules.pop("caption_extents.deploy.modal_app")
 
 

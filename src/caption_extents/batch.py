@@ -14,31 +14,27 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from multiprocessing import active_children, get_context
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Condition, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from caption_extents.errors import InputError, OutputError, ProcessingError
-from caption_extents.interrupts import WorkerOfPool
 from caption_extents.job.api import run_job
 from caption_extents.options import Job, id_from_name, parse_rate
 from caption_extents.region import CropRegion
-from caption_extents.video.nvdec.driver import device_count
 
 if TYPE_CHECKING:
-    from caption_extents.engine import Engine
     from caption_extents.job.result import CropInferResult
 
 _RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
 """Options, in addition to store and preset, that change the result of a job."""
-_END_SECONDS = 5.0
-"""How long terminated workers may take to release their versions before they are killed."""
+_MOST_DEATHS = 3
+"""Processes in which an entry may die."""
 _FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
 
 
@@ -100,6 +96,7 @@ class Outcome:
         samples, captions, version: number of samples, number of captions and version number of the result.
         video_seconds: duration of the video.
         cost: cost at the configured price; None without a price.
+        may_succeed_again: whether it failed in a stage, and not because of its input.
     """
 
     digest: str
@@ -111,6 +108,7 @@ class Outcome:
     version: int = 0
     video_seconds: float = 0.0
     cost: float | None = None
+    may_succeed_again: bool = False
 
     @classmethod
     def of(cls, entry: Entry, result: dict[str, Any]) -> Outcome:
@@ -264,6 +262,8 @@ class Journal:
             return file.read(1) != b"\n"
 
 
+_RESOURCES = {"cpu": "cores", "encoders": "encoders", "decoders": "GPU's decoders", "gpu": "GPU's kernels"}
+
 BatchOptions: TypeAlias = Mapping[str, Any]
 """Options of :class:`~caption_extents.options.Job` that all videos of a list share, by their names."""
 
@@ -274,39 +274,9 @@ def run_entry(entry: Entry, options: BatchOptions, run: Callable[[Job], CropInfe
     try:
         result = run(entry.job(options))
     except (InputError, ProcessingError) as error:
-        return Outcome(entry.digest, entry.video_id, error=str(error), seconds=time.perf_counter() - started)
+        seconds, again = time.perf_counter() - started, isinstance(error, ProcessingError)
+        return Outcome(entry.digest, entry.video_id, error=str(error), seconds=seconds, may_succeed_again=again)
     return Outcome.of(entry, result.to_dict())
-
-
-_number = 0
-"""Number of this process among the workers of its pool, counted from 0; it selects the GPU."""
-_worker: WorkerOfPool
-"""Ends this process with its parent, if it is a worker of a pool."""
-_engine: Engine | None = None
-"""What stays open between the videos of this process."""
-
-
-def _begin_worker(numbers: SimpleQueue[int]) -> None:
-    global _number, _worker
-    _worker, _number = WorkerOfPool(), numbers.get()
-
-
-def _run_in_worker(entry: Entry, options: BatchOptions) -> Outcome:
-    with _worker:
-        if options.get("device", Job.device) in {"auto", "cuda"}:
-            count = device_count()
-            options = {**options, "device": f"cuda:{_number % count}"} if count > 1 else options
-        return run_with_engine(entry, options)
-
-
-def run_with_engine(entry: Entry, options: BatchOptions) -> Outcome:
-    """As :func:`run_entry`, with what this process keeps open between videos."""
-    global _engine
-    if _engine is None:
-        from caption_extents.engine import Engine
-
-        _engine = Engine()
-    return run_entry(entry, options, _engine.run)
 
 
 class Executor(Protocol):
@@ -317,66 +287,136 @@ class Executor(Protocol):
         ...
 
 
-class LocalExecutor:
-    """Runs entries in child processes of this machine, so that a crash while one video is processed is contained.
+class LaneLostError(Exception):
+    """The process that an entry ran in is gone, for a reason that may be another entry; a new one takes its place."""
 
-    Each process has an engine, so that decoders, encoders and the model stay open between its videos; while one process
-    opens or commits a video, others decode and encode theirs. If there are several GPUs, they are assigned to the
-    processes in turn.
 
-    Args:
-        jobs: number of videos processed at once.
+Lane: TypeAlias = Callable[[Entry], Outcome]
+"""Runs one entry after the other, beside other lanes."""
+
+
+def outcomes_of_lanes(entries: Iterable[Entry], lanes: Sequence[Lane]) -> Iterator[Outcome]:
+    """Run all entries, each in whichever lane is free first, and yield each outcome when it is known.
+
+    An entry that failed in a stage is tried once more at the end. Entries whose process died are tried again at the
+    end, and those whose process died twice a third time, each while nothing else runs: which of those that it took
+    along made it die is not known.
+    """
+    work = _Work(entries)
+    outcomes: SimpleQueue[Outcome | BaseException] = SimpleQueue()
+
+    def serve(lane: Lane) -> None:
+        try:
+            while (trial := work.take()) is not None:
+                outcome: Outcome | None
+                try:
+                    outcome = lane(trial.entry)
+                except LaneLostError:
+                    outcome = work.lost(trial)
+                except Exception as error:
+                    text = f"{type(error).__name__}: {error}"
+                    outcome = Outcome(trial.entry.digest, trial.entry.video_id, error=text)
+                if outcome is not None and not work.done(trial, outcome):
+                    outcomes.put(outcome)
+        except BaseException as error:
+            outcomes.put(error)
+
+    threads = [Thread(target=serve, args=(lane,), name=f"lane-{n}", daemon=True) for n, lane in enumerate(lanes)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(work.count):
+            outcome = outcomes.get()
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
+    finally:
+        work.stop()
+
+
+@dataclass
+class _Trial:
+    """An entry that is to be run.
+
+    Attributes:
+        entry: the entry.
+        deaths: of processes in which it ran.
+        is_last: whether an error of its job counts.
     """
 
-    def __init__(self, jobs: int) -> None:
-        self._jobs = jobs
+    entry: Entry
+    deaths: int = 0
+    is_last: bool = False
 
-    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
-        """See the protocol.
 
-        If a worker dies, Python breaks the whole pool. The entries without an outcome are run again in a second pool,
-        and those still without an outcome each in a pool of their own.
-        """
-        left, again = list[Entry](), list[Entry]()
-        yield from self._in_one_pool(entries, options, left)
-        yield from self._in_one_pool(left, options, again)
-        for entry in again:
-            alone: list[Entry] = []
-            yield from self._in_one_pool([entry], options, alone)
-            if alone:
-                yield Outcome(entry.digest, entry.video_id, error="the process that did it died, again and again")
+class _Work:
+    """The entries that are left, for several lanes."""
 
-    def _in_one_pool(self, entries: list[Entry], options: BatchOptions, left: list[Entry]) -> Iterator[Outcome]:
-        """Yield outcomes; entries that have none because the pool broke are appended to ``left``."""
-        if not entries:
-            return
-        context, before = get_context("spawn"), active_children()
-        numbers = context.SimpleQueue()
-        for number in range(self._jobs):
-            numbers.put(number)
-        pool = ProcessPoolExecutor(self._jobs, context, _begin_worker, (numbers,))
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._left = deque(_Trial(entry) for entry in entries)
+        self.count = len(self._left)
+        self._alone: list[_Trial] = []
+        """Those that are run while nothing else does."""
+        self._running = 0
+        self._changed = Condition()
+
+    def take(self) -> _Trial | None:
+        """The next one, when there is one; None when there is nothing left."""
+        with self._changed:
+            while not self._left and (self._running or self._alone):
+                if self._alone and not self._running:
+                    self._left.append(self._alone.pop())
+                else:
+                    self._changed.wait()
+            if not self._left:
+                return None
+            self._running += 1
+            return self._left.popleft()
+
+    def lost(self, trial: _Trial) -> Outcome | None:
+        """Its process has died; the outcome, if that has happened too often."""
+        trial.deaths += 1
+        if trial.deaths == _MOST_DEATHS:
+            error = "the process that did it died, again and again"
+            return Outcome(trial.entry.digest, trial.entry.video_id, error=error)
+        with self._changed:
+            (self._left if trial.deaths == 1 else self._alone).append(trial)
+        self._end()
+        return None
+
+    def done(self, trial: _Trial, outcome: Outcome) -> bool:
+        """It has an outcome; whether it is tried again all the same."""
+        again = outcome.may_succeed_again and not trial.is_last
+        if again:
+            trial.is_last = True
+            with self._changed:
+                self._left.append(trial)
+        self._end()
+        return again
+
+    def stop(self) -> None:
+        """Begin nothing any more."""
+        with self._changed:
+            self._left.clear()
+            self._alone.clear()
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._running -= 1
+            self._changed.notify_all()
+
+
+def longest_first(entries: Iterable[Entry]) -> list[Entry]:
+    """Entries whose files are here, the largest first, and then the others; so that no lane ends long after others."""
+
+    def size(entry: Entry) -> int:
         try:
-            futures = {pool.submit(_run_in_worker, entry, options): entry for entry in entries}
-            for future in as_completed(futures):
-                entry = futures[future]
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    left.append(entry)
-                except Exception as error:
-                    yield Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
-        except BaseException:
-            # Interrupted: cancel queued entries, and terminate the workers, which release their versions.
-            pool.shutdown(wait=False, cancel_futures=True)
-            workers = [process for process in active_children() if process not in before]
-            for process in workers:
-                process.terminate()
-            deadline = time.monotonic() + _END_SECONDS
-            for process in workers:
-                process.join(max(0.0, deadline - time.monotonic()))
-                process.kill()
-            raise
-        pool.shutdown()
+            return Path(entry.video).stat().st_size
+        except (OSError, ValueError):
+            return 0
+
+    return sorted(entries, key=size, reverse=True)
 
 
 @dataclass
@@ -389,6 +429,8 @@ class Summary:
         video_seconds: total duration of the videos processed by this batch.
         cost: total cost of these videos; None without a price.
         reasons: error messages of failed entries, by video id.
+        busy: how busy each resource of each engine was; see :class:`~caption_extents.engine.EngineMetrics`. Empty for
+            engines on other machines.
     """
 
     done: int = 0
@@ -398,6 +440,7 @@ class Summary:
     video_seconds: float = 0.0
     cost: float | None = None
     reasons: dict[str, str] = field(default_factory=dict)
+    busy: list[dict[str, float]] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome."""
@@ -417,6 +460,9 @@ class Summary:
                 f"; {self.video_seconds / 60:.1f} minutes of video in {self.seconds:.1f} s, "
                 f"{self.video_seconds / self.seconds:.1f} times as fast as they play"
             )
+        for shares in self.busy:
+            told = ", ".join(f"{_RESOURCES[name]} {share:.0%}" for name, share in shares.items())
+            lines.append(f"busy: {told}")
         if self.cost is not None:
             lines.append(f"cost {self.cost:.4f}")
         lines += [f"failed: {video_id}: {reason}" for video_id, reason in sorted(self.reasons.items())]
@@ -455,4 +501,5 @@ def run_batch(
         summary.add(outcome)
         tell(outcome)
     summary.seconds = time.perf_counter() - started
+    summary.busy = [metrics.busy for metrics in getattr(executor, "metrics", ()) if metrics.busy]
     return summary

@@ -287,6 +287,14 @@ class Child:
                 channel.shut_down()
             self._process.kill()
 
+    def end(self, seconds: float) -> None:
+        """Close the child's channels, give it some time to end by itself, and then :meth:`close` it."""
+        for channel in self.channels:
+            channel.shut_down()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        self.close()
+
     def close(self) -> None:
         """End the child and free what belongs to it."""
         self.kill()
@@ -390,6 +398,15 @@ def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> Non
         thread.join()
 
 
+_last: tuple[Callable[[], None], float] | None = None
+
+
+def before_end(function: Callable[[], None], seconds: float) -> None:
+    """In a child process: call a function when the parent is gone, and go on for at most so long before the exit."""
+    global _last
+    _last = function, seconds
+
+
 def _end_with_parent(ends: list[int]) -> None:
     """Exit this process when its parent has closed all sockets or has died, whatever its threads are doing."""
     poll = select.poll()
@@ -400,6 +417,11 @@ def _end_with_parent(ends: list[int]) -> None:
         for end, _ in poll.poll(_POLL_MILLISECONDS):
             poll.unregister(end)
             left.discard(end)
+    if _last is not None:
+        function, seconds = _last
+        threading.Timer(seconds, os._exit, (1,)).start()
+        function()
+        time.sleep(seconds)
     os._exit(1)
 
 

@@ -27,12 +27,14 @@ from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.job.resources import StartedReading, open_encoder, open_job_model
 from caption_extents.job.result import CropInferResult, Stopwatch
 from caption_extents.job.run import run
-from caption_extents.machine import memory_bytes
-from caption_extents.model.opened import OpenedModel, is_object
+from caption_extents.machine import memory_bytes, usable_cores
+from caption_extents.model.opened import OpenedModel, choose_device, is_object
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
+from caption_extents.pipeline.gpu_use import GpuWatch
 from caption_extents.spawning import READER
 from caption_extents.storage.store import Store, open_store
+from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.sessions import SessionPool
 
 _Opened = TypeVar("_Opened")
@@ -73,7 +75,7 @@ class Engine:
         self._kept: dict[tuple[Hashable, ...], _Kept] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._totals = _Totals(videos_at_once)
+        self._totals = _Totals(self._shares)
 
     def __enter__(self) -> Engine:
         return self
@@ -91,6 +93,7 @@ class Engine:
         self.children.close()
         for one in reversed(kept):
             one.close()
+        self._totals.close()
 
     def run(self, job: Job) -> CropInferResult:
         """Run a job like :func:`~caption_extents.run_job`; may be called from several threads.
@@ -102,7 +105,7 @@ class Engine:
         """
         if self._closed:
             raise InputError("the engine is closed; open another one")
-        self._totals.begin()
+        self._totals.begin(choose_device(job.device, job.model))
         share = self._shares.begin()
         try:
             with wrap_unexpected_errors():
@@ -111,6 +114,11 @@ class Engine:
             self._shares.end(share)
         self._totals.add(job, result)
         return result
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a job is being run."""
+        return self._shares.are_any
 
     def metrics(self) -> EngineMetrics:
         """How busy everything was since the first job began."""
@@ -259,9 +267,22 @@ class _Shares:
         self._running: list[_Share] = []
         self._lock = threading.Lock()
         self._until = self._now()
+        self._cpu_seconds = 0.0
 
     def _now(self) -> tuple[float, float]:
         return time.perf_counter(), time.process_time() + self._children.cpu_seconds
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of all runs so far."""
+        with self._lock:
+            self._settle()
+            return self._cpu_seconds
+
+    @property
+    def are_any(self) -> bool:
+        """Whether any run goes on."""
+        return bool(self._running)
 
     def begin(self) -> _Share:
         """A run begins."""
@@ -287,6 +308,7 @@ class _Shares:
         now = self._now()
         seconds, cpu_seconds = (max(0.0, new - old) for new, old in zip(now, self._until, strict=True))
         self._until = now
+        self._cpu_seconds += cpu_seconds if self._running else 0.0
         for share in self._running:
             share.seconds += seconds / len(self._running)
             share.cpu_seconds += cpu_seconds / len(self._running)
@@ -314,38 +336,42 @@ class EngineMetrics:
     """How busy an engine was.
 
     Attributes:
-        seconds: wall time from the start of the first job to the end of the last.
+        seconds: wall time from the start of the first job until now, or until the last one has ended.
         videos: jobs that succeeded.
         video_seconds: duration of their videos.
-        busy: mean number of workers at work in each stage (extraction, inference, encoding, upload) over all that time.
-        workers: how many there are; of extraction, videos whose samples flow at once.
-        bottleneck: the stage with the highest share of busy workers.
+        busy: mean share of the time, in 0..1, that each resource was busy, over all jobs together: ``cpu`` (of all
+            cores that this process may use), ``encoders``, and on a GPU ``decoders`` and ``gpu`` (its kernels).
+        bottleneck: the busiest of them; None before the first job has ended.
     """
 
     seconds: float
     videos: int
     video_seconds: float
     busy: dict[str, float]
-    workers: dict[str, int]
     bottleneck: str | None
 
 
 class _Totals:
     """Sums over the jobs of an engine."""
 
-    def __init__(self, videos_at_once: int) -> None:
-        self._videos_at_once = videos_at_once
+    def __init__(self, shares: _Shares) -> None:
+        self._shares = shares
         self._started: float | None = None
         self._ended = 0.0
         self._videos, self._video_seconds = 0, 0.0
-        self._busy_seconds, self._workers = dict[str, float](), dict[str, int]()
+        self._encoding_seconds, self._encoders = 0.0, 1
+        self._gpus: dict[int, GpuWatch] = {}
         self._lock = threading.Lock()
 
-    def begin(self) -> None:
-        """A job begins."""
+    def begin(self, device: str) -> None:
+        """A job begins on a device."""
         with self._lock:
             if self._started is None:
                 self._started = time.perf_counter()
+            number = int(device.partition(":")[2] or 0)
+            if device != "cpu" and number not in self._gpus:
+                self._gpus[number] = GpuWatch(driver.device_uuid(number), self._started)
+                self._gpus[number].__enter__()
 
     def add(self, job: Job, result: CropInferResult) -> None:
         """A job has succeeded."""
@@ -353,15 +379,29 @@ class _Totals:
             self._ended = time.perf_counter()
             self._videos += 1
             self._video_seconds += float(result.frame_count / job.rate)
-            for name, stage in result.metrics.stages.items():
-                self._busy_seconds[name] = self._busy_seconds.get(name, 0.0) + stage.busy_seconds
-                self._workers[name] = stage.workers if name == ENCODING else stage.workers * self._videos_at_once
+            encoding = result.metrics.stages[ENCODING]
+            self._encoding_seconds += encoding.busy_seconds
+            self._encoders = encoding.workers
 
     def metrics(self) -> EngineMetrics:
         """The metrics of the jobs that have ended."""
         with self._lock:
-            seconds = self._ended - self._started if self._started is not None and self._videos else 0.0
-            busy = {name: total / seconds for name, total in self._busy_seconds.items()} if seconds else {}
-            shares = {name: mean / self._workers[name] for name, mean in busy.items()}
-            bottleneck = max(shares, key=lambda name: shares[name]) if shares else None
-            return EngineMetrics(seconds, self._videos, self._video_seconds, busy, dict(self._workers), bottleneck)
+            if self._started is None or not self._videos:
+                return EngineMetrics(0.0, 0, 0.0, {}, None)
+            seconds = self._ended - self._started
+            busy = {
+                "cpu": self._shares.cpu_seconds / seconds / usable_cores(),
+                "encoders": self._encoding_seconds / seconds / self._encoders,
+            }
+            uses = [use for watch in self._gpus.values() if (use := watch.use) is not None]
+            if uses:
+                busy["decoders"] = sum(use.decoder for use in uses) / len(uses)
+                busy["gpu"] = sum(use.compute for use in uses) / len(uses)
+            busy = {name: min(1.0, share) for name, share in busy.items()}
+            bottleneck = max(busy, key=lambda name: busy[name])
+            return EngineMetrics(seconds, self._videos, self._video_seconds, busy, bottleneck)
+
+    def close(self) -> None:
+        """Watch no GPU any more."""
+        for watch in self._gpus.values():
+            watch.__exit__(None, None, None)

@@ -190,17 +190,19 @@ def batch(
         Path, typer.Argument(help="CSV or JSON lines with video, crop, and if wanted video_id, tenant, rate.")
     ],
     jobs_at_once: Annotated[
-        int, typer.Option("--jobs", min=1, help="Videos at once, each in its own process; Ray decides by itself.")
-    ] = 1,
+        int | None,
+        typer.Option("--jobs", min=1, help="Videos at once; by default 4 for each GPU, else 2. Ray decides by itself."),
+    ] = None,
     where: Annotated[str, typer.Option("--on", help=f"Where: {choices(EXECUTOR_NAMES)}.")] = "local",
     cpus: Annotated[
-        float, typer.Option(min=0.1, help="On Ray: cores for each video, to encode a chunk on each.")
+        float,
+        typer.Option(min=0.1, help="On Ray: cores beside each GPU, or of each process; each encodes a chunk."),
     ] = 1.0,
     store: StoreOption = None,
     tenant: TenantOption = "local",
     encoder_workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Chunks of each video encoded at once; by default their share of the cores."),
+        typer.Option(min=1, help="Chunks encoded at once beside each GPU; by default its share of the cores."),
     ] = None,
     journal: Annotated[
         Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
@@ -225,8 +227,10 @@ def batch(
             },
             "store": store if "://" in store else str(Path(store).expanduser().absolute()),
         }
-        if (encoders := _encoders_of_batch(encoder_workers, where, jobs_at_once, cpus)) is not None:
-            shared["encoder_workers"] = encoders
+        if encoder_workers is not None:
+            shared["encoder_workers"] = encoder_workers
+        elif where == "ray":
+            shared["encoder_workers"] = encoders_of_cores(int(cpus))
 
         def tell(outcome: batches.Outcome) -> None:
             state = "failed" if outcome.error else "done  "
@@ -246,18 +250,11 @@ def _encoders_of_run(given: int | None, encoder: str) -> int:
     return DEFAULT_ENCODER_WORKERS if encoder in REMOTE_ENCODER_NAMES else encoders_of_machine()
 
 
-def _encoders_of_batch(given: int | None, where: str, jobs_at_once: int, cpus: float) -> int | None:
-    """Likewise for each video of a batch; None where that is known only there."""
-    if given is not None or where == "modal":
-        return given
-    return encoders_of_machine(jobs_at_once) if where == "local" else encoders_of_cores(int(cpus))
-
-
-def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:
+def _executor(where: str, jobs_at_once: int | None, cpus: float) -> Executor:
     if where == "local":
-        from caption_extents.batch import LocalExecutor
+        from caption_extents.deploy.local import LocalExecutor
 
-        return LocalExecutor(jobs_at_once)
+        return LocalExecutor(jobs_at_once or 0)
     if where == "ray":
         from caption_extents.deploy.executors import RayExecutor
 
@@ -265,7 +262,7 @@ def _executor(where: str, jobs_at_once: int, cpus: float) -> Executor:
     if where == "modal":
         from caption_extents.deploy.executors import ModalExecutor
 
-        return ModalExecutor(jobs_at_once)
+        return ModalExecutor(jobs_at_once or 1)
     raise InputError(f"cannot run on {where!r}; choose {choices(EXECUTOR_NAMES)}")
 
 

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
-from caption_extents.batch import BatchOptions, Entry, Outcome, run_entry
+from caption_extents.batch import (
+    BatchOptions,
+    Entry,
+    Lane,
+    LaneLostError,
+    Outcome,
+    longest_first,
+    outcomes_of_lanes,
+    run_entry,
+)
+from caption_extents.deploy.local import VIDEOS_PER_GPU
 from caption_extents.encoders.modal_settings import JOB_FUNCTION
 from caption_extents.encoders.modal_workers import find_function
-from caption_extents.encoders.ray_cluster import RayCluster, Resources
+from caption_extents.encoders.ray_cluster import Actor, ActorLostError, RayCluster, Resources
+from caption_extents.engine import Engine
 from caption_extents.errors import InputError, ProcessingError
 
 
 class RayExecutor:
-    """An :class:`~caption_extents.batch.Executor` on a Ray cluster.
+    """An :class:`~caption_extents.batch.Executor` on a Ray cluster: an actor with an engine for each GPU.
 
     Args:
-        cpus: of each video's job; jobs take a GPU each where the cluster has GPUs.
+        cpus: of each actor. On a cluster without GPUs there are as many actors as have room.
     """
 
     def __init__(self, cpus: float) -> None:
@@ -28,16 +39,37 @@ class RayExecutor:
         """See the protocol."""
         cluster = RayCluster()
         try:
-            needs = Resources(min(self._cpus, cluster.resources.cpus), gpus=1.0 if cluster.resources.gpus >= 1 else 0.0)
-            futures = {cluster.submit(run_entry, _for_workers(e), options, needs=needs): e for e in entries}
-            for future in as_completed(futures):
-                entry = futures[future]
+            there = cluster.resources
+            gpus = int(there.gpus)
+            needs = Resources(min(self._cpus, there.cpus / max(1, gpus)), gpus=1.0 if gpus else 0.0)
+            count, calls = (gpus, VIDEOS_PER_GPU) if gpus else (max(1, int(there.cpus / needs.cpus)), 1)
+            actors = [Actor(number, calls) for number in range(min(count, len(entries)))]
+
+            def run(actor: Actor, entry: Entry) -> Outcome:
                 try:
-                    yield replace(future.result(), digest=entry.digest)
+                    future = cluster.submit(
+                        _run_on_engine, calls, _for_workers(entry), options, needs=needs, actor=actor
+                    )
+                    return replace(future.result(), digest=entry.digest)
+                except ActorLostError as error:
+                    raise LaneLostError from error
                 except ProcessingError as error:
-                    yield Outcome(entry.digest, entry.video_id, error=str(error))
+                    return Outcome(entry.digest, entry.video_id, error=str(error))
+
+            lanes: list[Lane] = [partial(run, actor) for _ in range(calls) for actor in actors]
+            yield from outcomes_of_lanes(longest_first(entries), lanes)
         finally:
             cluster.close()
+
+
+def _run_on_engine(videos_at_once: int, entry: Entry, options: BatchOptions) -> Outcome:
+    return run_entry(entry, options, _engine(videos_at_once).run)
+
+
+@cache
+def _engine(videos_at_once: int) -> Engine:
+    """The engine of this process."""
+    return Engine(videos_at_once)
 
 
 def _for_workers(entry: Entry) -> Entry:
@@ -73,10 +105,4 @@ class ModalExecutor:
                 return Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
             return Outcome.of(entry, result)
 
-        calls = ThreadPoolExecutor(self._jobs, "modal")
-        try:
-            for future in as_completed([calls.submit(run, entry) for entry in entries]):
-                yield future.result()
-        finally:
-            # When it is interrupted, what has not begun does not begin.
-            calls.shutdown(wait=False, cancel_futures=True)
+        yield from outcomes_of_lanes(entries, [run] * self._jobs)

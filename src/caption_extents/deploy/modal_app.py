@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import modal
 
 from caption_extents.encoders.modal_settings import ENCODE_FUNCTION, ModalSettings
 from caption_extents.encoders.tasks import EncodeResult, EncodeTask, run_encode_task
-from caption_extents.job.api import crop_and_infer_caption_frame_extents as run_here
-from caption_extents.options import REMOTE_ENCODER_NAMES
+from caption_extents.engine import Engine
+from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.region import CropRegion
 from caption_extents.version import __version__
 
@@ -42,7 +43,7 @@ def _image(package: str, *, gpu: bool) -> modal.Image:
 
 def _job(package: str) -> Callable[[Callable[..., dict[str, Any]]], modal.Function[..., dict[str, Any], Any]]:
     """Make a function of the app out of one that does a job."""
-    return app.function(
+    function = app.function(
         image=_image(package, gpu=True),
         gpu=settings.gpu,
         cpu=settings.cpu,
@@ -53,6 +54,7 @@ def _job(package: str) -> Callable[[Callable[..., dict[str, Any]]], modal.Functi
         # What this module imports is in the snapshot, so that a cold start imports nothing.
         enable_memory_snapshot=True,
     )
+    return lambda body: function(modal.concurrent(max_inputs=settings.videos_at_once)(body))
 
 
 def _secrets() -> list[modal.Secret]:
@@ -124,8 +126,15 @@ def _run(
     cold_start_seconds = _cold_start_seconds()
     if options.get("encoder") not in REMOTE_ENCODER_NAMES:
         options.setdefault("encoder_workers", settings.encoders)
-    result = run_here(video_key, tenant_id, video_id, CropRegion(*crop_region), frame_rate, **options)
+    job = Job(video_key, tenant_id, video_id, CropRegion(*crop_region), frame_rate, **options)
+    result = _engine().run(job)
     return {**result.to_dict(), "cold_start_seconds": cold_start_seconds}
+
+
+@cache
+def _engine() -> Engine:
+    """What this container keeps open between jobs."""
+    return Engine(settings.videos_at_once)
 
 
 _calls = 0
@@ -143,8 +152,3 @@ def _cold_start_seconds() -> float:
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError, IndexError):
         return 0.0
-
-
-if not modal.is_local():
-    # The job imports this when it runs; in a container it belongs to what is started once.
-    import caption_extents.job.run  # noqa: F401

@@ -24,6 +24,7 @@ class ModalSettings:
         gpu: GPU type of the job's functions, as Modal names it.
         cpu: CPU cores of the job's functions; by default a job encodes as many chunks at once.
         memory_mib: memory of the job's functions.
+        videos_at_once: jobs that a container runs at once, so that its GPU does not wait while one starts or ends.
         timeout_seconds: time limit of every function call.
         retries: automatic retries of a failed job; calling the function again also finishes a failed run.
         secrets: names of Modal secrets with the store's credentials, separated by commas.
@@ -38,6 +39,7 @@ class ModalSettings:
     gpu: str = "A10G"
     cpu: float = 8.0
     memory_mib: int = 16_384
+    videos_at_once: int = 4
     timeout_seconds: int = 3600
     retries: int = 0
     secrets: str = "caption-extents-store"

@@ -38,10 +38,27 @@ _POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Resources:
-    """Numbers of CPU cores and GPUs: those of a cluster, or those that a task requires."""
+    """Numbers of CPU cores and GPUs: those of a cluster, or those that a task or an actor requires."""
 
     cpus: float = 1.0
     gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A process on the cluster that stays, with resources of its own; it starts with the first call.
+
+    Attributes:
+        number: tells it from others of the same connection.
+        calls: how many it runs at once.
+    """
+
+    number: int
+    calls: int = 1
+
+
+class ActorLostError(ProcessingError):
+    """An actor's process has died, with all calls that it was running; the next call starts it anew."""
 
 
 class RayCluster:
@@ -69,13 +86,16 @@ class RayCluster:
         self._reader = threading.Thread(target=self._read, name="ray", daemon=True)
         self._reader.start()
 
-    def submit(self, function: Callable[..., T], *args: object, needs: Resources) -> Future[T]:
+    def submit(
+        self, function: Callable[..., T], *args: object, needs: Resources, actor: Actor | None = None
+    ) -> Future[T]:
         """Run a function of this package on the cluster.
 
         Args:
             function: a module-level function; it is sent by name.
             args: its arguments, which must be picklable.
-            needs: resources that are reserved for the task.
+            needs: resources that are reserved for the task, or for the actor.
+            actor: where it runs; None for a task of its own.
 
         Returns:
             A future of the result. It raises the package's own errors unchanged, all others as ``ProcessingError``.
@@ -89,7 +109,7 @@ class RayCluster:
             self._pending[self._sent] = future
             # If the connection is lost, the reader thread fails all pending futures, including this one.
             with suppress(ChannelError):
-                self._channel.send({}, pickle.dumps((self._sent, function, args, needs)))
+                self._channel.send({}, pickle.dumps((self._sent, function, args, needs, actor)))
         return future
 
     def close(self) -> None:
@@ -192,16 +212,32 @@ def serve(channels: list[Channel], cpus: str) -> None:
     api.shutdown()
 
 
+class _Caller:
+    """What an actor runs."""
+
+    def call(self, function: Callable[..., T], *args: object) -> T:
+        return function(*args)
+
+
 def _hand_over(api: Any, parent: Channel) -> None:
     running: dict[Any, int] = {}
+    actors: dict[int, Any] = {}
     while True:
         if parent.wait(_POLL_SECONDS):
             message, payloads = parent.receive()
             if "end" in message:
                 return
-            number, function, args, needs = pickle.loads(bytes(payloads[0]))  # noqa: S301 from this package's own parent
-            remote = api.remote(num_cpus=needs.cpus, num_gpus=needs.gpus, max_retries=MAX_RETRIES)(function)
-            running[remote.remote(*args)] = number
+            # From this package's own parent.
+            number, function, args, needs, actor = pickle.loads(bytes(payloads[0]))  # noqa: S301
+            resources = {"num_cpus": needs.cpus, "num_gpus": needs.gpus}
+            if actor is None:
+                reference = api.remote(**resources, max_retries=MAX_RETRIES)(function).remote(*args)
+            else:
+                if actor.number not in actors:
+                    kind = api.remote(**resources, max_restarts=-1, max_concurrency=actor.calls)(_Caller)
+                    actors[actor.number] = kind.remote()
+                reference = actors[actor.number].call.remote(function, *args)
+            running[reference] = number
             continue
         ready, _ = api.wait(list(running), num_returns=len(running), timeout=0) if running else ([], [])
         for reference in ready:
@@ -213,6 +249,8 @@ def _outcome(ray: Any, reference: Any) -> tuple[Any, Exception | None]:
         return ray.get(reference), None
     except ray.exceptions.RayTaskError as error:
         return None, _own_error(error.cause)
+    except ray.exceptions.RayActorError:
+        return None, ActorLostError("its process died")
     except ray.exceptions.RayError as error:
         return None, ProcessingError(f"Ray could not do it: {str(error).strip().splitlines()[0]}")
 

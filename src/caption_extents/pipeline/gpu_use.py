@@ -75,8 +75,7 @@ class GpuWatch:
     def __init__(self, uuid: str | None, origin: float, memory_before: Mapping[str, int] | None = None) -> None:
         self.activities: dict[str, Activity] = {}
         """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
-        self.use: GpuUse | None = None
-        """What was seen; None where there is no GPU or no answer."""
+        self._readings: list[dict[str, float]] = []
         self._origin = origin
         self._gpu = None if uuid is None else _Gpu.open(uuid)
         self._memory_before = 0
@@ -100,16 +99,18 @@ class GpuWatch:
 
     def _watch(self) -> None:
         assert self._gpu is not None
-        readings: list[dict[str, float]] = []
         before = time.perf_counter()
         while not self._stop.wait(_INTERVAL_SECONDS):
             reading, now = self._gpu.read(), time.perf_counter()
             for name, value in reading.items():
                 self.activities.setdefault(name, Activity(self._origin)).add(before, now, value)
-            readings.append(reading)
+            self._readings.append(reading)
             before = now
-        if readings:
-            self.use = _summary(readings, self._memory_before)
+
+    @property
+    def use(self) -> GpuUse | None:
+        """What has been seen; None where there is no GPU or no answer."""
+        return _summary(self._readings, self._memory_before) if self._readings else None
 
 
 def _summary(readings: list[dict[str, float]], memory_before: int) -> GpuUse:
