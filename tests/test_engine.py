@@ -14,7 +14,7 @@ import pytest
 from caption_extents import CropRegion, Engine, InputError, Job, run_job
 from caption_extents.children import Children
 from caption_extents.encoders.processes import ProcessEncoder
-from caption_extents.engine import _Room, _Shares
+from caption_extents.engine import _Room, _SharedEncoder, _Shares
 from caption_extents.errors import VideoError
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
@@ -99,7 +99,9 @@ def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:
     with Engine() as engine:
         options: dict[str, Any] = {"device": "cpu", "encoder": "processes"}
         engine.run(job(films[0], tmp_path / "s", **options))
-        (encoder,) = [kept.opened for kept in engine._kept.values() if isinstance(kept.opened, ProcessEncoder)]
+        (shared,) = [kept.opened for kept in engine._kept.values() if isinstance(kept.opened, _SharedEncoder)]
+        encoder = shared._encoder
+        assert isinstance(encoder, ProcessEncoder)
         for child in encoder._all:
             child._process.kill()
             child._process.wait()
@@ -223,3 +225,29 @@ def test_a_run_takes_what_was_started_ahead(films: list[Path], tmp_path: Path, m
     alone = run_job(job(films[0], tmp_path / "cpu", device="cpu"))
     assert result.captions == alone.captions
     assert chunks(open_store(str(tmp_path / "gpu")), films[0]) == chunks(open_store(str(tmp_path / "cpu")), films[0])
+
+
+def test_chunks_of_the_run_that_began_first_come_first() -> None:
+    class Slow:
+        calls = 2
+
+        def __init__(self) -> None:
+            self.order: list[int] = []
+            self.go = threading.Semaphore(0)
+
+        def encode(self, frames: Any, form: Any) -> Any:
+            self.go.acquire()
+            self.order.append(frames)
+            return frames, None
+
+    slow: Any = Slow()
+    shared = _SharedEncoder(slow)
+    with ThreadPoolExecutor(8) as pool:
+        for run in (2, 2, 3, 1, 3, 2, 1):
+            pool.submit(shared.encode, run, run, None)  # type: ignore[arg-type]
+            threading.Event().wait(0.05)
+        for done in range(7):
+            slow.go.release()
+            while len(slow.order) <= done:
+                threading.Event().wait(0.01)
+    assert slow.order == [2, 2, 1, 1, 2, 3, 3], "the first two had begun when the others came"

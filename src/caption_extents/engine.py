@@ -8,6 +8,8 @@ committed. What a job left in an unknown state is closed and opened anew, so tha
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import threading
 import time
@@ -36,11 +38,14 @@ from caption_extents.spawning import READER
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.sessions import SessionPool
+from caption_extents.watchdog import report_progress
 
 _Opened = TypeVar("_Opened")
 
-VIDEOS_AT_ONCE = 3
+VIDEOS_AT_ONCE = 4
 """Videos whose samples flow at once by default: one is decoded, while the one before is encoded and committed."""
+
+_LOOK_SECONDS = 1.0
 
 _IDLE_PROCESSES = 8
 """Decoder processes that are kept for the next video; each has a CUDA context."""
@@ -167,8 +172,8 @@ class _SharedResources:
     def encoder(self, job: Job, device: str) -> AbstractContextManager[ChunkEncoder]:
         """See the protocol."""
         key = "encoder", job.preset, job.encoder, job.implementation, job.encoder_workers, device
-        encoder = self._engine._keep(key, lambda: open_encoder(job, device, self.children))
-        return nullcontext(_LentEncoder(encoder))
+        encoder = self._engine._keep(key, lambda: _SharedEncoder(open_encoder(job, device, self.children)))
+        return nullcontext(_LentEncoder(encoder, self._share.number))
 
     def model(self, job: Job, device: str) -> AbstractContextManager[OpenedModel]:
         """See the protocol."""
@@ -196,11 +201,55 @@ def _key_of_model(job: Job) -> tuple[Hashable, ...]:
     return (None,) if job.model is None else (os.fspath(job.model), job.crop_region)
 
 
-class _LentEncoder:
-    """An encoder that a run can use, and cannot close."""
+class _SharedEncoder:
+    """An encoder for several runs; chunks of the run that began first come first.
+
+    If all runs got the same share of it, those that began together would end together, and it would have nothing to do
+    while the next ones are opened.
+    """
 
     def __init__(self, encoder: ChunkEncoder) -> None:
         self._encoder = encoder
+        self._free = encoder.calls
+        self._waiting: list[tuple[int, int, threading.Event]] = []
+        self._count = itertools.count()
+        self._lock = threading.Lock()
+
+    @property
+    def calls(self) -> int:
+        """See the protocol."""
+        return self._encoder.calls
+
+    def encode(self, run: int, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
+        """Encode a chunk of a run, by its number."""
+        with self._lock:
+            turn = threading.Event()
+            heapq.heappush(self._waiting, (run, next(self._count), turn))
+            self._let_in()
+        while not turn.wait(_LOOK_SECONDS):
+            report_progress()  # those before it are being encoded
+        try:
+            return self._encoder.encode(frames, form)
+        finally:
+            with self._lock:
+                self._free += 1
+                self._let_in()
+
+    def _let_in(self) -> None:
+        while self._free and self._waiting:
+            self._free -= 1
+            heapq.heappop(self._waiting)[2].set()
+
+    def close(self) -> None:
+        """End the encoder; calls that wait fail."""
+        self._encoder.close()
+
+
+class _LentEncoder:
+    """A shared encoder for one run, which cannot close it."""
+
+    def __init__(self, encoder: _SharedEncoder, run: int) -> None:
+        self._encoder, self._run = encoder, run
 
     @property
     def calls(self) -> int:
@@ -209,7 +258,7 @@ class _LentEncoder:
 
     def encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
         """See the protocol."""
-        return self._encoder.encode(frames, form)
+        return self._encoder.encode(self._run, frames, form)
 
     def start(self) -> None:
         """Nothing to do."""
@@ -253,8 +302,14 @@ class _Room:
 
 @dataclass(eq=False)
 class _Share:
-    """A run's share of the engine's time."""
+    """A run's share of the engine's time.
 
+    Attributes:
+        number: of the run, in the order in which they begin.
+        seconds, cpu_seconds: wall and CPU time.
+    """
+
+    number: int
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -267,7 +322,7 @@ class _Shares:
         self._running: list[_Share] = []
         self._lock = threading.Lock()
         self._until = self._now()
-        self._cpu_seconds = 0.0
+        self._cpu_seconds, self._begun = 0.0, 0
 
     def _now(self) -> tuple[float, float]:
         return time.perf_counter(), time.process_time() + self._children.cpu_seconds
@@ -286,9 +341,10 @@ class _Shares:
 
     def begin(self) -> _Share:
         """A run begins."""
-        share = _Share()
         with self._lock:
             self._settle()
+            self._begun += 1
+            share = _Share(self._begun)
             self._running.append(share)
         return share
 

@@ -17,11 +17,10 @@ from caption_extents.batch import (
     outcomes_of_lanes,
     run_entry,
 )
-from caption_extents.deploy.local import VIDEOS_PER_GPU
 from caption_extents.encoders.modal_settings import JOB_FUNCTION
 from caption_extents.encoders.modal_workers import find_function
 from caption_extents.encoders.ray_cluster import Actor, ActorLostError, RayCluster, Resources
-from caption_extents.engine import Engine
+from caption_extents.engine import VIDEOS_AT_ONCE, Engine
 from caption_extents.errors import InputError, ProcessingError
 
 
@@ -42,7 +41,7 @@ class RayExecutor:
             there = cluster.resources
             gpus = int(there.gpus)
             needs = Resources(min(self._cpus, there.cpus / max(1, gpus)), gpus=1.0 if gpus else 0.0)
-            count, calls = (gpus, VIDEOS_PER_GPU) if gpus else (max(1, int(there.cpus / needs.cpus)), 1)
+            count, calls = (gpus, VIDEOS_AT_ONCE) if gpus else (max(1, int(there.cpus / needs.cpus)), 1)
             actors = [Actor(number, calls) for number in range(min(count, len(entries)))]
 
             def run(actor: Actor, entry: Entry) -> Outcome:

@@ -22,14 +22,11 @@ from caption_extents.batch import (
     run_entry,
 )
 from caption_extents.children import Channel, ChannelError, Child, before_end, serve_each
-from caption_extents.engine import Engine, EngineMetrics
+from caption_extents.engine import VIDEOS_AT_ONCE, Engine, EngineMetrics
 from caption_extents.interrupts import Interrupted, interrupt_on_signals
 from caption_extents.options import Job, encoders_of_machine
 from caption_extents.spawning import ChildKind, SpawnedProcess
 from caption_extents.video.nvdec.driver import device_count
-
-VIDEOS_PER_GPU = 4
-"""Videos at once by default for each GPU: while one is opened or committed, others are decoded and encoded."""
 
 VIDEOS_ON_CPU = 2
 
@@ -61,7 +58,7 @@ class LocalExecutor:
         asked = str(options.get("device", Job.device))
         gpus = device_count() if asked != "cpu" else 0
         engines = max(1, gpus) if asked in {"auto", "cuda"} else 1
-        jobs = self._jobs or engines * (VIDEOS_PER_GPU if gpus else VIDEOS_ON_CPU)
+        jobs = self._jobs or engines * (VIDEOS_AT_ONCE if gpus else VIDEOS_ON_CPU)
         engines = min(engines, jobs, len(entries))
         options = {"encoder_workers": encoders_of_machine(engines), **options}
         opened = [
