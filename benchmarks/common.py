@@ -104,10 +104,13 @@ _QUICK = {
 """Encoders that transcoded videos may use, and settings with which they are done soon."""
 
 
-def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | None = None) -> Path:
-    """The beginning of a video, encoded anew with an FFmpeg encoder, 8-bit 4:2:0, and scaled if a height is given."""
+def transcoded_video(
+    source: Path, codec: str, seconds: Fraction, height: int | None = None, pixel_format: str = "yuv420p"
+) -> Path:
+    """The beginning of a video, encoded anew with an FFmpeg encoder, and scaled if a height is given."""
     CACHE.mkdir(exist_ok=True)
-    video = CACHE / f"{source.stem}-{codec}-{height or 'same'}-{float(seconds):g}.mp4"
+    pixels = "" if pixel_format == "yuv420p" else f"-{pixel_format}"
+    video = CACHE / f"{source.stem}-{codec}-{height or 'same'}-{float(seconds):g}{pixels}.mp4"
     if video.exists():
         return video
     partial = video.with_suffix(".partial.mp4")
@@ -118,13 +121,13 @@ def transcoded_video(source: Path, codec: str, seconds: Fraction, height: int | 
         new_height = height or original.height
         stream = cast(av.VideoStream, out.add_stream(codec, rate=original.average_rate, options=_QUICK[codec]))
         stream.height, stream.width = new_height, original.width * new_height // original.height // 2 * 2
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixel_format
         # Not one tick a frame at the average rate: rounding would give two frames of a long video the same pts.
         stream.codec_context.time_base = original.time_base
         for frame in container.decode(original):
             if frame.time is not None and frame.time >= seconds:
                 break
-            scaled = frame.reformat(stream.width, stream.height, "yuv420p")
+            scaled = frame.reformat(stream.width, stream.height, pixel_format)
             out.mux(stream.encode(scaled))
         out.mux(stream.encode(None))
     partial.rename(video)

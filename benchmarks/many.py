@@ -1,9 +1,12 @@
-"""Many videos as a batch: ``python -m benchmarks.many [OTHER/src] [--videos 24] [--minutes 3] [--jobs 1 2 3]``.
+"""Many videos as a batch: ``python -m benchmarks.many [OTHER/src] [--videos 24] [--minutes 3] [--jobs 2 4]``.
 
 Runs ``caption-extents batch`` over copies of made 720p videos, whose lengths come from ``--minutes`` in turn, with each
 number of videos at once, and alternates with another version if its ``src`` is given. Chunks are compared with those of
-a run of one video alone. Prints how many times faster than playing the batch is, what share that is of the speed of
-one video of an hour (``--hour``), and money per hour of video at ``--price``.
+runs of one video alone. Prints how many times faster than playing the batch is, how busy its busiest resource was (its
+share of the floor), and money per hour of video at ``--price``.
+
+With ``--damaged`` and ``--kills`` the same list is also run with so many files more that cannot be used, while so many
+of its processes are killed: every good video must be done, and every bad one named.
 """
 
 from __future__ import annotations
@@ -11,11 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +37,123 @@ from caption_extents.storage.versions import read_manifest
 HERE = Path(__file__).parent.parent / "src"
 
 
-def write_list(folder: Path, count: int, minutes: list[float]) -> Path:
-    """A list of copies of videos, of the given lengths in turn."""
-    lines = ["video,crop,video_id"]
+@dataclass(frozen=True)
+class Batch:
+    """What a batch says of itself.
+
+    Attributes:
+        command_seconds: from the start of its process to its end.
+        summary: what it prints.
+    """
+
+    command_seconds: float
+    summary: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Of the batch."""
+        return float(self.summary["seconds"])
+
+    @property
+    def times_real_time(self) -> float:
+        """How many times as fast as they play."""
+        return float(self.summary["video_seconds"]) / self.seconds
+
+    def __str__(self) -> str:
+        engines = [max(busy.items(), key=lambda item: item[1]) for busy in self.summary.get("busy", [])]
+        told = "".join(f", {name} busy {share:.0%}" for name, share in engines)
+        return f"{self.seconds:.2f} s, {self.times_real_time:.0f} times real time{told}"
+
+
+def write_list(folder: Path, count: int, minutes: list[float], damaged: int = 0) -> Path:
+    """A list of copies of videos, of the given lengths in turn, and of files that cannot be used, in between."""
+    rng = random.Random(1)
+    lines = []
     for number in range(count):
-        source = captioned_video(minutes[number % len(minutes)])
         copy = folder / f"video-{number}.mp4"
-        copy.symlink_to(source)
+        if not copy.exists():
+            copy.symlink_to(captioned_video(minutes[number % len(minutes)]))
         lines.append(f'{copy},"{CROP}",video-{number}')
-    path = folder / "list.csv"
-    path.write_text("\n".join(lines))
+    for number in range(damaged):
+        path = folder / f"damaged-{number}.mp4"
+        path.write_bytes(_damaged(captioned_video(min(minutes)).read_bytes(), number, rng))
+        lines.insert(rng.randrange(len(lines)), f'{path},"{CROP}",damaged-{number}')
+    path = folder / f"list-{damaged}.csv"
+    path.write_text("\n".join(["video,crop,video_id", *lines]))
     return path
 
 
-def run_batch(listed: Path, jobs: int, source: Path, store: Path) -> dict[str, float]:
-    """Seconds of the batch, as it says itself, and of the command."""
+def _damaged(data: bytes, number: int, rng: random.Random) -> bytes:
+    """A file that cannot be used: empty, no video, cut off, without its middle, or with noise in place of pictures."""
+    third = len(data) // 3
+    kinds = (
+        b"",
+        b"no video at all\n" * 1000,
+        data[:third],
+        data[:third] + bytes(third) + data[2 * third :],
+        data[:5000] + rng.randbytes(2 * third) + data[5000 + 2 * third :],
+    )
+    return kinds[number % len(kinds)]
+
+
+def run_batch(
+    listed: Path, store: Path, jobs: int | None = None, source: Path = HERE, *, kills: int = 0, every_seconds: float = 4
+) -> Batch:
+    """Run the command, while some of its processes are killed."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "caption_extents", "batch", str(listed), "--store", str(store), "--json"]
-    command += ["--jobs", str(jobs), "--journal", str(store.parent / f"{store.name}.journal")]
+    command += ["--journal", str(store.parent / f"{store.name}.journal")]
+    command += [] if jobs is None else ["--jobs", str(jobs)]
     started = time.perf_counter()
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-    summary = json.loads(done.stdout)
-    return {"command": time.perf_counter() - started, "batch": summary["seconds"], "video": summary["video_seconds"], "busy": summary.get("busy", [])}
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process,
+        _killing(process.pid, kills, every_seconds),
+    ):
+        printed, _ = process.communicate()
+    if not printed:
+        raise SystemExit(f"the batch ended with code {process.returncode} and said nothing")
+    return Batch(time.perf_counter() - started, json.loads(printed))
+
+
+@contextmanager
+def _killing(parent: int, count: int, every_seconds: float) -> Iterator[None]:
+    """Meanwhile, kill processes that a process has started, itself or through others, at random."""
+    stopped, rng = threading.Event(), random.Random(2)
+
+    def kill() -> None:
+        for _ in range(count):
+            if stopped.wait(every_seconds):
+                return
+            victim = rng.choice(_descendants(parent) or [0])
+            with suppress(ProcessLookupError):
+                name = Path(f"/proc/{victim}/cmdline").read_bytes().split(b"\0")[3:4] if victim else []
+                print("killed", b"".join(name).decode() or "nothing", flush=True)
+                os.kill(victim, signal.SIGKILL) if victim else None
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _descendants(parent: int) -> list[int]:
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+    found, level = list[int](), [parent]
+    while level := [child for child, above in parents.items() if above in level]:
+        found += level
+    return found
 
 
 def _chunks(store: str, video_id: str) -> list[str]:
-    return [chunk.sha256 for chunk in read_manifest(open_store(store), VideoKeys("local", video_id), 1).chunks]
+    opened, keys = open_store(store), VideoKeys("local", video_id)
+    versions = (read_manifest(opened, keys, number) for number in range(1, 10) if opened.exists(keys.manifest(number)))
+    return [chunk.sha256 for chunk in next(versions).chunks]
 
 
 def check_outputs(store: Path, minutes: list[float], count: int) -> None:
@@ -72,35 +172,63 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Alternate versions and numbers of videos at once."""
     sources = {"this": HERE, **({"other": arguments.other} if arguments.other else {})}
     kinds = [(name, jobs) for jobs in arguments.jobs for name in sources]
-    seconds: dict[tuple[str, int], list[dict[str, float]]] = {kind: [] for kind in kinds}
+    found: dict[tuple[str, int], list[Batch]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory() as folder:
         listed = write_list(Path(folder), arguments.videos, arguments.minutes)
         for repeat in range(arguments.repeats):
             for name, jobs in kinds:
-                store = Path(folder) / f"{name}-{jobs}-{repeat}"
-                seconds[name, jobs].append(run_batch(listed, jobs, sources[name], store))
-                last = seconds[name, jobs][-1]
-                print(
-                    f"{name}, {jobs} at once: {last['batch']:.2f} s, {last['video'] / last['batch']:.0f} times as fast "
-                    f"as they play; command {last['command']:.2f} s",
-                    flush=True,
-                )
+                batch = run_batch(listed, Path(folder) / f"{name}-{jobs}-{repeat}", jobs, sources[name])
+                found[name, jobs].append(batch)
+                print(f"{name}, {jobs} at once: {batch}; command {batch.command_seconds:.2f} s", flush=True)
         if not arguments.no_outputs:
-            first = Path(folder) / f"this-{arguments.jobs[0]}-0"
-            check_outputs(first, arguments.minutes, arguments.videos)
-    found: dict[str, Any] = {"videos": arguments.videos, "minutes": arguments.minutes, "runs": {}}
-    for (name, jobs), runs in seconds.items():
-        batch = statistics.median(run["batch"] for run in runs)
-        video = runs[0]["video"]
-        money = None if arguments.price is None else arguments.price * batch / video
-        found["runs"][f"{name}, {jobs} at once"] = {
-            "seconds": batch,
-            "command_seconds": statistics.median(run["command"] for run in runs),
-            "times_real_time": video / batch,
-            "videos_per_hour": 3600 * arguments.videos / batch,
-            "money_per_hour_of_video": money,
-        }
-    return found
+            check_outputs(Path(folder) / f"this-{arguments.jobs[0]}-0", arguments.minutes, arguments.videos)
+    return {f"{name}, {jobs} at once": _figures(runs, arguments) for (name, jobs), runs in found.items()}
+
+
+def _figures(runs: list[Batch], arguments: argparse.Namespace) -> dict[str, Any]:
+    seconds, video = statistics.median(run.seconds for run in runs), runs[0].summary["video_seconds"]
+    return {
+        "seconds": seconds,
+        "command_seconds": statistics.median(run.command_seconds for run in runs),
+        "times_real_time": video / seconds,
+        "videos_per_hour": 3600 * arguments.videos / seconds,
+        "busy": runs[-1].summary.get("busy", []),
+        "money_per_hour_of_video": None if arguments.price is None else arguments.price * seconds / video,
+    }
+
+
+def _told(figures: dict[str, Any], hour: dict[str, float] | None) -> str:
+    share = f", {figures['times_real_time'] / hour['times_real_time']:.0%} of the hour's speed" if hour else ""
+    money = figures["money_per_hour_of_video"]
+    cost = "" if money is None else f", {money:.4f} for an hour of video"
+    return (
+        f"{figures['seconds']:.2f} s, {figures['times_real_time']:.0f} times real time{share}, "
+        f"{figures['videos_per_hour']:.0f} videos an hour{cost}"
+    )
+
+
+def measure_disturbed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The list as it is, and with damaged files while processes are killed."""
+    with tempfile.TemporaryDirectory() as folder:
+        good = write_list(Path(folder), arguments.videos, arguments.minutes)
+        mixed = write_list(Path(folder), arguments.videos, arguments.minutes, arguments.damaged)
+        quiet = run_batch(good, Path(folder) / "quiet")
+        print(f"undisturbed: {quiet}", flush=True)
+        every = quiet.seconds / (arguments.kills + 1)
+        disturbed = run_batch(mixed, Path(folder) / "disturbed", kills=arguments.kills, every_seconds=every)
+        print(f"with {arguments.damaged} damaged files and {arguments.kills} killed processes: {disturbed}", flush=True)
+        summary = disturbed.summary
+        named = {name for name in summary["reasons"] if name.startswith("damaged")}
+        print(f"{summary['done']} done, {summary['failed']} failed, of which {len(named)} are damaged", flush=True)
+        check_outputs(Path(folder) / "disturbed", arguments.minutes, arguments.videos)
+        if (
+            len(named) != summary["failed"]
+            or summary["done"] + summary["failed"] < arguments.videos + arguments.damaged
+        ):
+            raise SystemExit(f"not all good videos were done: {summary['reasons']}")
+    ratio = disturbed.times_real_time / quiet.times_real_time
+    print(f"{ratio:.0%} of the undisturbed speed", flush=True)
+    return {"undisturbed_seconds": quiet.seconds, "disturbed_seconds": disturbed.seconds, "speed_ratio": ratio}
 
 
 def measure_hour() -> dict[str, float]:
@@ -111,9 +239,21 @@ def measure_hour() -> dict[str, float]:
         started = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-        seconds = json.loads(done.stdout)["metrics"]["total_seconds"]
-        print(f"an hour alone: {seconds:.2f} s, command {time.perf_counter() - started:.2f} s", flush=True)
-        return {"seconds": seconds, "times_real_time": 3600 / seconds}
+        command_seconds = time.perf_counter() - started
+        metrics = json.loads(done.stdout)["metrics"]
+        floor = metrics["stages"]["encoding"]["busy_seconds"] / metrics["cpu_count"]
+        print(
+            f"an hour alone: {metrics['total_seconds']:.2f} s, command {command_seconds:.2f} s; encoding on "
+            f"{metrics['cpu_count']} cores takes {floor:.2f} s; first samples after {metrics['startup_seconds']:.2f} s",
+            flush=True,
+        )
+        return {
+            "command_seconds": command_seconds,
+            "seconds": metrics["total_seconds"],
+            "encoding_floor_seconds": floor,
+            "startup_seconds": metrics["startup_seconds"],
+            "times_real_time": 3600 / metrics["total_seconds"],
+        }
 
 
 def main() -> None:
@@ -122,25 +262,26 @@ def main() -> None:
     parser.add_argument("other", nargs="?", type=Path, help="the src folder of another version")
     parser.add_argument("--videos", type=int, default=24)
     parser.add_argument("--minutes", type=float, nargs="+", default=[3.0], help="lengths, in turn")
-    parser.add_argument("--jobs", type=int, nargs="+", default=[3], help="videos at once")
+    parser.add_argument("--jobs", type=int, nargs="+", default=[4], help="videos at once")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--price", type=float, help="of the machine, for an hour")
     parser.add_argument("--hour", action="store_true", help="also run one video of an hour")
     parser.add_argument("--no-outputs", action="store_true", help="only times")
+    parser.add_argument("--damaged", type=int, default=0, help="files that cannot be used, in another batch")
+    parser.add_argument("--kills", type=int, default=0, help="processes that are killed in it")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
     arguments = parser.parse_args()
-    hour = measure_hour() if arguments.hour else None
-    found = measure(arguments)
-    for kind, figures in found["runs"].items():
-        share = f", {figures['times_real_time'] / hour['times_real_time']:.0%} of the hour's speed" if hour else ""
-        money = figures["money_per_hour_of_video"]
-        cost = "" if money is None else f", {money:.4f} for an hour of video"
-        print(
-            f"{kind}: {figures['seconds']:.2f} s, {figures['times_real_time']:.0f} times as fast as they play{share}, "
-            f"{figures['videos_per_hour']:.0f} videos an hour{cost}"
-        )
+    result: dict[str, Any] = {"videos": arguments.videos, "minutes": arguments.minutes}
+    if arguments.hour:
+        result["hour"] = measure_hour()
+    if arguments.damaged or arguments.kills:
+        result["disturbed"] = measure_disturbed(arguments)
+    else:
+        result["runs"] = measure(arguments)
+    for kind, figures in result.get("runs", {}).items():
+        print(f"{kind}: {_told(figures, result.get('hour'))}")
     if arguments.save:
-        write_result("many", {**found, "hour": hour})
+        write_result("many", result)
 
 
 if __name__ == "__main__":

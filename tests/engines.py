@@ -10,9 +10,10 @@ from collections.abc import Hashable
 import av
 import numpy as np
 
+from caption_extents.samples import Planes
 from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import SampleDecoder, has_size_of_first
-from caption_extents.video.decoders.cpu import frame_planes
+from caption_extents.video.decoders.cpu import cut_planes
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.scheduler import LocalSession, ParallelSegmentDecoder, SegmentReader
@@ -50,11 +51,15 @@ class SoftwareEngine:
         return has_size_of_first(frame, self._facts) and frame.format.name == self._facts.pixel_format
 
     def crop_into(self, frame: av.VideoFrame, crops: Crops, index: int) -> None:
-        (luma, chroma), (y, u, v) = crops, frame_planes(frame)
-        luma[index] = y[self._top : self._bottom, self._left : self._right]
+        box = self._left, self._top, self._right, self._bottom
+        (luma, chroma), (y, u, v) = crops, cut_planes(frame, box)
+        luma[index] = y
         for channel, plane in enumerate((u, v)):
-            rows, columns = slice(self._top // 2, self._bottom // 2), slice(self._left // 2, self._right // 2)
-            chroma[index, :, :, channel] = plane[rows, columns]
+            chroma[index, :, :, channel] = plane
+
+    def planes(self, crops: Crops) -> Planes:
+        luma, chroma = crops
+        return luma.copy(), chroma[..., 0].copy(), chroma[..., 1].copy()
 
     def finish(self) -> None:
         pass
@@ -84,7 +89,7 @@ class SessionsHere:
         facts, stopped = work.facts, threading.Event()
         engines = [self._kind(facts, work.crop) for _ in range(min(self._count, len(work.spans)))]
         here = [
-            LocalSession(Session(engine, facts, self._part_samples, new_room(engine), stopped.is_set))
+            LocalSession(engine, Session(engine, facts, self._part_samples, new_room(engine), stopped.is_set))
             for engine in engines
         ]
         return ParallelSegmentDecoder(facts, work.timeline, work.spans, here, remote_reader, stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -124,23 +125,35 @@ def decode_everything(path: Path) -> tuple[list[ReferenceFrame], Fraction]:
         stream.codec_context.thread_count = 1
         for frame in container.decode(stream):
             matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-            if frame.format.name not in {"yuv420p", "yuvj420p"}:
-                frame.make_writable()
-                target = "yuvj420p" if frame.color_range == 2 and not frame.format.is_rgb else "yuv420p"
-                frame_in_420 = frame.reformat(format=target)
-            else:
-                frame_in_420 = frame
-            height, width = frame.height // 2 * 2, frame.width // 2 * 2
-            planes = []
-            for plane, (h, w) in zip(
-                frame_in_420.planes, [(height, width), *[(height // 2, width // 2)] * 2], strict=True
-            ):
-                rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-                planes.append(_displayed(rows[:h, :w].copy(), matrix))
+            planes = [_displayed(plane, matrix) for plane in _in_420(frame)]
             # AVI has one constant frame rate and no timestamps: the n-th picture is shown at n.
             pts, duration = (len(frames), 1) if container.format.name == "avi" else (frame.pts, frame.duration or 0)
             frames.append(ReferenceFrame(pts, duration, tuple(planes)))
         return frames, Fraction(stream.time_base)
+
+
+_DEEP_OR_DENSE = re.compile(r"yuvj?4(?P<chroma>20|44)p(?P<depth>1[02]|)(le)?")
+
+
+def _in_420(frame: av.VideoFrame) -> list[np.ndarray]:
+    """A frame's planes in 8-bit 4:2:0, with even sides."""
+    height, width = frame.height // 2 * 2, frame.width // 2 * 2
+    sizes = [(height, width), *[(height // 2, width // 2)] * 2]
+    kind = _DEEP_OR_DENSE.fullmatch(frame.format.name)
+    if kind is None:
+        frame.make_writable()
+        target = "yuvj420p" if frame.color_range == 2 and not frame.format.is_rgb else "yuv420p"
+        frame, kind = frame.reformat(format=target), _DEEP_OR_DENSE.fullmatch(target)
+    assert kind
+    depth = int(kind["depth"] or 8)
+    planes: list[np.ndarray] = []
+    for plane, (h, w) in zip(frame.planes[:3], sizes, strict=True):
+        rows = np.frombuffer(plane, np.uint8 if depth == 8 else np.dtype("<u2"))
+        rows = rows.reshape(plane.height, -1)[:, : plane.width] // 2 ** (depth - 8)
+        if kind["chroma"] == "44" and len(planes):
+            rows = np.floor(rows[: 2 * h, : 2 * w].reshape(h, 2, w, 2).mean((1, 3)) + 0.5)
+        planes.append(rows[:h, :w].astype(np.uint8))
+    return planes
 
 
 def _displayed(plane: np.ndarray, matrix: object) -> np.ndarray:

@@ -28,10 +28,15 @@ def slice_planes(planes: Planes, start: int, end: int) -> Planes:
     return y[start:end], u[start:end], v[start:end]
 
 
-def plane_view(plane: VideoPlane) -> np.ndarray:
-    """The pixels of an 8-bit plane, uint8 (H, W): a view of the frame's memory, without the rows' padding."""
+def plane_view(plane: VideoPlane, value_bytes: int = 1) -> np.ndarray:
+    """The pixels of a plane, (H, W): a view of the frame's memory, without the rows' padding.
+
+    Args:
+        plane: of a format whose planes have one value in a pixel.
+        value_bytes: of a value: 1 for uint8, 2 for uint16.
+    """
     rows = np.frombuffer(cast(Any, plane), np.uint8)[: plane.height * plane.line_size]
-    return rows.reshape(plane.height, plane.line_size)[:, : plane.width]
+    return rows.reshape(plane.height, plane.line_size).view(f"<u{value_bytes}")[:, : plane.width]
 
 
 @dataclass(frozen=True, repr=False)

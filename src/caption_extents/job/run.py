@@ -58,6 +58,7 @@ from caption_extents.video.decoders.isolated import DecoderLimits
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.decoder import batch_samples
+from caption_extents.video.pixels import FORMATS, PLAIN
 from caption_extents.video.timeline import Timeline
 from caption_extents.video.video import Decoding, Video
 from caption_extents.watchdog import Watchdog
@@ -240,7 +241,7 @@ def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLea
 
 def _inputs_digest(plan: _Plan) -> str:
     """Digest of everything that the content of a version depends on; runs with the same digest give the same bytes."""
-    inputs = {
+    inputs: dict[str, object] = {
         "source": plan.source.fingerprint,
         "stream": plan.source.stream,
         "crop_px": plan.crop.as_tuple(),
@@ -251,6 +252,8 @@ def _inputs_digest(plan: _Plan) -> str:
         "model": plan.model.digest,
         "manifest_format": MANIFEST_FORMAT,
     }
+    if FORMATS.get(plan.facts.pixel_format, PLAIN) != PLAIN:
+        inputs["pixels"] = "upper bits"  # versions of before were converted by swscale
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

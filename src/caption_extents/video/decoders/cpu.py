@@ -23,10 +23,8 @@ from caption_extents.video.decoders.base import (
 )
 from caption_extents.video.demux import decode_or_skip, open_container, read_packets
 from caption_extents.video.info import PresentationClock, VideoFacts
+from caption_extents.video.pixels import FORMATS, PLAIN, sparse_chroma, upper_bits
 from caption_extents.video.timeline import Timeline
-
-_UNCHANGED_FORMATS = frozenset({"yuv420p", "yuvj420p", "yuva420p"})
-"""Pixel formats whose first three planes can be cropped without conversion; others are converted by swscale."""
 
 _FULL_RANGE = 2
 """FFmpeg's number of the colour range in which luma goes from 0 to 255."""
@@ -44,22 +42,39 @@ class _Converters(threading.local):
 _converters = _Converters()
 
 
-def frame_planes(frame: VideoFrame) -> Planes:
-    """Y, U and V of a frame as uint8 views of its memory; formats other than 8-bit 4:2:0 are converted first.
+def cut_planes(frame: VideoFrame, box: tuple[int, int, int, int]) -> Planes:
+    """Y, U and V of a box of a frame in 8-bit 4:2:0, uint8: views of its memory if it has that format.
 
-    The conversion keeps range and matrix of YUV formats, so that only depth and chroma resolution change.
+    What is converted keeps the range and matrix of YUV formats, so that only depth and chroma resolution change; see
+    :mod:`caption_extents.video.pixels`.
+
+    Args:
+        frame: of any format.
+        box: left, top, right and bottom in pixels, all even.
     """
-    if frame.format.name not in _UNCHANGED_FORMATS:
-        # The matrix is kept, whichever it is. swscale refuses some that it does not know, so it is told a common one.
-        matrix = None if frame.format.is_rgb else Colorspace.ITU709
-        frame = _converters.depth.reformat(
-            frame,
-            format=_format_of_range(_is_full_range(frame)),
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-        )
-    y, u, v = (plane_view(plane) for plane in frame.planes[:3])
-    return y, u, v
+    kind = FORMATS.get(frame.format.name)
+    if kind is None:
+        frame, kind = _converted(frame), PLAIN
+    left, top, right, bottom = box
+    step = 1 if kind.is_dense else 2
+    y, u, v = (
+        plane_view(plane, 1 if kind.depth == 8 else 2)[top // by : bottom // by, left // by : right // by]
+        for plane, by in zip(frame.planes[:3], (1, step, step), strict=True)
+    )
+    if kind.depth > 8:
+        y, u, v = (upper_bits(plane, kind.depth) for plane in (y, u, v))
+    return (y, sparse_chroma(u), sparse_chroma(v)) if kind.is_dense else (y, u, v)
+
+
+def _converted(frame: VideoFrame) -> VideoFrame:
+    # The matrix is kept, whichever it is. swscale refuses some that it does not know, so it is told a common one.
+    matrix = None if frame.format.is_rgb else Colorspace.ITU709
+    return _converters.depth.reformat(
+        frame,
+        format=_format_of_range(_is_full_range(frame)),
+        src_colorspace=matrix,
+        dst_colorspace=matrix,
+    )
 
 
 def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[np.ndarray]:
@@ -69,26 +84,21 @@ def crop_planes(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> list[
     range of its colours.
     """
     same_size = has_size_of_first(frame, facts)
-    cropped = _cut(frame_planes(frame), crop.decoded) if same_size else _scaled_crop(frame, crop, facts)
+    cropped = cut_planes(frame, crop.decoded) if same_size else _scaled_crop(frame, crop, facts)
     return [facts.orientation.apply(plane) for plane in cropped]
 
 
 def _scaled_crop(frame: VideoFrame, crop: CropPixels, facts: VideoFacts) -> Planes:
     size = facts.width // 2 * 2, facts.height // 2 * 2
     box = crop.scaled(size, frame.width // 2 * 2, frame.height // 2 * 2)
-    planes = _cut(frame_planes(frame), box)
+    planes = cut_planes(frame, box)
     rows = np.concatenate([plane.ravel() for plane in planes]).reshape(-1, planes[0].shape[1])
     source = VideoFrame.from_ndarray(rows, format=_format_of_range(_is_full_range(frame)))
     left, top, right, bottom = crop.decoded
     target = _format_of_range(facts.colour.range == _FULL_RANGE)
-    return frame_planes(_converters.size.reformat(source, right - left, bottom - top, target, interpolation="BICUBIC"))
-
-
-def _cut(planes: Planes, box: tuple[int, int, int, int]) -> Planes:
-    left, top, right, bottom = box
-    y, u, v = planes
-    half = slice(top // 2, bottom // 2), slice(left // 2, right // 2)
-    return y[top:bottom, left:right], u[half], v[half]
+    width, height = right - left, bottom - top
+    scaled = _converters.size.reformat(source, width, height, target, interpolation="BICUBIC")
+    return cut_planes(scaled, (0, 0, width, height))
 
 
 def _is_full_range(frame: VideoFrame) -> bool:

@@ -16,6 +16,7 @@ from typing import ClassVar
 from caption_extents.errors import DecodeError, InputError
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec import driver
+from caption_extents.video.pixels import FORMATS, PLAIN, PixelFormat
 
 _CODECS = {"h264": 4, "hevc": 8, "vp8": 9, "vp9": 10, "av1": 11}
 """``cudaVideoCodec`` numbers of the codecs whose standard fixes every decoded bit, by FFmpeg's names.
@@ -24,8 +25,7 @@ MPEG-2 and MPEG-4 part 2 leave the rounding of their transform open, so a GPU's 
 bit, and results would depend on the decoder.
 """
 
-_FORMATS = frozenset({"yuv420p", "yuvj420p"})
-_CHROMA_420 = 1
+_CHROMA_420, _CHROMA_444 = 1, 3
 
 
 class _DecoderCaps(ctypes.Structure):
@@ -53,7 +53,7 @@ class _DecoderCaps(ctypes.Structure):
 
 @dataclass(frozen=True)
 class DecodeEngines:
-    """Capabilities of a device's decode engines for one codec at 8-bit 4:2:0; sizes in pixels."""
+    """Capabilities of a device's decode engines for one codec and format; sizes in pixels."""
 
     count: int
     min_width: int
@@ -70,8 +70,8 @@ class DecodeEngines:
 
 
 @cache
-def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
-    """Query the capabilities of a device (by its number) for a codec; None if unsupported, or if there is no NVDEC."""
+def decode_engines(codec: str, ordinal: int, pixels: PixelFormat = PLAIN) -> DecodeEngines | None:
+    """Query the capabilities of a device (by its number) for a codec and pixels; None if they are not supported."""
     library = "nvcuvid.dll" if sys.platform == "win32" else "libnvcuvid.so.1"
     try:
         ask = ctypes.CDLL(library).cuvidGetDecoderCaps
@@ -81,7 +81,8 @@ def decode_engines(codec: str, ordinal: int) -> DecodeEngines | None:
         driver.enter(ordinal)  # the driver answers for the context that is current in this thread
     except (OSError, DecodeError):
         return None
-    caps = _DecoderCaps(codec=_CODECS[codec], chroma=_CHROMA_420, depth_minus_8=0)
+    chroma = _CHROMA_444 if pixels.is_dense else _CHROMA_420
+    caps = _DecoderCaps(codec=_CODECS[codec], chroma=chroma, depth_minus_8=pixels.depth - 8)
     if ask(ctypes.byref(caps)) != 0 or not caps.supported:
         return None
     return DecodeEngines(
@@ -107,11 +108,14 @@ def why_not_nvdec(facts: VideoFacts, ordinal: int) -> str | None:
         return f"NVDEC does not decode {facts.codec} exactly"
     if facts.width % 2 or facts.height % 2:
         return f"{facts.width}x{facts.height} is odd, and the decoders take even sizes"
-    if facts.pixel_format not in _FORMATS:
-        return f"pixels are {facts.pixel_format}, and only 8-bit 4:2:0 stays unchanged on the GPU"
-    engines = decode_engines(facts.codec, ordinal)
+    pixels = FORMATS.get(facts.pixel_format)
+    if pixels is None or facts.pixel_format == "yuva420p":
+        return f"pixels are {facts.pixel_format}, which the CPU converts"
+    engines = decode_engines(facts.codec, ordinal, pixels)
     if engines is None:
-        return f"the decoders of {driver.device_name(ordinal)} do not know {facts.codec}"
+        return (
+            f"the decoders of {driver.device_name(ordinal)} do not know {facts.codec} with {facts.pixel_format} pixels"
+        )
     if not engines.takes(facts.width, facts.height):
         return (
             f"{facts.width}x{facts.height} is outside what the decoders take, {engines.min_width}x{engines.min_height} "

@@ -194,10 +194,9 @@ class _BatchCutter:
         return y, u, v
 
     def _to_planes(self, crops: Crops) -> Planes:
-        """NV12 crops as planes, turned as they are displayed; views."""
-        luma, chroma = crops
-        turn = self._orientation.apply
-        return turn(luma), turn(chroma[..., 0]), turn(chroma[..., 1])
+        """Planes as they are displayed; views."""
+        y, u, v = map(self._orientation.apply, crops)
+        return y, u, v
 
     def _batch(self, size: int) -> SampleBatch:
         taken, parts = 0, list[Planes]()

@@ -18,7 +18,7 @@ import numpy as np
 
 from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec.segments import PackedSegment, Packet, Segment, Span, read_segments
-from caption_extents.video.nvdec.session import KeyFrameNotDecodableError, Part, Session
+from caption_extents.video.nvdec.session import Engine, KeyFrameNotDecodableError, Part, Session
 from caption_extents.video.timeline import Timeline
 
 _AHEAD = 2
@@ -40,7 +40,7 @@ class SegmentSession(Protocol):
     """What decodes one segment after the other; see :class:`~caption_extents.video.nvdec.session.Session`."""
 
     def decode(self, segment: AnySegment, sample_pts: np.ndarray) -> Iterator[Part]:
-        """The segment's parts."""
+        """The segment's parts, with planes of 8-bit 4:2:0 as crops."""
         ...
 
     def close(self) -> None:
@@ -51,12 +51,14 @@ class SegmentSession(Protocol):
 class LocalSession:
     """A session whose decoder runs in the calling thread."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, engine: Engine, session: Session) -> None:
+        self._engine, self._session = engine, session
 
     def decode(self, segment: AnySegment, sample_pts: np.ndarray) -> Iterator[Part]:
-        """The segment's parts."""
-        return self._session.decode(segment if isinstance(segment, Segment) else segment.unpack(), sample_pts)
+        """See the protocol."""
+        unpacked = segment if isinstance(segment, Segment) else segment.unpack()
+        for part in self._session.decode(unpacked, sample_pts):
+            yield part.with_planes(self._engine)
 
     def close(self) -> None:
         """Nothing to do: the session checks its ``stopped`` function before every packet."""

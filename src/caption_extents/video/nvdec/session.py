@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeAlias, cast
 
 import av
@@ -18,6 +18,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
+from caption_extents.samples import Planes
 from caption_extents.video.decoders.base import is_good, settle, size_and_format
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
@@ -58,6 +59,10 @@ class Engine(Protocol):
 
     def finish(self) -> None:
         """Return when everything has been copied."""
+        ...
+
+    def planes(self, crops: Crops) -> Planes:
+        """Crops as planes of 8-bit 4:2:0, not turned; copies."""
         ...
 
 
@@ -103,6 +108,11 @@ class Part:
     undecodable: list[int] = field(default_factory=list)
     is_last: bool = True
     last: Crops | None = None
+
+    def with_planes(self, engine: Engine) -> Part:
+        """The same with crops that are planes of 8-bit 4:2:0, and copies."""
+        crops, last = (None if there is None else engine.planes(there) for there in (self.crops, self.last))
+        return replace(self, crops=crops, last=last)
 
 
 class Session:

@@ -179,9 +179,9 @@ class GpuSessions:
 
     def _local(self, work: Work, count: int, stopped: threading.Event) -> list[SegmentSession]:
         engines = [self._kind.make(work.facts, work.crop) for _ in range(count)]
-        samples = part_samples(work.crop)
         return [
-            LocalSession(Session(engine, work.facts, samples, new_room(engine), stopped.is_set)) for engine in engines
+            LocalSession(engine, Session(engine, work.facts, part_samples(engine), new_room(engine), stopped.is_set))
+            for engine in engines
         ]
 
     def close(self) -> None:

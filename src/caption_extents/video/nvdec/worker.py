@@ -68,9 +68,9 @@ class EngineSpec:
             warm_up(self.ordinal)
 
 
-def part_samples(crop: CropPixels) -> int:
+def part_samples(engine: Engine) -> int:
     """Most samples in a part, so that a slot is some megabytes large."""
-    return max(4, min(_PART_SAMPLES, _PART_BYTES // (crop.width * crop.height * 3 // 2)))
+    return max(4, min(_PART_SAMPLES, _PART_BYTES // sum(int(np.prod(shape)) for shape in engine.shapes)))
 
 
 def _slots(channel: Channel, engine: Engine, samples: int) -> tuple[np.ndarray, list[Crops]]:
@@ -123,7 +123,7 @@ class RemoteSession:
 
     def __init__(self, child: Child, channel: Channel, engine: Engine, facts: VideoFacts, crop: CropPixels) -> None:
         self._child, self._channel, self._engine, self._facts = child, channel, engine, facts
-        self._slots = _slots(channel, engine, part_samples(crop))[1]
+        self._slots = _slots(channel, engine, part_samples(engine))[1]
         self._here: Session | None = None
         self._stopped = threading.Event()
 
@@ -177,9 +177,9 @@ class RemoteSession:
             if not 0 < count < len(arrays[0]):
                 raise ValueError(f"a part of {count} samples")
             # Copied, so that the child can go on; the GPU has written them by now.
-            crops = tuple(array[:count].copy() for array in arrays)
+            crops = self._engine.planes(tuple(array[:count] for array in arrays))
             if reply["is_last"]:
-                last = tuple(array[count : count + 1].copy() for array in arrays)
+                last = self._engine.planes(tuple(array[count : count + 1] for array in arrays))
             self._channel.send({"taken": slot})
         undecodable = [int(number) for number in reply["undecodable"]]
         return Part(int(reply["first_sample"]), count, crops, undecodable, bool(reply["is_last"]), last)
@@ -188,7 +188,8 @@ class RemoteSession:
         if self._here is None:
             engine = self._engine
             self._here = Session(engine, self._facts, _PART_SAMPLES, new_room(engine), self._stopped.is_set)
-        yield from self._here.decode(segment, sample_pts)
+        for part in self._here.decode(segment, sample_pts):
+            yield part.with_planes(self._engine)
 
 
 # From here on: the child.
@@ -230,12 +231,12 @@ def _serve(parent: Channel, kind: EngineSpec) -> None:
         facts = VideoFacts.from_json(opening["facts"], Path(opening["path"]))
         crop = CropPixels.from_json(opening["crop"])
         engine = kind.make(facts, crop)
-        memory, arrays = _slots(parent, engine, part_samples(crop))
+        memory, arrays = _slots(parent, engine, part_samples(engine))
         if pinned is None or not np.shares_memory(memory, pinned) or memory.nbytes > pinned.nbytes:
             engine.pin(memory, pinned)
             pinned = memory
         slots = _Slots(parent, arrays)
-        session = Session(engine, facts, part_samples(crop), slots.room, lambda: False, before=session)
+        session = Session(engine, facts, part_samples(engine), slots.room, lambda: False, before=session)
         opening = _serve_video(parent, session, slots)
 
 
