@@ -112,12 +112,31 @@ def test_what_nobody_foresaw_is_told_and_ends_nothing(processes: ProcessEncoder)
         assert processes.encode(frames_of(2, number * 512), FORM)[0].data
 
 
-def test_one_that_is_killed_is_an_error(processes: ProcessEncoder) -> None:
+def test_a_chunk_whose_encoder_is_killed_is_encoded_by_another(processes: ProcessEncoder) -> None:
     processes.encode(frames_of(2), FORM)
-    for child in children(os.getpid()):
+    before = children(os.getpid())
+    for child in before:
         os.kill(child, signal.SIGKILL)
-    with pytest.raises(EncodeError, match=r"chunk 32 of level 16 .* signal SIGKILL"):
-        processes.encode(frames_of(2, 32), FORM)
+    expected = encode_chunk(frames_of(2, 32), PRESETS["fast"], FORM).data
+    assert processes.encode(frames_of(2, 32), FORM)[0].data == expected
+    assert len(children(os.getpid())) == len(before)
+    assert not set(children(os.getpid())) & set(before)
+
+
+def test_a_chunk_that_kills_its_encoders_is_an_error() -> None:
+    large = frames_of(32, 32, height=1024, width=2048)
+    with ThreadPoolExecutor(1) as pool, ProcessEncoder(PRESETS["reference"], 1) as processes:
+        processes.encode(frames_of(2), FORM)
+        work = pool.submit(processes.encode, large, FORM)
+        killed = set[int]()
+        while len(killed) < 2:
+            for child in set(children(os.getpid())) - killed:
+                time.sleep(0.3)
+                os.kill(child, signal.SIGKILL)
+                killed.add(child)
+        with pytest.raises(EncodeError, match=r"chunk 32 of level 16 .* signal SIGKILL"):
+            work.result(20)
+        assert processes.encode(frames_of(2), FORM)[0].data
 
 
 def test_closing_ends_calls_and_processes() -> None:

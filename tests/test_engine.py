@@ -94,8 +94,6 @@ def test_a_model_that_cannot_be_opened_is_tried_again(films: list[Path], tmp_pat
 
 
 def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:
-    from caption_extents.errors import EncodeError
-
     with Engine() as engine:
         options: dict[str, Any] = {"device": "cpu", "encoder": "processes"}
         engine.run(job(films[0], tmp_path / "s", **options))
@@ -105,8 +103,6 @@ def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:
         for child in encoder._all:
             child._process.kill()
             child._process.wait()
-        with pytest.raises(EncodeError, match="process"):
-            engine.run(job(films[1], tmp_path / "s", **options))
         assert engine.run(job(films[1], tmp_path / "s", **options)).caption_count == 3
 
 

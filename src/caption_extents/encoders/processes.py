@@ -46,6 +46,7 @@ class ProcessEncoder:
         self._preset = preset
         self._encoders, self._kinds = encoders, spawning.encoders(encoders)
         self._children = children or Children()
+        self._lines: list[_ChildChannel] = []
         self._idle: list[_ChildChannel] = []
         self._all: list[Child] = []
         self._starting: threading.Thread | None = None
@@ -87,18 +88,23 @@ class ProcessEncoder:
         child = self._children.start(kind)
         self._all.append(child)
         load = _Load(kind)
-        self._idle += [_ChildChannel(child, channel, load) for channel in child.channels]
+        lines = [_ChildChannel(child, channel, load) for channel in child.channels]
+        self._lines += lines
+        self._idle += lines
         self._changed.notify_all()
 
-    def _replace(self, dead: _ChildChannel) -> None:
-        """Start a child in place of one that has died, for the chunks of other runs."""
+    def _replace_dead(self) -> None:
+        """Start children in place of those that have died."""
         with self._changed:
-            if self._closed or dead.child not in self._all:
-                return
-            self._all.remove(dead.child)
-            self._idle = [line for line in self._idle if line.child is not dead.child]
-            self._start_child(dead.load.kind)
-        dead.child.close()
+            dead = [] if self._closed else [child for child in self._all if child.has_ended]
+            kinds = {line.child: line.load.kind for line in self._lines}
+            for child in dead:
+                self._all.remove(child)
+                self._idle = [line for line in self._idle if line.child is not child]
+                self._lines = [line for line in self._lines if line.child is not child]
+                self._start_child(kinds[child])
+        for child in dead:
+            child.close()
 
     def end(self) -> None:
         """End the children without waiting for them; calls that are under way fail."""
@@ -117,19 +123,30 @@ class ProcessEncoder:
             child.close()
 
     def encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
-        """Encode a chunk, from several threads at once.
+        """Encode a chunk, from several threads at once; anew in another process if the first one dies.
 
         Raises:
-            EncodeError: the encoder refused, or its process has died; names the chunk.
+            EncodeError: the encoder refused, or two processes have died; names the chunk.
         """
         self.start()
+        try:
+            return self._encode(frames, form)
+        except ChannelError:
+            self._replace_dead()
+        try:
+            return self._encode(frames, form)
+        except ChannelError as error:
+            self._replace_dead()
+            raise EncodeError(
+                f"{_name(frames.plan)} could not be encoded: {error}; is there too little memory?"
+            ) from error
+
+    def _encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
         with self._line() as line:
             try:
                 return line.encode(frames, self._preset, form)
             except ChannelError as error:
-                ended = f"the encoder's process {line.child.describe_exit()}; is there too little memory?"
-                self._replace(line)
-                raise EncodeError(f"{_name(frames.plan)} could not be encoded: {ended}") from error
+                raise ChannelError(f"the encoder's process {line.child.describe_exit()}") from error
 
     @contextmanager
     def _line(self) -> Iterator[_ChildChannel]:
