@@ -60,7 +60,8 @@ class Engine:
     Outputs are byte for byte those of :func:`~caption_extents.run_job`.
 
     Args:
-        videos_at_once: videos whose samples flow at once; more calls of :meth:`run` wait when their video is opened.
+        videos_at_once: videos whose samples flow at once. More calls of :meth:`run` fetch their video from the store,
+            open it and wait, so that those of a store should be a few more.
         samples_mib: memory for the samples in flight of all videos, in MiB; by default a quarter of the machine's. A
             video that needs more than that is run alone.
 
@@ -156,6 +157,7 @@ class _SharedResources:
     """What an engine lends to a run."""
 
     gpu_memory_before: Mapping[str, int] | None = None
+    reads_arriving = False
 
     def __init__(self, engine: Engine, share: _Share) -> None:
         self._engine, self._share = engine, share

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from fractions import Fraction
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 from caption_extents.batch import (
@@ -61,13 +62,17 @@ class LocalExecutor:
         jobs = self._jobs or engines * (VIDEOS_AT_ONCE if gpus else VIDEOS_ON_CPU)
         engines = min(engines, jobs, len(entries))
         options = {"encoder_workers": encoders_of_machine(engines), **options}
+        flowing = -(-jobs // engines)
+        is_distant = "://" in str(options.get("store")) or not all(map(_is_local, entries))
+        # Those beyond wait for the store meanwhile: they fetch a video, or commit one.
+        count = flowing * (1 + is_distant)
         opened = [
-            _EngineProcess({**options, "device": f"cuda:{number}"} if engines > 1 else options, -(-jobs // engines))
+            _EngineProcess({**options, "device": f"cuda:{number}"} if engines > 1 else options, flowing, count)
             for number in range(engines)
         ]
-        lanes: list[Lane] = [partial(engine.run, lane) for lane in range(opened[0].lanes) for engine in opened]
+        lanes: list[Lane] = [partial(engine.run, lane) for lane in range(count) for engine in opened]
         try:
-            yield from outcomes_of_lanes(longest_first(entries) if engines > 1 else entries, lanes[:jobs])
+            yield from outcomes_of_lanes(longest_first(entries) if engines > 1 else entries, lanes)
             self.metrics = [metrics for engine in opened if (metrics := engine.metrics()) is not None]
         finally:
             ending = [threading.Thread(target=engine.close) for engine in opened]
@@ -77,18 +82,28 @@ class LocalExecutor:
                 thread.join()
 
 
-class _EngineProcess:
-    """A process with an engine, and a channel for each lane; if it dies, another one is started."""
+def _is_local(entry: Entry) -> bool:
+    return "://" not in entry.video and Path(entry.video).expanduser().exists()
 
-    def __init__(self, options: BatchOptions, lanes: int) -> None:
-        self._options, self.lanes = pickle.dumps(options), lanes
+
+class _EngineProcess:
+    """A process with an engine, and a channel for each lane; if it dies, another one is started.
+
+    Args:
+        options: of all entries.
+        videos_at_once: of the engine.
+        lanes: entries at once.
+    """
+
+    def __init__(self, options: BatchOptions, videos_at_once: int, lanes: int) -> None:
+        self._options = pickle.dumps(options)
+        self._kind = ChildKind("caption_extents.deploy.local:serve", lanes, (str(videos_at_once),))
         self._lock = threading.Lock()
         self._closed = False
         self._child = self._start()
 
     def _start(self) -> Child:
-        kind = ChildKind("caption_extents.deploy.local:serve", self.lanes, (str(self.lanes),))
-        return Child(SpawnedProcess(kind, os.environ))
+        return Child(SpawnedProcess(self._kind, os.environ))
 
     def run(self, lane: int, entry: Entry) -> Outcome:
         """Run an entry; a :data:`~caption_extents.batch.Lane` without its first argument."""

@@ -50,7 +50,7 @@ def open_input(
         TemporaryDirectory(prefix="caption-extents-") as folder,
         store.start_download(job.video_key, Path(folder) / "video", _download_progress(job.progress)) as download,
     ):
-        if decoding.isolated is not None:
+        if decoding.isolated is not None or not resources.reads_arriving:
             download.wait()
             opening = _opened(download.path, job, decoding, resources)
         else:

@@ -68,6 +68,10 @@ class Resources(Protocol):
     """Memory in use on each GPU before the run's child processes were started, in bytes, by the GPU's UUID; None if it
     is that in use now."""
 
+    reads_arriving: bool
+    """Whether a video is indexed while it is fetched from the store. That is worth it where nothing else is to be done
+    meanwhile; otherwise it is opened when it has come, by the processes that read and decode local files."""
+
     def stopwatch(self) -> Stopwatch:
         """Begin to measure a run."""
         ...
@@ -99,6 +103,8 @@ class OwnResources:
     Args:
         children: registry of the run's child processes.
     """
+
+    reads_arriving = True
 
     def __init__(self, children: Children) -> None:
         self.children = children

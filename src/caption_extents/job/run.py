@@ -120,23 +120,23 @@ def run(job: Job, resources: Resources) -> CropInferResult:
         plan = _make_plan(job, path, video, model)
         found = _Captions(plan)
         with (
-            resources.room(_bytes_in_flight(job, plan.crop, encoder)),
             _acquire(job, plan, store, keys) as lease,
             closing(DatabaseWriter()) as rows,
             closing(found),
-            model.labeller() as labeller,
             _encoder_workers(job, lease) as workers,
         ):
             done = _stored_chunks(lease, len(plan.timeline))
             gpu = GpuWatch(_gpu_uuid(device), watch.started, resources.gpu_memory_before)
-            stages = _Opened(job, plan, lease, done, labeller, encoder, workers, watch, watchdog).stages(rows, found)
-            on_gpu = device != "cpu"
-            measured = Measured(
-                job, plan.crop, plan.preset, plan.prices, on_gpu, stages, watch, gpu, resources.children
-            )
-            watch.set_up()
-            with closing(stages.extraction), gpu:
-                records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
+            # Not while the store is asked: other runs have the room meanwhile.
+            with resources.room(_bytes_in_flight(job, plan.crop, encoder)), model.labeller() as labeller:
+                opened = _Opened(job, plan, lease, done, labeller, encoder, workers, watch, watchdog)
+                stages, on_gpu = opened.stages(rows, found), device != "cpu"
+                measured = Measured(
+                    job, plan.crop, plan.preset, plan.prices, on_gpu, stages, watch, gpu, resources.children
+                )
+                watch.set_up()
+                with closing(stages.extraction), gpu:
+                    records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
             encoder.end()
             _check_complete(records, len(plan.timeline))
             probabilities = _checked(stages.inference.probabilities)
