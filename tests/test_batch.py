@@ -7,18 +7,33 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import caption_extents
 from caption_extents import CropRegion
-from caption_extents.batch import BatchOptions, Entry, Journal, Outcome, read_list, run_batch, run_entry
+from caption_extents.batch import (
+    BatchOptions,
+    Entry,
+    Journal,
+    LaneLostError,
+    Outcome,
+    longest_first,
+    outcomes_of_lanes,
+    read_list,
+    run_batch,
+    run_entry,
+)
 from caption_extents.cli import app
 from caption_extents.compare import compare_versions, read_version
 from caption_extents.deploy.local import LocalExecutor
@@ -163,6 +178,84 @@ def test_a_process_that_dies_is_an_outcome(videos: list[Path], tmp_path: Path) -
         f"v{n}": "the process that did it died, again and again" for n in range(2)
     }
     assert run_entry(entries[0], {"store": tmp_path / "store"}).error is None
+
+
+class Lanes:
+    """Lanes in which entries die or fail as often as it was planned, and the greatest number that ran at once."""
+
+    def __init__(self, deaths: dict[str, int], failures: dict[str, int]) -> None:
+        self._deaths, self._failures = dict(deaths), dict(failures)
+        self._lock = threading.Lock()
+        self._running = set[str]()
+        self.tries: list[str] = []
+        self.beside: dict[str, list[int]] = {}
+
+    def lane(self, entry: Entry) -> Outcome:
+        name = entry.video_id
+        with self._lock:
+            self._running.add(name)
+            self.tries.append(name)
+        time.sleep(0.002)
+        with self._lock:
+            self.beside.setdefault(name, []).append(len(self._running) - 1)
+            self._running.remove(name)
+            if self._deaths.get(name, 0):
+                self._deaths[name] -= 1
+                raise LaneLostError
+            if self._failures.get(name, 0):
+                self._failures[name] -= 1
+                return Outcome(entry.digest, name, error="a stage failed", may_succeed_again=True)
+        return Outcome(entry.digest, name)
+
+
+def entries_of(names: str) -> list[Entry]:
+    return [Entry(f"{name}.mp4", REGION.as_tuple(), name, "t", Fraction(10)) for name in names]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    deaths=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 4)),
+    failures=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 3)),
+    count=st.integers(1, 5),
+)
+def test_each_entry_has_one_outcome(deaths: dict[str, int], failures: dict[str, int], count: int) -> None:
+    lanes = Lanes(deaths, failures)
+    outcomes = list(outcomes_of_lanes(entries_of("abcdefgh"), [lanes.lane] * count))
+    assert sorted(outcome.video_id for outcome in outcomes) == list("abcdefgh")
+    for outcome in outcomes:
+        name = outcome.video_id
+        if deaths.get(name, 0) >= 3:
+            assert outcome.error == "the process that did it died, again and again"
+        elif failures.get(name, 0) >= 2:
+            assert outcome.error == "a stage failed"
+        else:
+            assert outcome.error is None
+        if deaths.get(name, 0) == 2:
+            assert lanes.beside[name][2] == 0, "nothing else runs beside one whose process died twice"
+
+
+def test_what_fails_in_a_stage_is_tried_again_when_the_others_are_done() -> None:
+    lanes = Lanes({}, {"b": 1})
+    outcomes = list(outcomes_of_lanes(entries_of("abcd"), [lanes.lane]))
+    assert lanes.tries == ["a", "b", "c", "d", "b"]
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+
+
+def test_a_batch_that_is_given_up_begins_nothing_more() -> None:
+    lanes = Lanes({}, {})
+    outcomes = outcomes_of_lanes(entries_of("abcdefgh"), [lanes.lane] * 2)
+    next(outcomes)
+    outcomes.close()  # type: ignore[attr-defined]
+    time.sleep(0.1)
+    assert len(lanes.tries) <= 4
+
+
+def test_the_largest_come_first(tmp_path: Path) -> None:
+    entries = entries_of("abc")
+    for number, entry in enumerate(entries[:2]):
+        (tmp_path / entry.video).write_bytes(bytes(10 * number + 1))
+    entries = [replace(entry, video=str(tmp_path / entry.video)) for entry in entries]
+    assert [entry.video_id for entry in longest_first(entries)] == ["b", "a", "c"]
 
 
 @pytest.mark.undisturbed
