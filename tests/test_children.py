@@ -147,7 +147,6 @@ def test_what_was_started_ahead_is_used_or_ended() -> None:
     new = children.start(one)
     new.channels[0].send({"n": 1})
     assert new.receive()[0] == {"n": 1}
-    children.start_ahead(one)
     children.close()
     assert not any(_runs(spawned.process.pid) for _, spawned in ready)
 

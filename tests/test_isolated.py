@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoders.cpu import CpuDecoder
-from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess, reader_pool
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.decoder import NvdecDecoder
@@ -312,3 +313,33 @@ def test_what_a_child_says_is_checked(
         monkeypatch.setattr(child._child, "receive", lambda limit_bytes: (reply, planes))
         with pytest.raises(DecodeError, match=f"cannot be trusted.*{message}"):
             next(iter(child.open_decoder(crop, threads=1)))
+
+
+def test_a_process_reads_one_video_after_the_other(tmp_path: Path) -> None:
+    """To the end, or only its index; not after one that was given up, or that cannot be read."""
+    rate, used = Fraction(10), list[int]()
+    recipes = [Recipe(f"film-{n}", pts=tuple(range(60 + 10 * n)), options={"g": "10"}) for n in range(4)]
+    (tmp_path / "none.mp4").write_bytes(b"no video")
+    pool = reader_pool(most_idle=1)
+    with closing(pool):
+        for recipe in recipes:
+            path = make_video(recipe, tmp_path)
+            facts = probe(path)
+            spans = plan_spans(build_timeline(facts, rate), 3)
+            with VideoReaderProcess(path, rate, LIMITS, pool) as reader:
+                used.append(reader._child.process_id)
+                assert reader.facts == facts
+                if recipe is not recipes[1]:
+                    assert len(list(reader.segments(spans))) == len(spans)
+        assert len(set(used)) == 1
+        with VideoReaderProcess(path, rate, LIMITS, pool) as reader:
+            next(reader.segments(spans))
+        with VideoReaderProcess(path, rate, LIMITS, pool) as reader:
+            used.append(reader._child.process_id)
+        assert len(set(used)) == 2
+        with pytest.raises(VideoError), VideoReaderProcess(tmp_path / "none.mp4", rate, LIMITS, pool):
+            pass
+        with VideoReaderProcess(path, rate, LIMITS, pool) as reader:
+            assert len(list(reader.open_decoder(resolve_crop(REGION, facts), threads=1))) > 0
+            used.append(reader._child.process_id)
+    assert len(set(used)) == 3

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import IO, Any, cast
+from typing import IO, Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -211,7 +211,7 @@ class Child:
         self.stall_seconds = stall_seconds
         self._closing = threading.Lock()
         self._closed = False
-        self._measured = (0, 0.0)
+        self._peak_memory_bytes, self._cpu_seconds = 0, 0.0
         self._process = spawned.process
         self.channels = [
             Channel(end, memory, errors) for end, memory in zip(spawned.ends, spawned.memories, strict=True)
@@ -264,23 +264,30 @@ class Child:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Largest resident set of the child so far, in bytes; shared pages count proportionally."""
-        return self._measure()[0]
+        """Largest resident set of the child so far, in bytes; shared pages count proportionally.
+
+        The system counts pages for that, which takes milliseconds for a process with much memory.
+        """
+        with self._closing:
+            if self._runs():
+                self._peak_memory_bytes = own_peak_memory_of(self.process_id)
+        return self._peak_memory_bytes
 
     @property
     def cpu_seconds(self) -> float:
         """CPU seconds that the child took so far."""
-        return self._measure()[1]
-
-    def _measure(self) -> tuple[int, float]:
         with self._closing:
-            if not self._closed and self._process.poll() is None:
-                self._measured = (own_peak_memory_of(self.process_id), cpu_seconds_of(self.process_id))
-        return self._measured
+            if self._runs():
+                self._cpu_seconds = cpu_seconds_of(self.process_id)
+        return self._cpu_seconds
+
+    def _runs(self) -> bool:
+        return not self._closed and self._process.poll() is None
 
     def kill(self) -> None:
         """End the child without waiting for it; threads that wait for it fail. Calling it twice is harmless."""
-        self._measure()
+        # What it took is still asked for when it is gone.
+        _ = self.peak_memory_bytes, self.cpu_seconds
         with self._closing:
             self._closed = True
             for channel in self.channels:
@@ -316,13 +323,6 @@ class Children:
         self._ready = list(ready)
         self._forgotten_cpu_seconds = 0.0
         self._lock = threading.Lock()
-
-    def start_ahead(self, *kinds: ChildKind) -> None:
-        """Start processes for later calls of :meth:`start`."""
-        for kind in kinds:
-            spawned = SpawnedProcess(kind)
-            with self._lock:
-                self._ready.append((kind, spawned))
 
     def start(
         self,
@@ -372,6 +372,63 @@ class Children:
             child.kill()
         for child in children:
             child.close()
+
+
+class Reusable(Protocol):
+    """A child process, or what wraps one."""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+R = TypeVar("R", bound=Reusable)
+
+
+class Pool(Generic[R]):
+    """Processes that work on one video after the other, each on one at a time.
+
+    A process is given back only after a video with which it has got to the end: what a damaged or hostile file has done
+    to it, it has done to itself.
+
+    Args:
+        start: starts a process.
+        most_idle: processes that are kept while no video needs them; 0 to end each after its video.
+    """
+
+    def __init__(self, start: Callable[[], R], most_idle: int = 0) -> None:
+        self._start, self._most_idle = start, most_idle
+        self._idle: list[R] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> R:
+        """A process that no other video uses."""
+        with self._lock:
+            while self._idle:
+                process = self._idle.pop()
+                if not process.has_ended:
+                    return process
+        return self._start()
+
+    def give_back(self, process: R) -> None:
+        """Keep a process, which has nothing left to do, for the next video."""
+        with self._lock:
+            if len(self._idle) < self._most_idle:
+                self._idle.append(process)
+                return
+        process.close()
+
+    def close(self) -> None:
+        """End the idle processes; those given back later end at once."""
+        with self._lock:
+            idle, self._idle, self._most_idle = self._idle, [], 0
+        for process in idle:
+            process.close()
 
 
 def arrays_in(memory: np.ndarray, shapes: Iterable[tuple[int, ...]]) -> list[np.ndarray]:

@@ -34,8 +34,8 @@ from caption_extents.model.opened import OpenedModel, choose_device, is_object
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
 from caption_extents.pipeline.gpu_use import GpuWatch
-from caption_extents.spawning import READER
 from caption_extents.storage.store import Store, open_store
+from caption_extents.video.decoders.isolated import reader_pool
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.sessions import SessionPool
 from caption_extents.watchdog import report_progress
@@ -48,7 +48,7 @@ VIDEOS_AT_ONCE = 4
 _LOOK_SECONDS = 1.0
 
 _IDLE_PROCESSES = 8
-"""Decoder processes that are kept for the next video; each has a CUDA context."""
+"""Processes that read or decode which are kept for the next video; those that decode have a CUDA context."""
 
 _MEMORY_SHARE = 0.25
 """Share of the machine's memory that the samples of all videos together may take by default."""
@@ -185,11 +185,10 @@ class _SharedResources:
 
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
-        pool = self._engine._keep(("decoder", gpu), lambda: SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))
-        started = StartedReading.start(job, path, pool, self.children)
-        # For the next video; each process reads only one, which may be hostile.
-        self.children.start_ahead(READER)
-        return started
+        keep = self._engine._keep
+        readers = keep(("reader",), lambda: reader_pool(self.children, most_idle=_IDLE_PROCESSES))
+        sessions = keep(("decoder", gpu), lambda: SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))
+        return StartedReading.start(job, path, readers, sessions)
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""

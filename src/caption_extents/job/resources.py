@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from caption_extents.children import Children
+from caption_extents.children import Child, Children, Pool
 from caption_extents.chunks.presets import find_preset
 from caption_extents.encoders.base import ChunkEncoder, ThreadEncoder
 from caption_extents.encoders.processes import ProcessEncoder
@@ -20,7 +20,7 @@ from caption_extents.model.process import ModelProcess
 from caption_extents.options import Job
 from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
 from caption_extents.storage.store import Store, open_store
-from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess, reader_pool
 from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
 
 
@@ -37,17 +37,17 @@ class StartedReading:
     sessions: GpuSessions
 
     @classmethod
-    def start(cls, job: Job, path: Path, pool: SessionPool, children: Children) -> StartedReading:
+    def start(cls, job: Job, path: Path, readers: Pool[Child], pool: SessionPool) -> StartedReading:
         """Start them.
 
         Args:
             job: the job.
             path: its video.
+            readers: where the process that reads comes from.
             pool: where the decoder sessions come from.
-            children: registry in which the process that reads is started.
         """
         limits = DecoderLimits(stall_seconds=job.stall_seconds)
-        reading = VideoReaderProcess(path, job.rate, limits, children, job.stream)
+        reading = VideoReaderProcess(path, job.rate, limits, readers, job.stream)
         sessions = GpuSessions(pool)
         sessions.begin_early(reading, job.crop_region)
         return cls(reading, sessions)
@@ -129,7 +129,7 @@ class OwnResources:
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
         self.gpu_memory_before = memory_in_use(open_nvml())
-        return StartedReading.start(job, path, SessionPool(gpu, self.children), self.children)
+        return StartedReading.start(job, path, reader_pool(self.children), SessionPool(gpu, self.children))
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""

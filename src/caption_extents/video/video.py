@@ -18,7 +18,7 @@ from caption_extents.region import CropRegion
 from caption_extents.video.crop import CropPixels, resolve_crop
 from caption_extents.video.decoders.base import SampleDecoder
 from caption_extents.video.decoders.cpu import CpuDecoder
-from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
+from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess, reader_pool
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.capabilities import gpu_cannot_decode, why_not_nvdec
@@ -229,7 +229,7 @@ def open_local(path: Path, rate: Fraction, decoding: Decoding, children: Childre
     """
     if decoding.isolated is not None:
         return _ChildProcessVideo(
-            VideoReaderProcess(path, rate, decoding.isolated, children, decoding.stream_index), decoding
+            VideoReaderProcess(path, rate, decoding.isolated, reader_pool(children), decoding.stream_index), decoding
         )
     facts = probe(path, decoding.stream_index)
     return Video(facts, build_timeline(facts, rate), decoding)

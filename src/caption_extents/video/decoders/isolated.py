@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from caption_extents.children import Channel, ChannelError, Children
+from caption_extents.children import Channel, ChannelError, Child, Children, Pool
 from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.options import Job
 from caption_extents.samples import SampleBatch
@@ -52,6 +52,12 @@ class DecoderLimits:
     stall_seconds: float = Job.stall_seconds
 
 
+def reader_pool(children: Children | None = None, most_idle: int = 0) -> Pool[Child]:
+    """Processes that read videos; they are started in a registry."""
+    registry = children or Children()
+    return Pool(lambda: registry.start(READER), most_idle)
+
+
 class VideoReaderProcess:
     """A video opened by a child process, which starts at once; a context manager that ends the child.
 
@@ -59,7 +65,7 @@ class VideoReaderProcess:
         path: a file of this machine.
         rate: samples a second.
         limits: of the child.
-        children: registry in which the child is started.
+        pool: where the child comes from; by default it is started for this video alone.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
 
     Raises (when the context is entered):
@@ -72,15 +78,19 @@ class VideoReaderProcess:
         path: Path,
         rate: Fraction,
         limits: DecoderLimits,
-        children: Children | None = None,
+        pool: Pool[Child] | None = None,
         stream_index: int | None = None,
     ) -> None:
         self._path, self._rate, self._limits = path, rate, limits
-        self._asked = False
+        self._asked = self._is_closed = False
         self._indexing = threading.Lock()
         self._indexed = False
         self._index_error: BaseException | None = None
-        self._child = (children or Children()).start(READER, stall_seconds=limits.stall_seconds)
+        self._pool = pool or reader_pool()
+        self._child = self._pool.take()
+        self._child.stall_seconds = limits.stall_seconds
+        self._is_idle = False
+        """Whether the child has nothing left to do, and waits for a request or for another video."""
         self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes, "stream": stream_index})
 
     def __enter__(self) -> VideoReaderProcess:
@@ -93,8 +103,13 @@ class VideoReaderProcess:
         self.close()
 
     def close(self) -> None:
-        """End the child, whatever it is doing."""
-        self._child.close()
+        """End the child, whatever it is doing, or give it back if it has done everything."""
+        is_idle, self._is_idle = self._is_idle, False
+        if is_idle:
+            self._pool.give_back(self._child)
+        elif not self._is_closed:
+            self._child.close()
+        self._is_closed = True
 
     def wait_until_indexed(self) -> None:
         """Wait until :attr:`facts` and :attr:`timeline` are known; may be called repeatedly, from several threads.
@@ -114,7 +129,7 @@ class VideoReaderProcess:
                 self._index_error = error
                 self.close()
                 raise
-            self._indexed = True
+            self._indexed = self._is_idle = True
 
     def _read_index(self) -> None:
         reply, payloads = self._receive(3, 8 * (MAX_SAMPLES + 2 * MAX_PACKETS))
@@ -137,7 +152,7 @@ class VideoReaderProcess:
         """
         if self._asked:
             raise InputError("an isolated video is decoded once; open it again for another region")
-        self._asked = True
+        self._asked, self._is_idle = True, False
         self._send({"crop": asdict(crop), "threads": threads})
         return IsolatedDecoder(self, crop)
 
@@ -156,6 +171,7 @@ class VideoReaderProcess:
         reply, _ = self._receive(0, 0)
         with self._checking():
             self._take_notes(reply, lost, changes)
+        self._is_idle = True
 
     def _take_notes(self, reply: dict[str, Any], lost: list[int], changes: list[PictureChange]) -> None:
         lost.extend(self._samples(reply["undecodable"]))
@@ -181,7 +197,7 @@ class VideoReaderProcess:
         """
         if self._asked:
             return
-        self._asked = True
+        self._asked, self._is_idle = True, False
         self._send({"spans": [astuple(span) for span in spans]})
         for number, span in enumerate(spans):
             reply, payloads = self._receive(None, _MAX_SEGMENT_BYTES)
@@ -192,6 +208,8 @@ class VideoReaderProcess:
                 if reply["number"] != number or (table[:, 0] < 0).any() or table[:, 0].sum() != len(payloads[1]):
                     raise ValueError(f"segment {reply['number']!r} of {len(payloads[1])} bytes")
             yield PackedSegment(number, span, table, payloads[1])
+        self._receive(0, 0)
+        self._is_idle = True
 
     def _numbers(self, payload: np.ndarray) -> np.ndarray:
         with self._checking():
@@ -295,15 +313,23 @@ def _give_up_rights(memory_bytes: int) -> None:
 
 def _serve(parent: Channel) -> None:
     opening, _ = parent.receive()
-    _give_up_rights(opening["memory_bytes"])
+    while True:
+        _give_up_rights(opening["memory_bytes"])
+        opening = _serve_video(parent, opening)
+
+
+def _serve_video(parent: Channel, opening: dict[str, Any]) -> dict[str, Any]:
+    """Read or decode a video; returns the message that opens the next one."""
     facts = probe(Path(opening["path"]), opening["stream"])
     timeline = build_timeline(facts, Fraction(opening["rate"]))
     arrays = (timeline.sample_pts, timeline.skippable_pts, timeline.key_pts)
     parent.send({"facts": facts.to_json(), "end_pts": timeline.end_pts}, *(array.astype(np.int64) for array in arrays))
     asked, _ = parent.receive()
+    if "path" in asked:
+        return asked
     if "spans" in asked:
         _send_segments(parent, facts, timeline, [Span(*numbers) for numbers in asked["spans"]])
-        return
+        return parent.receive()[0]
     # Imported only here: it is not needed if the child reads packets that are decoded on a GPU.
     from caption_extents.video.decoders.cpu import CpuDecoder
 
@@ -311,6 +337,7 @@ def _serve(parent: Channel) -> None:
     for batch in decoder:
         parent.send(_notes(decoder), *batch.planes)
     parent.send(_notes(decoder))
+    return parent.receive()[0]
 
 
 def _notes(decoder: CpuDecoder) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import os
 import threading
 from dataclasses import dataclass
 
-from caption_extents.children import Children
+from caption_extents.children import Children, Pool
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.region import CropRegion
 from caption_extents.spawning import SESSIONS
@@ -56,51 +56,22 @@ class Work:
     sessions: int = 0
 
 
-class SessionPool:
-    """Processes with decoder sessions of one GPU, for one video after the other, or several at once.
-
-    A process is used again only after a video that it has decoded to the end: what a damaged or hostile file has done
-    to a decoder, it has done to itself.
+class SessionPool(Pool[SessionProcess]):
+    """Processes with decoder sessions of one GPU.
 
     Args:
         ordinal: number of the device.
         children: registry in which the processes are started.
         kind: of the sessions' engines; by default NVDEC.
-        most_idle: processes that are kept while no video needs them; 0 to end each after its video.
+        most_idle: see the base class.
     """
 
     def __init__(
         self, ordinal: int, children: Children | None = None, kind: EngineSpec | None = None, most_idle: int = 0
     ) -> None:
-        self.ordinal = ordinal
+        self.ordinal, registry = ordinal, children or Children()
         self.kind = kind or EngineSpec("caption_extents.video.nvdec.engine", "NvdecEngine", ordinal)
-        self._children, self._most_idle = children or Children(), most_idle
-        self._idle: list[SessionProcess] = []
-        self._lock = threading.Lock()
-
-    def take(self) -> SessionProcess:
-        """A process that no other video uses."""
-        with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if not process.has_ended:
-                    return process
-        return SessionProcess(self.kind, self._children)
-
-    def give_back(self, process: SessionProcess) -> None:
-        """Keep a process, which has nothing left to do, for the next video."""
-        with self._lock:
-            if len(self._idle) < self._most_idle:
-                self._idle.append(process)
-                return
-        process.close()
-
-    def close(self) -> None:
-        """End the idle processes; those given back later end at once."""
-        with self._lock:
-            idle, self._idle, self._most_idle = self._idle, [], 0
-        for process in idle:
-            process.close()
+        super().__init__(lambda: SessionProcess(self.kind, registry), most_idle)
 
 
 class GpuSessions:
