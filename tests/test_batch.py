@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,6 +37,7 @@ from caption_extents.batch import (
 )
 from caption_extents.cli import app
 from caption_extents.compare import compare_versions, read_version
+from caption_extents.deploy import local
 from caption_extents.deploy.local import LocalExecutor
 from caption_extents.errors import InputError
 from caption_extents.storage.keys import VideoKeys
@@ -248,6 +250,49 @@ def test_a_batch_that_is_given_up_begins_nothing_more() -> None:
     outcomes.close()  # type: ignore[attr-defined]
     time.sleep(0.1)
     assert len(lanes.tries) <= 4
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "options", "engines"),
+    [
+        (0, 0, {}, [("auto", 2, 2, 32)]),
+        (0, 3, {"device": "cpu"}, [("cpu", 3, 3, 32)]),
+        (1, 0, {}, [("auto", 4, 4, 32)]),
+        (2, 0, {}, [("cuda:0", 4, 4, 16), ("cuda:1", 4, 4, 16)]),
+        (2, 3, {}, [("cuda:0", 2, 2, 16), ("cuda:1", 2, 2, 16)]),
+        (2, 1, {}, [("auto", 1, 1, 32)]),
+        (2, 0, {"device": "cuda:1"}, [("cuda:1", 4, 4, 32)]),
+        (2, 0, {"encoder_workers": 5}, [("cuda:0", 4, 4, 5), ("cuda:1", 4, 4, 5)]),
+        (1, 0, {"store": "s3://bucket"}, [("auto", 4, 8, 32)]),
+    ],
+)
+def test_there_is_an_engine_for_each_gpu(
+    gpus: int, jobs: int, options: dict[str, Any], engines: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its device, videos at once, lanes, and share of the cores for encoding."""
+    begun = list[tuple[object, ...]]()
+
+    class Fake:
+        def __init__(self, options: BatchOptions, videos_at_once: int, lanes: int) -> None:
+            device, encoders = options.get("device", "auto"), options["encoder_workers"]
+            begun.append((device, videos_at_once, lanes, encoders))
+
+        def run(self, lane: int, entry: Entry) -> Outcome:
+            return Outcome(entry.digest, entry.video_id)
+
+        def metrics(self) -> None:
+            return None
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(local, "_EngineProcess", Fake)
+    monkeypatch.setattr(local, "device_count", lambda: gpus)
+    monkeypatch.setattr("caption_extents.options.usable_cores", lambda: 32)
+    monkeypatch.setattr(local, "_is_local", lambda entry: True)
+    executor = LocalExecutor(jobs)
+    assert len(list(executor.outcomes(entries_of("abcdef"), {"store": "folder", **options}))) == 6
+    assert begun == engines
 
 
 def test_the_largest_come_first(tmp_path: Path) -> None:

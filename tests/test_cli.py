@@ -76,8 +76,8 @@ def test_a_run_encodes_with_all_cores_unless_told(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("options", "encoders"),
     [
-        (["--on", "local"], 12),
-        (["--on", "local", "--jobs", "2"], 6),
+        (["--on", "local", "--jobs", "2"], None),
+        (["--on", "local", "--encoder-workers", "3"], 3),
         (["--on", "ray"], 4),
         (["--on", "ray", "--cpus", "8.5"], 8),
         (["--on", "modal"], None),

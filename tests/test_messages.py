@@ -304,7 +304,7 @@ def test_a_result_that_cannot_be_printed(video: Path, tmp_path: Path) -> None:
     assert done.stderr == "caption-extents: could not print the result: No space left on device\n"
 
 
-@pytest.mark.parametrize("place", ["_make_plan", "_acquire", "_run_metadata", "_open_encoder"])
+@pytest.mark.parametrize("place", ["_make_plan", "_acquire", "_run_metadata", "choose_device"])
 def test_every_error_that_leaves_is_one_of_the_package(
     place: str, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,6 @@ def model_kind(job: Job, device: str, videos_at_once: int = 1) -> ChildKind:
 def _likely_gpu(job: Job) -> int | None:
     """Number of the GPU that will probably decode a job's video; None for the CPU."""
     device = str(getattr(job.model, "device", job.device))
-    # With device "auto", an installed driver is not enough: there must be a device file too.
-    if job.isolate or device == "cpu" or not (device.startswith("cuda") or any(map(os.path.exists, _GPU_DEVICES))):
+    if job.isolate or device == "cpu" or not any(map(os.path.exists, _GPU_DEVICES)):
         return None
     return int(device.partition(":")[2] or 0)

@@ -14,6 +14,7 @@ import json
 import mmap
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -272,5 +273,6 @@ def _serve_video(parent: Channel, session: Session, slots: _Slots) -> dict[str, 
 def serve(channels: list[Channel], kind: str) -> None:
     """In the child: sessions that answer over their channels until the parent closes them."""
     engine_kind = EngineSpec(**json.loads(kind))
-    engine_kind.warm_up()
+    with suppress(OSError, DecodeError):  # said when the first video is opened
+        engine_kind.warm_up()
     serve_each(channels, lambda channel: _serve(channel, engine_kind))
