@@ -255,27 +255,29 @@ def test_a_batch_that_is_given_up_begins_nothing_more() -> None:
 @pytest.mark.parametrize(
     ("gpus", "jobs", "options", "engines"),
     [
-        (0, 0, {}, [("auto", 2, 2, 32)]),
-        (0, 3, {"device": "cpu"}, [("cpu", 3, 3, 32)]),
-        (1, 0, {}, [("auto", 4, 4, 32)]),
-        (2, 0, {}, [("cuda:0", 4, 4, 16), ("cuda:1", 4, 4, 16)]),
-        (2, 3, {}, [("cuda:0", 2, 2, 16), ("cuda:1", 2, 2, 16)]),
-        (2, 1, {}, [("auto", 1, 1, 32)]),
-        (2, 0, {"device": "cuda:1"}, [("cuda:1", 4, 4, 32)]),
-        (2, 0, {"encoder_workers": 5}, [("cuda:0", 4, 4, 5), ("cuda:1", 4, 4, 5)]),
-        (1, 0, {"store": "s3://bucket"}, [("auto", 4, 8, 32)]),
+        (0, 0, {}, [(None, 2, 2, 32)]),
+        (0, 3, {"device": "cpu"}, [(None, 3, 3, 32)]),
+        (1, 0, {}, [(None, 4, 4, 32)]),
+        (2, 0, {}, [(0, 4, 4, 16), (1, 4, 4, 16)]),
+        (2, 3, {}, [(0, 2, 2, 16), (1, 1, 1, 16)]),
+        (2, 1, {}, [(None, 1, 1, 32)]),
+        (2, 0, {"device": "cuda:1"}, [(None, 4, 4, 32)]),
+        (2, 0, {"encoder_workers": 5}, [(0, 4, 4, 5), (1, 4, 4, 5)]),
+        (1, 0, {"store": "s3://bucket"}, [(None, 4, 8, 32)]),
     ],
 )
 def test_there_is_an_engine_for_each_gpu(
     gpus: int, jobs: int, options: dict[str, Any], engines: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each with its device, videos at once, lanes, and share of the cores for encoding."""
+    """Each with the only GPU that it sees, videos at once, lanes, and share of the cores for encoding."""
     begun = list[tuple[object, ...]]()
 
     class Fake:
-        def __init__(self, options: BatchOptions, videos_at_once: int, lanes: int) -> None:
-            device, encoders = options.get("device", "auto"), options["encoder_workers"]
-            begun.append((device, videos_at_once, lanes, encoders))
+        def __init__(
+            self, options: BatchOptions, videos_at_once: int, lanes: int, samples_mib: int, gpu: int | None
+        ) -> None:
+            self.lanes = lanes
+            begun.append((gpu, videos_at_once, lanes, options["encoder_workers"]))
 
         def run(self, lane: int, entry: Entry) -> Outcome:
             return Outcome(entry.digest, entry.video_id)
@@ -293,6 +295,21 @@ def test_there_is_an_engine_for_each_gpu(
     executor = LocalExecutor(jobs)
     assert len(list(executor.outcomes(entries_of("abcdef"), {"store": "folder", **options}))) == 6
     assert begun == engines
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [("", ["0", "1"]), ("3,5", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])]
+)
+def test_an_engine_sees_one_gpu(visible: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [local._visible(number) for number in range(2)] == names
+
+
+def test_options_that_other_processes_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Deadly, "__module__", "__main__")
+    for model, message in ((Deadly(), "put it into a module of its own"), (lambda: None, "cannot be sent")):
+        with pytest.raises(InputError, match=message):
+            list(LocalExecutor(1).outcomes(entries_of("a"), {"store": "s", "model": model}))
 
 
 def test_the_largest_come_first(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -119,8 +120,11 @@ def test_a_chunk_whose_encoder_is_killed_is_encoded_by_another(processes: Proces
         os.kill(child, signal.SIGKILL)
     expected = encode_chunk(frames_of(2, 32), PRESETS["fast"], FORM).data
     assert processes.encode(frames_of(2, 32), FORM)[0].data == expected
-    assert len(children(os.getpid())) == len(before)
     assert not set(children(os.getpid())) & set(before)
+    works = [frames_of(9, number * 512) for number in range(20)]
+    with ThreadPoolExecutor(ENCODERS + 1) as pool:
+        list(pool.map(lambda frames: processes.encode(frames, FORM), works))
+    assert len(children(os.getpid())) == len(before)
 
 
 def test_a_chunk_that_kills_its_encoders_is_an_error() -> None:
@@ -128,12 +132,11 @@ def test_a_chunk_that_kills_its_encoders_is_an_error() -> None:
     with ThreadPoolExecutor(1) as pool, ProcessEncoder(PRESETS["reference"], 1) as processes:
         processes.encode(frames_of(2), FORM)
         work = pool.submit(processes.encode, large, FORM)
-        killed = set[int]()
-        while len(killed) < 2:
-            for child in set(children(os.getpid())) - killed:
-                time.sleep(0.3)
-                os.kill(child, signal.SIGKILL)
-                killed.add(child)
+        while not work.done():
+            time.sleep(0.3)
+            for child in children(os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
         with pytest.raises(EncodeError, match=r"chunk 32 of level 16 .* signal SIGKILL"):
             work.result(20)
         assert processes.encode(frames_of(2), FORM)[0].data

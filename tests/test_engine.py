@@ -17,6 +17,7 @@ from caption_extents.children import Child, Children
 from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.engine import _Room, _SharedEncoder, _Shares
 from caption_extents.errors import VideoError
+from caption_extents.model.identity import DEFAULT_WEIGHTS
 from caption_extents.spawning import ChildKind, decoder_sessions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
@@ -89,10 +90,20 @@ def test_a_model_that_cannot_be_opened_is_tried_again(films: list[Path], tmp_pat
     with Engine() as engine:
         with pytest.raises(InputError, match="there is no model file"):
             engine.run(job(films[0], tmp_path / "s", device="cpu", model=weights))
-        from caption_extents.model.identity import DEFAULT_WEIGHTS
-
         weights.write_bytes(DEFAULT_WEIGHTS.read_bytes())
         assert engine.run(job(films[0], tmp_path / "s", device="cpu", model=weights)).caption_count == 3
+
+
+def test_models_that_nobody_uses_are_closed(films: list[Path], tmp_path: Path) -> None:
+    with Engine() as engine:
+        for number in range(5):
+            weights = tmp_path / f"{number}.safetensors"
+            weights.write_bytes(DEFAULT_WEIGHTS.read_bytes())
+            for region in (CropRegion(*CROP), CropRegion(0, 0.8, 1, 1)):
+                one = Job(str(films[0]), "t", "v", region, store=tmp_path / "s", device="cpu", model=weights)
+                assert engine.run(one).frame_count > 0
+        models = [key for key in engine._kept if key[0] == "model"]
+        assert [key[1] for key in models] == [tmp_path / "3.safetensors", tmp_path / "4.safetensors"]
 
 
 def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:

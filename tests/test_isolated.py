@@ -343,3 +343,20 @@ def test_a_process_reads_one_video_after_the_other(tmp_path: Path) -> None:
             assert len(list(reader.open_decoder(resolve_crop(REGION, facts), threads=1))) > 0
             used.append(reader._child.process_id)
     assert len(set(used)) == 3
+
+
+def test_a_closed_reader_sends_nothing_more(tmp_path: Path) -> None:
+    """Its process may be at work on another video by then."""
+    path, pool = make_video(Recipe("film", options={"g": "10"}), tmp_path), reader_pool(most_idle=1)
+    with closing(pool):
+        first = VideoReaderProcess(path, Fraction(10), LIMITS, pool, owner="a")
+        first.wait_until_indexed()
+        spans = plan_spans(first.timeline, 3)
+        first.close()
+        first.close()
+        with VideoReaderProcess(path, Fraction(10), LIMITS, pool, owner="a") as second:
+            assert second._child is first._child
+            assert list(first.segments(spans)) == []
+            assert len(list(second.segments(spans))) == len(spans)
+        with VideoReaderProcess(path, Fraction(10), LIMITS, pool, owner="b") as third:
+            assert third._child is not first._child, "it has worked for somebody else"

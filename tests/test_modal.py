@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from caption_extents import CropRegion
+from caption_extents import CropRegion, engine
 from caption_extents.batch import Entry
 from caption_extents.cli import app as command_line
 from caption_extents.deploy import executors
@@ -140,7 +140,7 @@ def test_a_job_encodes_on_its_cores(
             asked.append(job)
             return Result()
 
-    monkeypatch.setattr(module, "_engine", FakeEngine)
+    monkeypatch.setattr(module, "engine_of_process", lambda videos_at_once: FakeEngine())
     module.crop_and_infer_caption_frame_extents.local("film.mp4", "local", "v", CROP, **options)
     (job,) = asked
     assert job.encoder_workers == (expected or Job.encoder_workers)
@@ -189,7 +189,8 @@ def test_a_function_does_what_the_command_line_does(
     assert by_hand.exit_code == 0, by_hand.output
     assert json.loads(by_hand.stdout)["label_counts"] == result["label_counts"]
     assert contents(address, "by-hand") == contents(address, "by-modal")
-    module._engine().close()
+    engine.engine_of_process().close()
+    engine._engine = None
     sys.modules.pop("caption_extents.deploy.modal_app")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from caption_extents import CropRegion, spawning
 from caption_extents.children import Children
-from caption_extents.errors import InputError, ModelError, ProcessingError
+from caption_extents.errors import InputError, ModelError, ProcessingError, StallError
 from caption_extents.model.opened import LocalModel, OpenedModel, choose_device
 from caption_extents.model.process import ModelProcess
 from caption_extents.samples import SampleBatch
@@ -56,7 +56,9 @@ def test_probabilities_are_those_of_a_model_here(model: ModelProcess) -> None:
             for seed, found in zip(seeds, pool.map(lambda seed: label(model, seed), seeds), strict=True):
                 assert np.array_equal(found, label(here, seed))
         frames = next(batches(5)).planes
-        for one, other in zip(model.compare_with_ends(frames), here.compare_with_ends(frames), strict=True):
+        with model.labeller() as there_labels, here.labeller() as here_labels:
+            compared = there_labels.compare_with_ends(frames), here_labels.compare_with_ends(frames)
+        for one, other in zip(*compared, strict=True):
             assert np.array_equal(one, other)
 
 
@@ -91,6 +93,29 @@ def test_a_process_that_is_killed(model: ModelProcess) -> None:
     with pytest.raises(ProcessingError, match="the model's process was ended by signal SIGKILL"):
         np.concatenate([label(model, seed) for seed in range(1000)])
     assert model.has_failed
+
+
+def test_an_answer_that_does_not_come_reaches_nobody_else(model: ModelProcess) -> None:
+    label(model, 1)
+    model._child.stall_seconds = 0.4
+    os.kill(model._child.process_id, signal.SIGSTOP)
+    try:
+        with pytest.raises(StallError):
+            label(model, 2)
+    finally:
+        os.kill(model._child.process_id, signal.SIGCONT)
+    with pytest.raises(ProcessingError):
+        label(model, 3)
+    assert model.has_failed
+
+
+def test_a_model_that_cannot_be_loaded_has_failed(tmp_path: Path) -> None:
+    with closing(Children()) as children:
+        kind = spawning.model(str(tmp_path / "later.safetensors"), REGION.as_tuple(), "cpu", 1, 1)
+        model = ModelProcess(kind, "cpu", children)
+        with pytest.raises(ModelError):
+            model.identity()
+        assert model.has_failed
 
 
 @pytest.mark.parametrize("asked", ["cuda", "cuda:7", "gpu"])

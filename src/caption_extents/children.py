@@ -393,8 +393,8 @@ R = TypeVar("R", bound=Reusable)
 class Pool(Generic[R]):
     """Processes that work on one video after the other, each on one at a time.
 
-    A process is given back only after a video with which it has got to the end: what a damaged or hostile file has done
-    to it, it has done to itself.
+    A process is given back only after a video with which it has got to the end, and only to another video of the same
+    owner: a hostile file that has taken over the process could change what it gives of later videos.
 
     Args:
         start: starts a process.
@@ -403,31 +403,36 @@ class Pool(Generic[R]):
 
     def __init__(self, start: Callable[[], R], most_idle: int = 0) -> None:
         self._start, self._most_idle = start, most_idle
-        self._idle: list[R] = []
+        self._idle: list[tuple[str, R]] = []
+        """With whose videos they have worked on; the one that was given back last is the last."""
         self._lock = threading.Lock()
 
-    def take(self) -> R:
-        """A process that no other video uses."""
+    def take(self, owner: str = "") -> R:
+        """A process that no other video uses, and that has worked for nobody else."""
         with self._lock:
-            while self._idle:
-                process = self._idle.pop()
-                if not process.has_ended:
-                    return process
-        return self._start()
+            dead = [process for _, process in self._idle if process.has_ended]
+            self._idle = [(whose, process) for whose, process in self._idle if process not in dead]
+            found = next((entry for entry in reversed(self._idle) if entry[0] == owner), None)
+            if found is not None:
+                self._idle.remove(found)
+        for process in dead:
+            process.close()
+        return self._start() if found is None else found[1]
 
-    def give_back(self, process: R) -> None:
-        """Keep a process, which has nothing left to do, for the next video."""
+    def give_back(self, process: R, owner: str = "") -> None:
+        """Keep a process, which has nothing left to do, for the owner's next video, in place of the oldest."""
         with self._lock:
-            if len(self._idle) < self._most_idle:
-                self._idle.append(process)
-                return
-        process.close()
+            self._idle.append((owner, process))
+            surplus = self._idle[: -self._most_idle] if self._most_idle else self._idle
+            self._idle = self._idle[len(surplus) :]
+        for _, one in surplus:
+            one.close()
 
     def close(self) -> None:
         """End the idle processes; those given back later end at once."""
         with self._lock:
             idle, self._idle, self._most_idle = self._idle, [], 0
-        for process in idle:
+        for _, process in idle:
             process.close()
 
 
@@ -445,8 +450,11 @@ def serve_each(channels: list[Channel], serve: Callable[[Channel], None]) -> Non
     """In a child process: run ``serve`` for each channel in its own thread, until the parent closes all channels."""
 
     def until_closed(channel: Channel) -> None:
-        with suppress(ChannelError):
-            serve(channel)
+        try:
+            with suppress(ChannelError):
+                serve(channel)
+        finally:
+            channel.shut_down()  # also after an error that nobody foresaw: the parent must not wait for ever
 
     threads = [threading.Thread(target=until_closed, args=(channel,), daemon=True) for channel in channels]
     for thread in threads:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import os
 import threading
 import time
 from collections import deque
@@ -25,11 +24,13 @@ from caption_extents.children import Children
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
 from caption_extents.chunks.plan import ChunkFrames
 from caption_extents.encoders.base import ChunkEncoder, Effort
+from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.job.resources import StartedReading, open_encoder, open_job_model
 from caption_extents.job.result import CropInferResult, Stopwatch
 from caption_extents.job.run import run
 from caption_extents.machine import memory_bytes, usable_cores
+from caption_extents.model.identity import CHECKPOINTS
 from caption_extents.model.opened import OpenedModel, choose_device, is_object
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
@@ -47,11 +48,19 @@ VIDEOS_AT_ONCE = 4
 
 _LOOK_SECONDS = 1.0
 
+_UNUSED = 2
+"""Models that stay open while no job uses them."""
+
 _IDLE_PROCESSES = 8
 """Processes that read or decode which are kept for the next video; those that decode have a CUDA context."""
 
 _MEMORY_SHARE = 0.25
 """Share of the machine's memory that the samples of all videos together may take by default."""
+
+
+def default_samples_mib(engines: int = 1) -> int:
+    """Default memory for the samples in flight of each of several engines of this machine, in MiB."""
+    return max(1024, int(memory_bytes() * _MEMORY_SHARE / engines) >> 20)
 
 
 class Engine:
@@ -70,12 +79,9 @@ class Engine:
     """
 
     def __init__(self, videos_at_once: int = VIDEOS_AT_ONCE, samples_mib: int | None = None) -> None:
-        if samples_mib is None:
-            samples_mib = max(1024, int(memory_bytes() * _MEMORY_SHARE) >> 20)
+        mib = default_samples_mib() if samples_mib is None else check_count("samples_mib", samples_mib, 1, 1 << 24)
         self.children = Children()
-        self._room = _Room(
-            check_count("videos_at_once", videos_at_once, 1), check_count("samples_mib", samples_mib, 1, 1 << 24) << 20
-        )
+        self._room = _Room(check_count("videos_at_once", videos_at_once, 1), mib << 20)
         self._shares = _Shares(self.children)
         self._videos_at_once = videos_at_once
         self._kept: dict[tuple[Hashable, ...], _Kept] = {}
@@ -133,19 +139,53 @@ class Engine:
     def _keep(self, key: tuple[Hashable, ...], open_it: Callable[[], _Opened]) -> _Opened:
         """What is opened once; if it has failed since, it is opened anew."""
         with self._lock:
-            if self._closed:
-                raise InputError("the engine is closed; open another one")
-            kept = self._kept.get(key)
-            if kept is None or getattr(kept.opened, "has_failed", False):
-                if kept is not None:
-                    kept.close()
-                kept = self._kept[key] = _Kept(open_it())
-            return cast(_Opened, kept.opened)
+            return cast(_Opened, self._kept_as(key, open_it).opened)
+
+    @contextmanager
+    def _lend(self, key: tuple[Hashable, ...], open_it: Callable[[], _Opened]) -> Iterator[_Opened]:
+        """As :meth:`_keep`; of those with the same first word, a few that nobody uses stay open."""
+        with self._lock:
+            kept = self._kept_as(key, open_it)
+            kept.users += 1
+        try:
+            yield cast(_Opened, kept.opened)
+        finally:
+            with self._lock:
+                kept.users -= 1
+                unused = [other for other, one in self._kept.items() if other[0] == key[0] and not one.users]
+                surplus = [self._kept.pop(other) for other in unused[:-_UNUSED]]
+            for one in surplus:
+                one.close()
+
+    def _kept_as(self, key: tuple[Hashable, ...], open_it: Callable[[], object]) -> _Kept:
+        if self._closed:
+            raise InputError("the engine is closed; open another one")
+        kept = self._kept.pop(key, None)
+        if kept is None or getattr(kept.opened, "has_failed", False):
+            if kept is not None:
+                kept.close()
+            kept = _Kept(open_it())
+        self._kept[key] = kept  # the one that was used last is the last
+        return kept
 
 
-@dataclass(frozen=True)
+_engine: Engine | None = None
+_opening = threading.Lock()
+
+
+def engine_of_process(videos_at_once: int = VIDEOS_AT_ONCE) -> Engine:
+    """The one engine of this process, for functions that are called by Ray and Modal; opened when first asked for."""
+    global _engine
+    with _opening:
+        if _engine is None:
+            _engine = Engine(videos_at_once)
+        return _engine
+
+
+@dataclass
 class _Kept:
     opened: object
+    users: int = 0
 
     def close(self) -> None:
         """Close it, if it can be closed: a store cannot."""
@@ -181,7 +221,7 @@ class _SharedResources:
         """See the protocol."""
         key = "model", *_key_of_model(job), device, job.inference_threads
         videos_at_once = self._engine._videos_at_once
-        return nullcontext(self._engine._keep(key, lambda: open_job_model(job, device, self.children, videos_at_once)))
+        return self._engine._lend(key, lambda: open_job_model(job, device, self.children, videos_at_once))
 
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
@@ -196,10 +236,11 @@ class _SharedResources:
 
 
 def _key_of_model(job: Job) -> tuple[Hashable, ...]:
-    """Jobs with the same key can share a model. A fusion model is made for a region."""
+    """Jobs with the same key can share a model."""
     if is_object(job.model):
         return (id(job.model),)
-    return (None,) if job.model is None else (os.fspath(job.model), job.crop_region)
+    path = None if job.model is None else Path(job.model)
+    return (path, job.crop_region if path is not None and path.suffix in CHECKPOINTS else None)
 
 
 class _SharedEncoder:
@@ -220,6 +261,11 @@ class _SharedEncoder:
     def calls(self) -> int:
         """See the protocol."""
         return self._encoder.calls
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has no process left."""
+        return isinstance(self._encoder, ProcessEncoder) and self._encoder.has_failed
 
     def encode(self, run: int, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
         """Encode a chunk of a run, by its number."""

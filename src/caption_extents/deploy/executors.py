@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from caption_extents.batch import (
@@ -20,7 +20,7 @@ from caption_extents.batch import (
 from caption_extents.encoders.modal_settings import JOB_FUNCTION
 from caption_extents.encoders.modal_workers import find_function
 from caption_extents.encoders.ray_cluster import Actor, ActorLostError, RayCluster, Resources
-from caption_extents.engine import VIDEOS_AT_ONCE, Engine
+from caption_extents.engine import VIDEOS_AT_ONCE, engine_of_process
 from caption_extents.errors import InputError, ProcessingError
 
 
@@ -62,13 +62,7 @@ class RayExecutor:
 
 
 def _run_on_engine(videos_at_once: int, entry: Entry, options: BatchOptions) -> Outcome:
-    return run_entry(entry, options, _engine(videos_at_once).run)
-
-
-@cache
-def _engine(videos_at_once: int) -> Engine:
-    """The engine of this process."""
-    return Engine(videos_at_once)
+    return run_entry(entry, options, engine_of_process(videos_at_once).run)
 
 
 def _for_workers(entry: Entry) -> Entry:

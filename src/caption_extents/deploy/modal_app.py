@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import modal
 
 from caption_extents.encoders.modal_settings import ENCODE_FUNCTION, ModalSettings
 from caption_extents.encoders.tasks import EncodeResult, EncodeTask, run_encode_task
-from caption_extents.engine import Engine
+from caption_extents.engine import engine_of_process
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.region import CropRegion
 from caption_extents.version import __version__
@@ -127,14 +126,8 @@ def _run(
     if options.get("encoder") not in REMOTE_ENCODER_NAMES:
         options.setdefault("encoder_workers", settings.encoders)
     job = Job(video_key, tenant_id, video_id, CropRegion(*crop_region), frame_rate, **options)
-    result = _engine().run(job)
+    result = engine_of_process(settings.videos_at_once).run(job)
     return {**result.to_dict(), "cold_start_seconds": cold_start_seconds}
-
-
-@cache
-def _engine() -> Engine:
-    """What this container keeps open between jobs."""
-    return Engine(settings.videos_at_once)
 
 
 _calls = 0

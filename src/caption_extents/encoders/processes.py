@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
@@ -28,6 +28,7 @@ from caption_extents.errors import EncodeError
 from caption_extents.spawning import WAITING_CHUNKS, ChildKind
 
 _TURN_SECONDS = 0.5
+_ENDED = "the encoder processes have been ended"
 _NICENESS = 5
 """Niceness of the encoder processes: encoding can lag behind by hundreds of chunks, but the threads that feed the GPU
 must not be delayed."""
@@ -50,7 +51,8 @@ class ProcessEncoder:
         self._idle: list[_ChildChannel] = []
         self._all: list[Child] = []
         self._starting: threading.Thread | None = None
-        self._start_error: BaseException | None = None
+        self._is_starting = False
+        self._start_error: Exception | None = None
         self._changed = threading.Condition()
         self._closed = False
 
@@ -61,6 +63,15 @@ class ProcessEncoder:
         self.close()
 
     @property
+    def has_failed(self) -> bool:
+        """Whether no process could be started, or none again."""
+        with self._changed:
+            return self._has_no_process()
+
+    def _has_no_process(self) -> bool:
+        return self._start_error is not None and not self._lines and not self._is_starting
+
+    @property
     def calls(self) -> int:
         """Number of concurrent calls of :meth:`encode` that keep all encoders busy: encoders plus queued chunks."""
         return self._encoders + len(self._kinds) * WAITING_CHUNKS
@@ -69,23 +80,28 @@ class ProcessEncoder:
         """Begin to start all children, if that has not begun: they take half a second to be ready."""
         with self._changed:
             if self._starting is None:
+                self._is_starting = True
                 self._starting = threading.Thread(target=self._start, name="start-encoders", daemon=True)
                 self._starting.start()
 
     def _start(self) -> None:
-        try:
-            for kind in self._kinds:
-                with self._changed:
-                    if self._closed:
-                        return
-                    self._start_child(kind)
-        except Exception as error:
+        for kind in self._kinds:
             with self._changed:
-                self._start_error = error
-                self._changed.notify_all()
+                if self._closed:
+                    return
+                self._start_child(kind)
+        with self._changed:
+            self._is_starting = False
+            self._changed.notify_all()
 
     def _start_child(self, kind: ChildKind) -> None:
-        child = self._children.start(kind)
+        try:
+            child = self._children.start(kind)
+        except Exception as error:
+            # The others do its work, if there are any.
+            self._start_error = error
+            self._changed.notify_all()
+            return
         self._all.append(child)
         load = _Load(kind)
         lines = [_ChildChannel(child, channel, load) for channel in child.channels]
@@ -123,23 +139,26 @@ class ProcessEncoder:
             child.close()
 
     def encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
-        """Encode a chunk, from several threads at once; anew in another process if the first one dies.
+        """Encode a chunk, from several threads at once; anew in a process of its own if the first one dies.
 
         Raises:
-            EncodeError: the encoder refused, or two processes have died; names the chunk.
+            EncodeError: the encoder refused, or the second process has died too; names the chunk.
         """
         self.start()
         try:
             return self._encode(frames, form)
-        except ChannelError:
-            self._replace_dead()
-        try:
-            return self._encode(frames, form)
         except ChannelError as error:
+            if self._closed:
+                raise EncodeError(_ENDED) from error
             self._replace_dead()
-            raise EncodeError(
-                f"{_name(frames.plan)} could not be encoded: {error}; is there too little memory?"
-            ) from error
+        # Alone: what made the process die may be another chunk that was in it.
+        try:
+            with closing(ProcessEncoder(self._preset, 1, self._children)) as alone:
+                alone.start()
+                return alone._encode(frames, form)
+        except ChannelError as error:
+            text = f"{_name(frames.plan)} could not be encoded: {error}; is there too little memory?"
+            raise EncodeError(text) from error
 
     def _encode(self, frames: ChunkFrames, form: ChunkFormat) -> tuple[EncodedChunk, Effort]:
         with self._line() as line:
@@ -152,10 +171,10 @@ class ProcessEncoder:
     def _line(self) -> Iterator[_ChildChannel]:
         """Borrow a free channel to the least loaded child; waits until one is free."""
         with self._changed:
-            while not (self._closed or self._idle or self._start_error):
+            while not (self._closed or self._idle or self._has_no_process()):
                 self._changed.wait()
             if self._closed:
-                raise EncodeError("the encoder processes have been ended")
+                raise EncodeError(_ENDED)
             if not self._idle:
                 raise EncodeError(f"no encoder process could be started: {self._start_error}")
             line = min(self._idle, key=lambda line: line.load.above)

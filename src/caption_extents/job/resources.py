@@ -47,15 +47,16 @@ class StartedReading:
             pool: where the decoder sessions come from.
         """
         limits = DecoderLimits(stall_seconds=job.stall_seconds)
-        reading = VideoReaderProcess(path, job.rate, limits, readers, job.stream)
-        sessions = GpuSessions(pool)
+        reading = VideoReaderProcess(path, job.rate, limits, readers, job.stream, owner=job.tenant_id)
+        sessions = GpuSessions(pool, job.tenant_id)
         sessions.begin_early(reading, job.crop_region)
         return cls(reading, sessions)
 
     def close(self) -> None:
         """End them."""
-        self.reader.close()
+        # The sessions take segments from the reader until they are closed.
         self.sessions.close()
+        self.reader.close()
 
 
 class Resources(Protocol):

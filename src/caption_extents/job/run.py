@@ -128,7 +128,7 @@ def run(job: Job, resources: Resources) -> CropInferResult:
             done = _stored_chunks(lease, len(plan.timeline))
             gpu = GpuWatch(_gpu_uuid(device), watch.started, resources.gpu_memory_before)
             # Not while the store is asked: other runs have the room meanwhile.
-            with resources.room(_bytes_in_flight(job, plan.crop, encoder)), model.labeller() as labeller:
+            with resources.room(_bytes_in_flight(job, plan, encoder)), model.labeller() as labeller:
                 opened = _Opened(job, plan, lease, done, labeller, encoder, workers, watch, watchdog)
                 stages, on_gpu = opened.stages(rows, found), device != "cpu"
                 measured = Measured(
@@ -137,15 +137,14 @@ def run(job: Job, resources: Resources) -> CropInferResult:
                 watch.set_up()
                 with closing(stages.extraction), gpu:
                     records = [*done.values(), *IMPLEMENTATIONS[job.implementation](stages)]
-            encoder.end()
-            _check_complete(records, len(plan.timeline))
-            probabilities = _checked(stages.inference.probabilities)
-            captions = found.all(probabilities)
-            if job.refine:
-                captions = watchdog.call(
-                    "refining",
-                    partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, model.compare_with_ends),
-                )
+                encoder.end()
+                _check_complete(records, len(plan.timeline))
+                probabilities = _checked(stages.inference.probabilities)
+                captions = found.all(probabilities)
+                if job.refine:
+                    compare = labeller.compare_with_ends
+                    refine = partial(refine_captions, captions, plan.facts, plan.timeline, plan.crop, compare)
+                    captions = watchdog.call("refining", refine)
             manifest = _manifest(job, plan, records, lease)
             metadata = _run_metadata(job, plan, stages.extraction.decoder, manifest, started_at, measured.metrics())
             lease.commit(manifest, rows.finish(metadata, captions))
@@ -181,10 +180,11 @@ def _decoding(job: Job, device: str) -> Decoding:
     return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits, job.stream)
 
 
-def _bytes_in_flight(job: Job, crop: CropPixels, encoder: ChunkEncoder) -> int:
+def _bytes_in_flight(job: Job, plan: _Plan, encoder: ChunkEncoder) -> int:
     """Estimate of what the run's samples take at once; a GPU's batches are the largest."""
-    sample_bytes = crop.width * crop.height * 3 // 2
-    return sample_bytes * samples_in_flight(job.queue_size, encoder.calls, batch_samples(crop))
+    batch = batch_samples(plan.crop)
+    most = samples_in_flight(job.queue_size, encoder.calls, batch) + batch * _starting_batches(plan.crop)
+    return min(most, len(plan.timeline)) * plan.crop.width * plan.crop.height * 3 // 2
 
 
 def _starting_batches(crop: CropPixels) -> int:

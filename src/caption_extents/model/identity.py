@@ -31,6 +31,9 @@ CLOSE_BETWEEN = 0.05, 0.95
 Most mistakes are captions that differ by one small letter. On the validation set 0.4% of the pairs get a second look.
 """
 
+CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
+"""Endings of the files of another network, which is opened for one crop region."""
+
 _NETWORK_KIND = "caption-network"
 COSTS = "costs"
 """Name of the decoding costs in the metadata of a weights file."""

@@ -35,6 +35,14 @@ class PairLabeller(Protocol):
         ...
 
 
+class VideoLabeller(PairLabeller, Protocol):
+    """A model at work on one video."""
+
+    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
+        """See :func:`caption_extents.model.labeller.compare_with_ends`."""
+        ...
+
+
 class OpenedModel(Protocol):
     """A model that is loaded, or is being loaded: what needs it waits."""
 
@@ -54,12 +62,8 @@ class OpenedModel(Protocol):
         """
         ...
 
-    def labeller(self) -> AbstractContextManager[PairLabeller]:
+    def labeller(self) -> AbstractContextManager[VideoLabeller]:
         """Labels the pairs of one video."""
-        ...
-
-    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
-        """See :func:`caption_extents.model.labeller.compare_with_ends`."""
         ...
 
     def close(self) -> None:
@@ -143,15 +147,9 @@ class LocalModel:
         return self._identity or ModelIdentity.of(self._loading.result())
 
     @contextmanager
-    def labeller(self) -> Iterator[PairLabeller]:
+    def labeller(self) -> Iterator[VideoLabeller]:
         """See the protocol."""
         yield _LocalLabeller(self._loading)
-
-    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
-        """See the protocol."""
-        from caption_extents.model.labeller import compare_with_ends
-
-        return compare_with_ends(self._loading.result(), frames)
 
     def close(self) -> None:
         """See the protocol; an object that was given stays open."""
@@ -171,3 +169,9 @@ class _LocalLabeller:
 
             self._labeller = Labeller(self._loading.result())
         return self._labeller.add(batch, is_last=is_last)
+
+    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
+        """See the protocol."""
+        from caption_extents.model.labeller import compare_with_ends
+
+        return compare_with_ends(self._loading.result(), frames)

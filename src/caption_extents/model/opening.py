@@ -12,10 +12,9 @@ import torch
 from caption_extents.errors import ModelError
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.fusion import open_fusion
+from caption_extents.model.identity import CHECKPOINTS
 from caption_extents.model.interface import PairModel
 from caption_extents.region import CropRegion
-
-_CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
 
 
 @contextmanager
@@ -40,7 +39,7 @@ def open_model(
     path = None if model is None else Path(model)
     if path is not None and not path.is_file():
         raise ModelError(f"there is no model file {str(path)!r}")
-    fusion = path is not None and path.suffix in _CHECKPOINTS
+    fusion = path is not None and path.suffix in CHECKPOINTS
     opened = open_fusion(path, region, device) if path and fusion else CaptionModel(path, device, threads)
     with opened:
         yield opened

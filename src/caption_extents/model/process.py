@@ -22,7 +22,7 @@ from caption_extents.children import Channel, ChannelError, Child, Children, arr
 from caption_extents.errors import CaptionExtentsError, ProcessingError
 from caption_extents.labels import Label
 from caption_extents.model.identity import ModelIdentity
-from caption_extents.model.opened import PairLabeller
+from caption_extents.model.opened import PairLabeller, VideoLabeller
 from caption_extents.region import CropRegion
 from caption_extents.samples import Planes, SampleBatch
 from caption_extents.spawning import ChildKind
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from caption_extents.model.interface import PairModel
 
 _ERRORS: dict[str, type[Exception]] = {
-    name: getattr(errors, name) for name in ("InputError", "ModelError", "ProcessingError")
+    name: getattr(errors, name) for name in ("ProcessingError", "InputError", "ModelError")
 }
 
 
@@ -56,7 +56,8 @@ class ModelProcess:
         stall_seconds: float | None = None,
     ) -> None:
         self.device, self._identity = device, identity
-        self._child = children.start(kind, errors=_ERRORS, stall_seconds=stall_seconds)
+        self._cannot_load = False
+        self._child = children.start(kind, stall_seconds=stall_seconds)
         self._free: queue.SimpleQueue[Channel] = queue.SimpleQueue()
         for channel in self._child.channels:
             self._free.put(channel)
@@ -64,7 +65,7 @@ class ModelProcess:
     @property
     def has_failed(self) -> bool:
         """See the protocol."""
-        return self._child.has_ended
+        return self._cannot_load or self._child.has_ended
 
     def identity(self) -> ModelIdentity:
         """See the protocol."""
@@ -74,18 +75,11 @@ class ModelProcess:
         return self._identity
 
     @contextmanager
-    def labeller(self) -> Iterator[PairLabeller]:
+    def labeller(self) -> Iterator[VideoLabeller]:
         """See the protocol."""
         with self._channel() as line:
             line.ask({"kind": "begin"})
             yield _RemoteLabeller(line)
-
-    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
-        """See the protocol."""
-        with self._channel() as line:
-            _, found = line.ask({"kind": "compare"}, frames)
-        with_first, with_last = (_labels(part, -1, len(Label)) for part in found)
-        return with_first, with_last
 
     def close(self) -> None:
         """See the protocol."""
@@ -98,8 +92,9 @@ class ModelProcess:
         try:
             yield line
         finally:
+            self._cannot_load = self._cannot_load or line.cannot_load
             if line.is_waiting:
-                self._child.kill()  # a thread that was given up still waits for an answer
+                self._child.kill()  # its answer, if there ever is one, must not reach another video
             self._free.put(channel)
 
 
@@ -109,6 +104,8 @@ class _Line:
     def __init__(self, child: Child, channel: Channel) -> None:
         self._child, self._channel = child, channel
         self.is_waiting = False
+        """Whether a question has no answer: while it is asked, and after it was given up."""
+        self.cannot_load = False
 
     def ask(self, message: dict[str, Any], planes: Planes | None = None) -> tuple[dict[str, Any], list[np.ndarray]]:
         """The answer to a message.
@@ -126,18 +123,27 @@ class _Line:
                     np.copyto(shared, plane)
                 message = {**message, "shapes": shapes}
             self._channel.send(message)
-            return self._child.receive(self._channel)
+            reply, payloads = self._child.receive(self._channel)
         except ChannelError as error:
             raise ProcessingError(
                 f"the model's process {self._child.describe_exit()}; is there too little memory?"
             ) from error
-        finally:
-            self.is_waiting = False
+        self.is_waiting = False
+        if "failed" in reply:
+            self.cannot_load = bool(reply["cannot_load"])
+            raise _ERRORS[reply["class"]](reply["text"])
+        return reply, payloads
 
 
 class _RemoteLabeller:
     def __init__(self, line: _Line) -> None:
         self._line = line
+
+    def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
+        """See the protocol."""
+        _, found = self._line.ask({"kind": "compare"}, frames)
+        with_first, with_last = (_labels(part, -1, len(Label)) for part in found)
+        return with_first, with_last
 
     def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
         """See the protocol."""
@@ -179,14 +185,23 @@ def _serve(parent: Channel, loading: Future[PairModel]) -> None:
         request, _ = parent.receive()
         try:
             message, *payloads = answer.to(request, parent)
-        except CaptionExtentsError as error:
-            parent.send_error(error)
+        except ChannelError:
+            raise
         except Exception as error:
-            parent.send_error(ProcessingError(f"the model failed: {type(error).__name__}: {error}"))
-            if not _works(loading):
+            cannot_load = loading.done() and loading.exception() is not None
+            parent.send({"failed": True, "cannot_load": cannot_load, **_told(error)})
+            if not cannot_load and not isinstance(error, CaptionExtentsError) and not _works(loading):
                 os._exit(1)
         else:
             parent.send(message, *payloads)
+
+
+def _told(error: Exception) -> dict[str, str]:
+    """An error's class, as the parent knows it, and its text."""
+    known = next((name for name, kind in reversed(_ERRORS.items()) if isinstance(error, kind)), None)
+    if known is None:
+        return {"class": "ProcessingError", "text": f"the model failed: {type(error).__name__}: {error}"}
+    return {"class": known, "text": str(error)}
 
 
 def _works(loading: Future[PairModel]) -> bool:

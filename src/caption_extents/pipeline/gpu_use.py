@@ -75,7 +75,7 @@ class GpuWatch:
     def __init__(self, uuid: str | None, origin: float, memory_before: Mapping[str, int] | None = None) -> None:
         self.activities: dict[str, Activity] = {}
         """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
-        self._readings: list[dict[str, float]] = []
+        self._sums = _Sums()
         self._origin = origin
         self._gpu = None if uuid is None else _Gpu.open(uuid)
         self._memory_before = 0
@@ -104,21 +104,37 @@ class GpuWatch:
             reading, now = self._gpu.read(), time.perf_counter()
             for name, value in reading.items():
                 self.activities.setdefault(name, Activity(self._origin)).add(before, now, value)
-            self._readings.append(reading)
+            self._sums.add(reading)
             before = now
 
     @property
     def use(self) -> GpuUse | None:
         """What has been seen; None where there is no GPU or no answer."""
-        return _summary(self._readings, self._memory_before) if self._readings else None
+        return self._sums.use(self._memory_before)
 
 
-def _summary(readings: list[dict[str, float]], memory_before: int) -> GpuUse:
-    def mean(name: str) -> float:
-        return sum(reading.get(name, 0.0) for reading in readings) / len(readings)
+class _Sums:
+    """Readings, added up: an engine makes them for days."""
 
-    peak = int(max(reading.get(MEMORY, 0.0) for reading in readings))
-    return GpuUse(mean(DECODER), mean(COMPUTE), mean(PCIE_IN), mean(PCIE_OUT), peak, max(0, peak - memory_before))
+    def __init__(self) -> None:
+        self._count, self._totals, self._peak = 0, dict[str, float](), 0.0
+
+    def add(self, reading: dict[str, float]) -> None:
+        """Add what was read."""
+        for name, value in reading.items():
+            self._totals[name] = self._totals.get(name, 0.0) + value
+        self._peak = max(self._peak, reading.get(MEMORY, 0.0))
+        self._count += 1
+
+    def use(self, memory_before: int) -> GpuUse | None:
+        """What has been seen so far; None before the first reading."""
+        count, totals, peak = self._count, self._totals, int(self._peak)
+        if not count:
+            return None
+        decoder, compute, pcie_in, pcie_out = (
+            totals.get(name, 0.0) / count for name in (DECODER, COMPUTE, PCIE_IN, PCIE_OUT)
+        )
+        return GpuUse(decoder, compute, pcie_in, pcie_out, peak, max(0, peak - memory_before))
 
 
 class _Gpu:

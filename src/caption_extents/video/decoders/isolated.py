@@ -66,6 +66,7 @@ class VideoReaderProcess:
         rate: samples a second.
         limits: of the child.
         pool: where the child comes from; by default it is started for this video alone.
+        owner: whose video it is.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
 
     Raises (when the context is entered):
@@ -80,14 +81,18 @@ class VideoReaderProcess:
         limits: DecoderLimits,
         pool: Pool[Child] | None = None,
         stream_index: int | None = None,
+        *,
+        owner: str = "",
     ) -> None:
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = self._is_closed = False
+        self._changing = threading.Lock()
         self._indexing = threading.Lock()
         self._indexed = False
         self._index_error: BaseException | None = None
         self._pool = pool or reader_pool()
-        self._child = self._pool.take()
+        self._owner = owner
+        self._child = self._pool.take(owner)
         self._child.stall_seconds = limits.stall_seconds
         self._is_idle = False
         """Whether the child has nothing left to do, and waits for a request or for another video."""
@@ -104,12 +109,13 @@ class VideoReaderProcess:
 
     def close(self) -> None:
         """End the child, whatever it is doing, or give it back if it has done everything."""
-        is_idle, self._is_idle = self._is_idle, False
+        with self._changing:
+            is_idle, was_closed = self._is_idle, self._is_closed
+            self._is_idle, self._is_closed = False, True
         if is_idle:
-            self._pool.give_back(self._child)
-        elif not self._is_closed:
+            self._pool.give_back(self._child, self._owner)
+        elif not was_closed:
             self._child.close()
-        self._is_closed = True
 
     def wait_until_indexed(self) -> None:
         """Wait until :attr:`facts` and :attr:`timeline` are known; may be called repeatedly, from several threads.
@@ -129,7 +135,8 @@ class VideoReaderProcess:
                 self._index_error = error
                 self.close()
                 raise
-            self._indexed = self._is_idle = True
+            self._indexed = True
+            self._has_answered()
 
     def _read_index(self) -> None:
         reply, payloads = self._receive(3, 8 * (MAX_SAMPLES + 2 * MAX_PACKETS))
@@ -150,9 +157,8 @@ class VideoReaderProcess:
         Raises:
             InputError: there was one already.
         """
-        if self._asked:
+        if not self._begins():
             raise InputError("an isolated video is decoded once; open it again for another region")
-        self._asked, self._is_idle = True, False
         self._send({"crop": asdict(crop), "threads": threads})
         return IsolatedDecoder(self, crop)
 
@@ -171,7 +177,19 @@ class VideoReaderProcess:
         reply, _ = self._receive(0, 0)
         with self._checking():
             self._take_notes(reply, lost, changes)
-        self._is_idle = True
+        self._has_answered()
+
+    def _begins(self) -> bool:
+        """Whether the child may be asked for the samples or the segments: once, until it is closed."""
+        with self._changing:
+            may = not (self._asked or self._is_closed)
+            if may:
+                self._asked, self._is_idle = True, False
+            return may
+
+    def _has_answered(self) -> None:
+        with self._changing:
+            self._is_idle = not self._is_closed
 
     def _take_notes(self, reply: dict[str, Any], lost: list[int], changes: list[PictureChange]) -> None:
         lost.extend(self._samples(reply["undecodable"]))
@@ -195,9 +213,8 @@ class VideoReaderProcess:
         The iteration ends before the first segment with a packet that has side data or other properties, which cannot
         be sent as plain bytes. A second call yields nothing.
         """
-        if self._asked:
+        if not self._begins():
             return
-        self._asked, self._is_idle = True, False
         self._send({"spans": [astuple(span) for span in spans]})
         for number, span in enumerate(spans):
             reply, payloads = self._receive(None, _MAX_SEGMENT_BYTES)
@@ -209,7 +226,7 @@ class VideoReaderProcess:
                     raise ValueError(f"segment {reply['number']!r} of {len(payloads[1])} bytes")
             yield PackedSegment(number, span, table, payloads[1])
         self._receive(0, 0)
-        self._is_idle = True
+        self._has_answered()
 
     def _numbers(self, payload: np.ndarray) -> np.ndarray:
         with self._checking():

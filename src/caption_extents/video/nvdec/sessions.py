@@ -79,12 +79,14 @@ class GpuSessions:
 
     Args:
         pool: where the processes come from.
+        owner: whose video it is.
     """
 
-    def __init__(self, pool: SessionPool) -> None:
+    def __init__(self, pool: SessionPool, owner: str = "") -> None:
         self._pool, self._ordinal, self._kind = pool, pool.ordinal, pool.kind
         self._can_share = hasattr(os, "memfd_create")
-        self._unused = [pool.take()] if self._can_share else []
+        self._owner = owner
+        self._unused = [pool.take(owner)] if self._can_share else []
         self._busy: list[SessionProcess] = []
         self._running: ParallelSegmentDecoder | None = None
         self._early: tuple[Work, ParallelSegmentDecoder] | None = None
@@ -140,7 +142,7 @@ class GpuSessions:
     def _remote(self, work: Work, count: int) -> list[SegmentSession]:
         needed = -(-count // SESSIONS)
         while len(self._unused) < needed:
-            self._unused.append(self._pool.take())
+            self._unused.append(self._pool.take(self._owner))
         for process in self._busy:
             process.close()  # those that worked on other spans of the film
         self._busy, self._unused = self._unused[:needed], self._unused[needed:]
@@ -168,7 +170,7 @@ class GpuSessions:
             self._busy = []
         unused, self._unused = self._unused, []
         for process in unused:
-            self._pool.give_back(process)
+            self._pool.give_back(process, self._owner)
         self._end_processes()
 
     def _end_processes(self) -> None:
