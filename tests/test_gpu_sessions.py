@@ -225,6 +225,20 @@ def processes_of(gpu: GpuSessions) -> list[SessionProcess]:
     return [*gpu._busy, *gpu._unused]
 
 
+def test_processes_of_one_owner_serve_no_other(tmp_path: Path) -> None:
+    path = make_video(Recipe("film", options={"g": "20"}), tmp_path)
+    pool, used = SessionPool(0, kind=SOFTWARE, most_idle=2), list[SessionProcess]()
+    with closing(pool):
+        for owner in ("a", "b", "a"):
+            gpu = GpuSessions(pool, owner)
+            used += processes_of(gpu)
+            with closing(open_remote(gpu, path, Fraction(10))) as decoder:
+                assert sum(map(len, decoder)) == 15
+    assert used[0] is used[2]
+    assert used[1] is not used[0]
+    assert all(process.has_ended for process in used)
+
+
 def test_processes_serve_one_video_after_the_other(tmp_path: Path) -> None:
     """Also one whose crops need more memory, one of another codec, and the first again."""
     hevc = {"x265-params": "log-level=none:keyint=20"}
