@@ -5,6 +5,8 @@ number of videos at once, and alternates with another version if its ``src`` is 
 runs of one video alone. Prints how many times faster than playing the batch is, how busy its busiest resource was (its
 share of the floor), and money per hour of video at ``--price``.
 
+With ``--gpus 1 2`` it alternates between so many GPUs of the machine, each with ``--cores`` cores beside it.
+
 With ``--damaged`` and ``--kills`` the same list is also run with so many files more that cannot be used, while so many
 of its processes are killed: every good video must be done, and every bad one named.
 """
@@ -97,16 +99,31 @@ def _damaged(data: bytes, number: int, rng: random.Random) -> bytes:
 
 
 def run_batch(
-    listed: Path, store: Path, jobs: int | None = None, source: Path = HERE, *, kills: int = 0, every_seconds: float = 4
+    listed: Path,
+    store: Path,
+    jobs: int | None = None,
+    source: Path = HERE,
+    *,
+    kills: int = 0,
+    every_seconds: float = 4,
+    gpus: int = 0,
+    cores: int = 16,
 ) -> Batch:
-    """Run the command, while some of its processes are killed."""
+    """Run the command, while some of its processes are killed, and on so many GPUs if that is asked."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])}
+    if gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(gpus)))
     command = [sys.executable, "-m", "caption_extents", "batch", str(listed), "--store", str(store), "--json"]
     command += ["--journal", str(store.parent / f"{store.name}.journal")]
     command += [] if jobs is None else ["--jobs", str(jobs)]
     started = time.perf_counter()
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process,
+        subprocess.Popen(
+            ["taskset", "-c", f"0-{gpus * cores - 1}", *command] if gpus else command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        ) as process,
         _killing(process.pid, kills, every_seconds),
     ):
         printed, _ = process.communicate()
@@ -207,6 +224,22 @@ def _told(figures: dict[str, Any], hour: dict[str, float] | None) -> str:
     )
 
 
+def measure_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Alternate between numbers of GPUs."""
+    found: dict[int, list[Batch]] = {count: [] for count in arguments.gpus}
+    with tempfile.TemporaryDirectory() as folder:
+        listed = write_list(Path(folder), arguments.videos, arguments.minutes)
+        for repeat in range(arguments.repeats):
+            for count, batches in found.items():
+                store = Path(folder) / f"{count}-{repeat}"
+                batches.append(run_batch(listed, store, gpus=count, cores=arguments.cores))
+                print(f"{count} GPUs, {count * arguments.cores} cores: {batches[-1]}", flush=True)
+    seconds = {count: statistics.median(batch.seconds for batch in batches) for count, batches in found.items()}
+    first, last = arguments.gpus[0], arguments.gpus[-1]
+    print(f"{last} GPUs are {seconds[first] / seconds[last]:.2f} times as fast as {first}", flush=True)
+    return {str(count): {"seconds": taken} for count, taken in seconds.items()}
+
+
 def measure_disturbed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The list as it is, and with damaged files while processes are killed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -267,6 +300,8 @@ def main() -> None:
     parser.add_argument("--price", type=float, help="of the machine, for an hour")
     parser.add_argument("--hour", action="store_true", help="also run one video of an hour")
     parser.add_argument("--no-outputs", action="store_true", help="only times")
+    parser.add_argument("--gpus", type=int, nargs="+", help="of this machine, at work at once")
+    parser.add_argument("--cores", type=int, default=16, help="beside each of them")
     parser.add_argument("--damaged", type=int, default=0, help="files that cannot be used, in another batch")
     parser.add_argument("--kills", type=int, default=0, help="processes that are killed in it")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
@@ -274,7 +309,9 @@ def main() -> None:
     result: dict[str, Any] = {"videos": arguments.videos, "minutes": arguments.minutes}
     if arguments.hour:
         result["hour"] = measure_hour()
-    if arguments.damaged or arguments.kills:
+    if arguments.gpus:
+        result["gpus"] = measure_gpus(arguments)
+    elif arguments.damaged or arguments.kills:
         result["disturbed"] = measure_disturbed(arguments)
     else:
         result["runs"] = measure(arguments)
