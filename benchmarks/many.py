@@ -35,6 +35,7 @@ from caption_extents import CropRegion, Job, run_job
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
+from caption_extents.video.nvdec.driver import device_count
 
 HERE = Path(__file__).parent.parent / "src"
 
@@ -318,7 +319,8 @@ def main() -> None:
     for kind, figures in result.get("runs", {}).items():
         print(f"{kind}: {_told(figures, result.get('hour'))}")
     if arguments.save:
-        write_result("many", result)
+        kind = next(name for name in ("gpus", "disturbed", "runs") if name in result)
+        print("written to", write_result(f"many-{kind}-{'gpu' if device_count() else 'cpu'}", result))
 
 
 if __name__ == "__main__":
