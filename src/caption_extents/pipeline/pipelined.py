@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from caption_extents.encoders.tasks import MAX_IN_FLIGHT
@@ -212,12 +213,9 @@ class _Step:
                 self._run.check()
 
     def wake(self) -> None:
-        """The run has stopped: let threads that wait for items see it."""
-        for _ in self._threads:
-            try:
-                self._items.put_nowait(None)
-            except queue.Full:
-                return
+        """The run has stopped: let a thread that waits for items see it; it wakes the next one."""
+        with suppress(queue.Full):
+            self._items.put_nowait(None)
 
     def join(self) -> None:
         """Return when the threads have ended."""
@@ -233,7 +231,10 @@ class _Step:
             start = time.perf_counter()
             item = self._items.get()
             self._note()
-            if item is None or self._run.stopped.is_set():
+            if self._run.stopped.is_set():
+                self.wake()
+                return
+            if item is None:
                 return
             if self._consumer is not None:
                 self._consumer.waited(for_input=time.perf_counter() - start)
