@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ from caption_extents.errors import DecodeError, EncodeError, UploadError
 from caption_extents.model.identity import DEFAULT_WEIGHTS
 from caption_extents.model.weights import write_costs
 from caption_extents.pipeline import stages
+from caption_extents.pipeline.pipelined import _Run
+from caption_extents.pipeline.stages import Workers
 from caption_extents.results.database import open_database
 from caption_extents.storage.folder import LOCK_NAME
 from caption_extents.storage.keys import VideoKeys
@@ -39,6 +42,7 @@ from caption_extents.storage.versions import read_manifest
 from caption_extents.training.sample_video import CROP
 from caption_extents.video.decoders import cpu
 from caption_extents.video.decoders.cpu import CpuDecoder
+from caption_extents.watchdog import Watchdog
 from tests.media import Recipe, make_video, reference_samples
 from tests.models import QuickModel
 from tests.test_exactness import B_FRAMES, QUICK_VP9, VARIABLE, X265
@@ -295,6 +299,26 @@ def test_a_failing_stage_stops_the_run_which_can_be_finished(
     assert complete_versions(open_store(store), VideoKeys("t1", "v1")) == []
     monkeypatch.undo()
     captioned.assert_is_finished_in(store)
+
+
+def test_all_threads_that_wait_for_items_see_that_the_run_has_stopped() -> None:
+    """Also where they are more than their queue has room for."""
+    stages: Any = SimpleNamespace(workers=Workers(queue_size=1), watchdog=Watchdog())
+    run, gate = _Run(stages), threading.Event()
+    step = run._step("encode", 8, lambda item: gate.wait(10))
+    while len(step._threads) < 8:
+        step.put(None)
+        time.sleep(0.02)
+    gate.set()
+    deadline = time.monotonic() + 10
+    while step._idle < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert step._idle == 8
+    run.stopped.set()
+    step.wake()
+    for thread in step._threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in step._threads)
 
 
 @pytest.mark.parametrize("error", [DecodeError("the video is damaged"), KeyboardInterrupt()], ids=["error", "Ctrl-C"])
