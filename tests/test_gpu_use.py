@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from caption_extents.pipeline import gpu_use
-from caption_extents.pipeline.gpu_use import GpuWatch, memory_in_use, open_nvml
+from caption_extents.pipeline.gpu_use import GpuSampler, GpuWatch, memory_in_use, open_nvml
 from caption_extents.video.nvdec.driver import device_uuid
 
 
@@ -44,7 +44,7 @@ def watch(monkeypatch: pytest.MonkeyPatch, library: ModuleType, before: dict[str
 
     monkeypatch.setattr(gpu_use._Gpu, "read", counted)
     deadline = time.monotonic() + 30
-    with GpuWatch("GPU-1", time.perf_counter(), before) as watched:
+    with GpuSampler("GPU-1").watch(time.perf_counter(), before) as watched:
         while len(readings) < 20 and time.monotonic() < deadline:
             time.sleep(0.005)
     return watched
@@ -104,7 +104,7 @@ def test_what_the_driver_does_not_answer_is_left_out(monkeypatch: pytest.MonkeyP
 
 
 def test_nothing_is_watched_without_a_gpu() -> None:
-    with GpuWatch(None, 0.0) as watched:
+    with GpuSampler(None).watch(0.0) as watched:
         pass
     assert watched.use is None
     assert watched.activities == {}
@@ -113,9 +113,9 @@ def test_nothing_is_watched_without_a_gpu() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_real_gpu_tells() -> None:
     pytest.importorskip("pynvml")
-    with GpuWatch(device_uuid(0), time.perf_counter()) as watched:
+    uuid = device_uuid(0)
+    assert uuid in memory_in_use(open_nvml())
+    with GpuSampler(uuid).watch(time.perf_counter()) as watched:
         time.sleep(0.5)
-    assert watched._gpu is not None
-    assert watched._gpu.uuid in memory_in_use(open_nvml())
     assert watched.use is not None
     assert watched.use.peak_memory_bytes > 0

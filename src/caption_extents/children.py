@@ -40,6 +40,7 @@ _MAX_PAYLOADS = 16
 _MAX_PAYLOAD_BYTES = 1 << 32
 _POLL_MILLISECONDS = 60_000
 _LIFE_SECONDS = 0.2
+_ASK_SECONDS = 2.0
 _SOCKET_BYTES = 1 << 20
 _MESSAGE_CHARACTERS = 500
 _MOST_KNOWN = 64
@@ -211,7 +212,7 @@ class Child:
         self.stall_seconds = stall_seconds
         self._closing = threading.Lock()
         self._closed = False
-        self._peak_memory_bytes, self._cpu_seconds = 0, 0.0
+        self._peak_memory_bytes, self._ask_again_at, self._cpu_seconds = 0, 0.0, 0.0
         self._process = spawned.process
         self.channels = [
             Channel(end, memory, errors) for end, memory in zip(spawned.ends, spawned.memories, strict=True)
@@ -264,14 +265,19 @@ class Child:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Largest resident set of the child so far, in bytes; shared pages count proportionally.
+        """Largest resident set of the child until a moment ago, in bytes; shared pages count proportionally.
 
-        The system counts pages for that, which takes milliseconds for a process with much memory.
+        The system counts pages for that, which takes it 10 ms for a process with much memory: it is not asked again
+        for a while.
         """
         with self._closing:
-            if self._runs():
-                self._peak_memory_bytes = own_peak_memory_of(self.process_id)
+            if self._runs() and time.monotonic() >= self._ask_again_at:
+                self._count_memory()
         return self._peak_memory_bytes
+
+    def _count_memory(self) -> None:
+        self._peak_memory_bytes = own_peak_memory_of(self.process_id)
+        self._ask_again_at = time.monotonic() + _ASK_SECONDS
 
     @property
     def cpu_seconds(self) -> float:
@@ -287,8 +293,10 @@ class Child:
     def kill(self) -> None:
         """End the child without waiting for it; threads that wait for it fail. Calling it twice is harmless."""
         # What it took is still asked for when it is gone.
-        _ = self.peak_memory_bytes, self.cpu_seconds
+        _ = self.cpu_seconds
         with self._closing:
+            if self._runs():
+                self._count_memory()
             self._closed = True
             for channel in self.channels:
                 channel.shut_down()
@@ -354,7 +362,8 @@ class Children:
     def peak_memory_bytes(self) -> int:
         """Their largest resident sets together; pages that they share are counted once."""
         with self._lock:
-            return sum(child.peak_memory_bytes for child in self._all)
+            known = list(self._all)
+        return sum(child.peak_memory_bytes for child in known)
 
     @property
     def cpu_seconds(self) -> float:

@@ -13,8 +13,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,7 @@ from caption_extents.model.identity import CHECKPOINTS
 from caption_extents.model.opened import OpenedModel, choose_device, is_object
 from caption_extents.options import Job, check_count
 from caption_extents.pipeline.clocks import ENCODING
-from caption_extents.pipeline.gpu_use import GpuWatch
+from caption_extents.pipeline.gpu_use import GpuSampler, GpuWatch
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.decoders.isolated import reader_pool
 from caption_extents.video.nvdec import driver
@@ -44,14 +44,19 @@ from caption_extents.watchdog import report_progress
 _Opened = TypeVar("_Opened")
 
 VIDEOS_AT_ONCE = 4
-"""Videos whose samples flow at once by default: one is decoded, while the one before is encoded and committed."""
+"""Videos that are decoded at once by default: while some are opened, the decoders work on the others."""
+
+CALLS_AT_ONCE = 6 * VIDEOS_AT_ONCE
+"""Calls of :meth:`Engine.run` at once that keep a GPU busy: most wait for the store or for encoders, at the start of a
+list for the model."""
 
 _LOOK_SECONDS = 1.0
+_READ_SECONDS = 0.2
 
 _UNUSED = 2
 """Models that stay open while no job uses them."""
 
-_IDLE_PROCESSES = 8
+_IDLE_READERS, _IDLE_DECODERS = CALLS_AT_ONCE, 2 * VIDEOS_AT_ONCE
 """Processes that read or decode which are kept for the next video; those that decode have a CUDA context."""
 
 _MEMORY_SHARE = 0.25
@@ -69,8 +74,9 @@ class Engine:
     Outputs are byte for byte those of :func:`~caption_extents.run_job`.
 
     Args:
-        videos_at_once: videos whose samples flow at once. More calls of :meth:`run` fetch their video from the store,
-            open it and wait, so that those of a store should be a few more.
+        videos_at_once: videos that are decoded at once. Of more calls of :meth:`run`, some fetch their video from the
+            store and wait, while what others have decoded is encoded, uploaded and committed: a GPU is kept busy by
+            six times as many.
         samples_mib: memory for the samples in flight of all videos, in MiB; by default a quarter of the machine's. A
             video that needs more than that is run alone.
 
@@ -81,13 +87,14 @@ class Engine:
     def __init__(self, videos_at_once: int = VIDEOS_AT_ONCE, samples_mib: int | None = None) -> None:
         mib = default_samples_mib() if samples_mib is None else check_count("samples_mib", samples_mib, 1, 1 << 24)
         self.children = Children()
-        self._room = _Room(check_count("videos_at_once", videos_at_once, 1), mib << 20)
+        self._decoding = _Room(check_count("videos_at_once", videos_at_once, 1))
+        self._samples = _Room(mib << 20)
         self._shares = _Shares(self.children)
         self._videos_at_once = videos_at_once
         self._kept: dict[tuple[Hashable, ...], _Kept] = {}
         self._lock = threading.Lock()
         self._closed = False
-        self._totals = _Totals(self._shares)
+        self._totals = _Totals(self._shares, self.sampler)
 
     def __enter__(self) -> Engine:
         return self
@@ -120,8 +127,8 @@ class Engine:
         self._totals.begin(choose_device(job.device, job.model))
         share = self._shares.begin()
         try:
-            with wrap_unexpected_errors():
-                result = run(job, _SharedResources(self, share))
+            with closing(_SharedResources(self, share)) as resources, wrap_unexpected_errors():
+                result = run(job, resources)
         finally:
             self._shares.end(share)
         self._totals.add(job, result)
@@ -135,6 +142,10 @@ class Engine:
     def metrics(self) -> EngineMetrics:
         """How busy everything was since the first job began."""
         return self._totals.metrics()
+
+    def sampler(self, uuid: str | None) -> GpuSampler:
+        """Asks the driver of a GPU, by its UUID, how busy it is."""
+        return GpuSampler(None) if uuid is None else self._keep(("gpu", uuid), lambda: GpuSampler(uuid))
 
     def _keep(self, key: tuple[Hashable, ...], open_it: Callable[[], _Opened]) -> _Opened:
         """What is opened once; if it has failed since, it is opened anew."""
@@ -196,12 +207,16 @@ class _Kept:
 class _SharedResources:
     """What an engine lends to a run."""
 
-    gpu_memory_before: Mapping[str, int] | None = None
     reads_arriving = False
 
     def __init__(self, engine: Engine, share: _Share) -> None:
         self._engine, self._share = engine, share
+        self._turn = ExitStack()
         self.children = engine.children
+
+    def close(self) -> None:
+        """Give back what the run still has."""
+        self._turn.close()
 
     def stopwatch(self) -> Stopwatch:
         """See the protocol."""
@@ -226,13 +241,25 @@ class _SharedResources:
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
         keep = self._engine._keep
-        readers = keep(("reader",), lambda: reader_pool(self.children, most_idle=_IDLE_PROCESSES))
-        sessions = keep(("decoder", gpu), lambda: SessionPool(gpu, self.children, most_idle=_IDLE_PROCESSES))
+        readers = keep(("reader",), lambda: reader_pool(self.children, most_idle=_IDLE_READERS))
+        sessions = keep(("decoder", gpu), lambda: SessionPool(gpu, self.children, most_idle=_IDLE_DECODERS))
         return StartedReading.start(job, path, readers, sessions)
+
+    def gpu_watch(self, uuid: str | None, origin: float) -> GpuWatch:
+        """See the protocol."""
+        return self._engine.sampler(uuid).watch(origin)
+
+    def begin_decoding(self) -> None:
+        """See the protocol."""
+        self._turn.enter_context(self._engine._decoding.taken(1))
+
+    def end_decoding(self) -> None:
+        """See the protocol."""
+        self._turn.close()
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""
-        return self._engine._room.taken(nbytes)
+        return self._engine._samples.taken(nbytes)
 
 
 def _key_of_model(job: Job) -> tuple[Hashable, ...]:
@@ -318,32 +345,32 @@ class _LentEncoder:
 
 
 class _Room:
-    """Bounds how many runs have samples in flight, and how many bytes these take; first come, first served."""
+    """Bounds what runs take together; first come, first served."""
 
-    def __init__(self, runs: int, nbytes: int) -> None:
-        self._free_runs, self._free_bytes, self._most_bytes = runs, nbytes, nbytes
+    def __init__(self, most: int) -> None:
+        self._free, self._most = most, most
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, nbytes: int) -> Iterator[None]:
+    def taken(self, amount: int) -> Iterator[None]:
         """Wait for room; what is larger than all of it waits until it is alone."""
-        nbytes = min(nbytes, self._most_bytes)
+        amount = min(amount, self._most)
         with self._changed:
             ticket = object()
             self._waiting.append(ticket)
             try:
-                while self._waiting[0] is not ticket or self._free_runs == 0 or self._free_bytes < nbytes:
+                while self._waiting[0] is not ticket or self._free < amount:
                     self._changed.wait()
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
-            self._free_runs, self._free_bytes = self._free_runs - 1, self._free_bytes - nbytes
+            self._free -= amount
         try:
             yield
         finally:
             with self._changed:
-                self._free_runs, self._free_bytes = self._free_runs + 1, self._free_bytes + nbytes
+                self._free += amount
                 self._changed.notify_all()
 
 
@@ -368,11 +395,17 @@ class _Shares:
         self._children = children
         self._running: list[_Share] = []
         self._lock = threading.Lock()
+        self._read_again_at = 0.0
         self._until = self._now()
         self._cpu_seconds, self._begun = 0.0, 0
 
     def _now(self) -> tuple[float, float]:
-        return time.perf_counter(), time.process_time() + self._children.cpu_seconds
+        now = time.perf_counter()
+        if now < self._read_again_at:
+            return now, self._until[1]
+        # A file is read for each child, and the GIL given up and awaited for each.
+        self._read_again_at = now + _READ_SECONDS
+        return now, time.process_time() + self._children.cpu_seconds
 
     @property
     def cpu_seconds(self) -> float:
@@ -457,8 +490,8 @@ class EngineMetrics:
 class _Totals:
     """Sums over the jobs of an engine."""
 
-    def __init__(self, shares: _Shares) -> None:
-        self._shares = shares
+    def __init__(self, shares: _Shares, sampler: Callable[[str | None], GpuSampler]) -> None:
+        self._shares, self._sampler = shares, sampler
         self._started: float | None = None
         self._ended = 0.0
         self._videos, self._video_seconds = 0, 0.0
@@ -473,7 +506,7 @@ class _Totals:
                 self._started = time.perf_counter()
             number = int(device.partition(":")[2] or 0)
             if device != "cpu" and number not in self._gpus:
-                self._gpus[number] = GpuWatch(driver.device_uuid(number), self._started)
+                self._gpus[number] = self._sampler(driver.device_uuid(number)).watch(self._started)
                 self._gpus[number].__enter__()
 
     def add(self, job: Job, result: CropInferResult) -> None:

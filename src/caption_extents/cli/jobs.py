@@ -191,7 +191,9 @@ def batch(
     ],
     jobs_at_once: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, help="Videos at once; by default 4 for each GPU, else 2. Ray decides by itself."),
+        typer.Option(
+            "--jobs", min=1, help="Videos decoded at once; by default 4 for each GPU, else 2. Ray decides by itself."
+        ),
     ] = None,
     where: Annotated[str, typer.Option("--on", help=f"Where: {choices(EXECUTOR_NAMES)}.")] = "local",
     cpus: Annotated[

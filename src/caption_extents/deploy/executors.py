@@ -20,7 +20,7 @@ from caption_extents.batch import (
 from caption_extents.encoders.modal_settings import JOB_FUNCTION
 from caption_extents.encoders.modal_workers import find_function
 from caption_extents.encoders.ray_cluster import Actor, ActorLostError, RayCluster, Resources
-from caption_extents.engine import VIDEOS_AT_ONCE, engine_of_process
+from caption_extents.engine import CALLS_AT_ONCE, engine_of_process
 from caption_extents.errors import InputError, ProcessingError
 
 
@@ -41,14 +41,12 @@ class RayExecutor:
             there = cluster.resources
             gpus = int(there.gpus)
             needs = Resources(min(self._cpus, there.cpus / max(1, gpus)), gpus=1.0 if gpus else 0.0)
-            count, calls = (gpus, VIDEOS_AT_ONCE) if gpus else (max(1, int(there.cpus / needs.cpus)), 1)
+            count, calls = (gpus, CALLS_AT_ONCE) if gpus else (max(1, int(there.cpus / needs.cpus)), 1)
             actors = [Actor(number, calls) for number in range(min(count, len(entries)))]
 
             def run(actor: Actor, entry: Entry) -> Outcome:
                 try:
-                    future = cluster.submit(
-                        _run_on_engine, calls, _for_workers(entry), options, needs=needs, actor=actor
-                    )
+                    future = cluster.submit(_run_on_engine, _for_workers(entry), options, needs=needs, actor=actor)
                     return replace(future.result(), digest=entry.digest)
                 except ActorLostError as error:
                     raise LaneLostError from error
@@ -61,8 +59,8 @@ class RayExecutor:
             cluster.close()
 
 
-def _run_on_engine(videos_at_once: int, entry: Entry, options: BatchOptions) -> Outcome:
-    return run_entry(entry, options, engine_of_process(videos_at_once).run)
+def _run_on_engine(entry: Entry, options: BatchOptions) -> Outcome:
+    return run_entry(entry, options, engine_of_process().run)
 
 
 def _for_workers(entry: Entry) -> Entry:

@@ -24,7 +24,7 @@ from caption_extents.batch import (
     run_entry,
 )
 from caption_extents.children import Channel, ChannelError, Child, before_end, serve_each
-from caption_extents.engine import VIDEOS_AT_ONCE, Engine, EngineMetrics, default_samples_mib
+from caption_extents.engine import CALLS_AT_ONCE, VIDEOS_AT_ONCE, Engine, EngineMetrics, default_samples_mib
 from caption_extents.errors import InputError
 from caption_extents.interrupts import Interrupted, interrupt_on_signals
 from caption_extents.options import Job, encoders_of_machine
@@ -32,6 +32,8 @@ from caption_extents.spawning import ChildKind, SpawnedProcess
 from caption_extents.video.nvdec.driver import device_count
 
 VIDEOS_ON_CPU = 2
+
+_LANES = CALLS_AT_ONCE // VIDEOS_AT_ONCE
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LOOK_SECONDS = 0.05
@@ -46,7 +48,7 @@ class LocalExecutor:
     a process of its own, so that a crash costs its videos a second try, and no more.
 
     Args:
-        jobs: videos at once, on all GPUs together; 0 for a few on each.
+        jobs: videos decoded at once, on all GPUs together; 0 for a few on each.
 
     Attributes:
         metrics: of each engine, after a list.
@@ -71,8 +73,8 @@ class LocalExecutor:
         try:
             for number in range(count):
                 flowing = jobs // count + (number < jobs % count)
-                # Those beyond wait for the store meanwhile: they fetch a video, or commit one.
-                lanes = flowing * (1 + is_distant)
+                # Those beyond wait meanwhile for encoders, or for the store: they fetch a video, or commit one.
+                lanes = flowing * (_LANES if gpus else 1 + is_distant)
                 gpu = number if count > 1 else None
                 engines.append(_EngineProcess(options, flowing, lanes, default_samples_mib(count), gpu))
             each = [[partial(engine.run, lane) for lane in range(engine.lanes)] for engine in engines]

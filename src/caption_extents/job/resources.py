@@ -18,7 +18,7 @@ from caption_extents.model.identity import read_identity
 from caption_extents.model.opened import LocalModel, OpenedModel, is_object
 from caption_extents.model.process import ModelProcess
 from caption_extents.options import Job
-from caption_extents.pipeline.gpu_use import memory_in_use, open_nvml
+from caption_extents.pipeline.gpu_use import GpuSampler, GpuWatch, memory_in_use, open_nvml
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess, reader_pool
 from caption_extents.video.nvdec.sessions import GpuSessions, SessionPool
@@ -65,10 +65,6 @@ class Resources(Protocol):
     children: Children
     """Registry of the child processes."""
 
-    gpu_memory_before: Mapping[str, int] | None
-    """Memory in use on each GPU before the run's child processes were started, in bytes, by the GPU's UUID; None if it
-    is that in use now."""
-
     reads_arriving: bool
     """Whether a video is indexed while it is fetched from the store. That is worth it where nothing else is to be done
     meanwhile; otherwise it is opened when it has come, by the processes that read and decode local files."""
@@ -93,6 +89,18 @@ class Resources(Protocol):
         """Child processes that read a local video and decode it on a GPU; the caller closes them."""
         ...
 
+    def gpu_watch(self, uuid: str | None, origin: float) -> GpuWatch:
+        """Sees how busy a GPU is since the start of a run; nothing without a UUID."""
+        ...
+
+    def begin_decoding(self) -> None:
+        """Wait until a run may open its video and decode it."""
+        ...
+
+    def end_decoding(self) -> None:
+        """The video has been decoded, or never will be: another one may be."""
+        ...
+
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """Wait until a run may have so many bytes of samples in flight."""
         ...
@@ -109,7 +117,7 @@ class OwnResources:
 
     def __init__(self, children: Children) -> None:
         self.children = children
-        self.gpu_memory_before: Mapping[str, int] | None = None
+        self._gpu_memory_before: Mapping[str, int] | None = None
 
     def stopwatch(self) -> Stopwatch:
         """See the protocol."""
@@ -129,8 +137,18 @@ class OwnResources:
 
     def started(self, job: Job, path: Path, gpu: int) -> StartedReading:
         """See the protocol."""
-        self.gpu_memory_before = memory_in_use(open_nvml())
+        self._gpu_memory_before = memory_in_use(open_nvml())
         return StartedReading.start(job, path, reader_pool(self.children), SessionPool(gpu, self.children))
+
+    def gpu_watch(self, uuid: str | None, origin: float) -> GpuWatch:
+        """See the protocol; memory counts from before the child processes were started."""
+        return GpuSampler(uuid).watch(origin, self._gpu_memory_before)
+
+    def begin_decoding(self) -> None:
+        """Nothing to wait for."""
+
+    def end_decoding(self) -> None:
+        """Nobody waits."""
 
     def room(self, nbytes: int) -> AbstractContextManager[None]:
         """See the protocol."""

@@ -38,7 +38,6 @@ from caption_extents.model.opened import OpenedModel, PairLabeller, choose_devic
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.pipeline.analysis import Prices
 from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, make_clocks
-from caption_extents.pipeline.gpu_use import GpuWatch
 from caption_extents.pipeline.metrics import RunMetrics
 from caption_extents.pipeline.offload import Offload, remove_old_blocks
 from caption_extents.pipeline.pipelined import run_pipelined, samples_in_flight
@@ -126,11 +125,11 @@ def run(job: Job, resources: Resources) -> CropInferResult:
             _encoder_workers(job, lease) as workers,
         ):
             done = _stored_chunks(lease, len(plan.timeline))
-            gpu = GpuWatch(_gpu_uuid(device), watch.started, resources.gpu_memory_before)
+            gpu = resources.gpu_watch(_gpu_uuid(device), watch.started)
             # Not while the store is asked: other runs have the room meanwhile.
             with resources.room(_bytes_in_flight(job, plan, encoder)), model.labeller() as labeller:
                 opened = _Opened(job, plan, lease, done, labeller, encoder, workers, watch, watchdog)
-                stages, on_gpu = opened.stages(rows, found), device != "cpu"
+                stages, on_gpu = opened.stages(rows, found, resources.end_decoding), device != "cpu"
                 measured = Measured(
                     job, plan.crop, plan.preset, plan.prices, on_gpu, stages, watch, gpu, resources.children
                 )
@@ -305,12 +304,13 @@ class _Opened:
     watch: Stopwatch
     watchdog: Watchdog
 
-    def stages(self, rows: DatabaseWriter, found: _Captions) -> Stages:
+    def stages(self, rows: DatabaseWriter, found: _Captions, on_decoded: Callable[[], None]) -> Stages:
         """Build the stages.
 
         Args:
             rows: database to which pairs are written as soon as they are labelled.
             found: finds the captions as soon as all pairs are labelled.
+            on_decoded: called when all samples have been decoded.
         """
         job, facts, count = self.job, self.plan.facts, len(self.plan.timeline)
         stored = sum(len(chunk.samples) for chunk in self.done)
@@ -330,7 +330,9 @@ class _Opened:
             )
         decoder = self.plan.video.samples(self.plan.crop)
         return Stages(
-            extraction=Extraction(decoder, count, job.max_undecodable_share, self.watchdog, clocks[EXTRACTION], loose),
+            extraction=Extraction(
+                decoder, count, job.max_undecodable_share, self.watchdog, clocks[EXTRACTION], loose, on_decoded
+            ),
             inference=Inference(self.labeller, count, clocks[INFERENCE], _skip_nan(rows.add_pairs), found.begin),
             encoding=Encoding(self.encoder, form, clocks[ENCODING], count, self.done),
             upload=Upload(self.lease, clocks[UPLOAD]),

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -76,10 +76,9 @@ class ModelProcess:
 
     @contextmanager
     def labeller(self) -> Iterator[VideoLabeller]:
-        """See the protocol."""
-        with self._channel() as line:
-            line.ask({"kind": "begin"})
-            yield _RemoteLabeller(line)
+        """See the protocol; the child works on as many videos at once as it has channels, and others wait."""
+        with closing(_RemoteLabeller(self._channel)) as labeller:
+            yield labeller
 
     def close(self) -> None:
         """See the protocol."""
@@ -136,19 +135,38 @@ class _Line:
 
 
 class _RemoteLabeller:
-    def __init__(self, line: _Line) -> None:
-        self._line = line
+    """Has a channel from a video's first samples to its last.
+
+    Args:
+        lend: gives a channel, as soon as one is free.
+    """
+
+    def __init__(self, lend: Callable[[], AbstractContextManager[_Line]]) -> None:
+        self._lend = lend
+        self._line: _Line | None = None
+        self._lent = ExitStack()
+
+    def close(self) -> None:
+        """Give the channel back, if the video has not come to its end."""
+        self._line = None
+        self._lent.close()
 
     def compare_with_ends(self, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
         """See the protocol."""
-        _, found = self._line.ask({"kind": "compare"}, frames)
+        with self._lend() as line:
+            _, found = line.ask({"kind": "compare"}, frames)
         with_first, with_last = (_labels(part, -1, len(Label)) for part in found)
         return with_first, with_last
 
     def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
         """See the protocol."""
+        if self._line is None:
+            self._line = self._lent.enter_context(self._lend())
+            self._line.ask({"kind": "begin"})
         message = {"kind": "add", "first_sample": batch.first_sample, "is_last": is_last}
         reply, found = self._line.ask(message, batch.planes)
+        if is_last:
+            self.close()
         for first, part in zip(reply["firsts"], found, strict=True):
             yield first, _labels(part, -1, 2, len(Label))
 

@@ -63,49 +63,82 @@ class GpuUse:
     added_memory_bytes: int
 
 
-class GpuWatch:
-    """A context manager that samples the utilisation of a GPU ten times a second with NVML, as far as it is available.
+class GpuSampler:
+    """Asks a GPU's driver (NVML) ten times a second while somebody watches; one for all runs of a process.
+
+    An answer takes some 40 ms, and the driver gives one at a time: asked for each run, it would answer none in time.
 
     Args:
         uuid: UUID of the GPU; None to measure nothing.
-        origin: start of the run, on the clock of ``time.perf_counter``.
-        memory_before: memory in use on each GPU before the run, in bytes, by UUID; by default that in use now.
     """
 
-    def __init__(self, uuid: str | None, origin: float, memory_before: Mapping[str, int] | None = None) -> None:
+    def __init__(self, uuid: str | None) -> None:
+        self._gpu = None if uuid is None else _Gpu.open(uuid)
+        self._watching: list[GpuWatch] = []
+        self._lock = threading.Lock()
+
+    def watch(self, origin: float, memory_before: Mapping[str, int] | None = None) -> GpuWatch:
+        """A watch, a context manager.
+
+        Args:
+            origin: start of the run, on the clock of ``time.perf_counter``.
+            memory_before: memory in use on each GPU before the run, in bytes, by UUID; by default that in use now.
+        """
+        if self._gpu is None:
+            return GpuWatch(self, origin, 0)
+        before = (memory_before or {}).get(self._gpu.uuid)
+        return GpuWatch(self, origin, self._gpu.memory_in_use() if before is None else before)
+
+    def add(self, watch: GpuWatch) -> None:
+        """Tell a watch what is read from now on."""
+        if self._gpu is None:
+            return
+        with self._lock:
+            self._watching.append(watch)
+            if len(self._watching) == 1:
+                threading.Thread(target=self._ask, args=(self._gpu,), name="gpu-sampler", daemon=True).start()
+
+    def remove(self, watch: GpuWatch) -> None:
+        """Tell it nothing more."""
+        with self._lock:
+            self._watching = [one for one in self._watching if one is not watch]
+
+    def _ask(self, gpu: _Gpu) -> None:
+        before = time.perf_counter()
+        while True:
+            time.sleep(_INTERVAL_SECONDS)
+            reading, now = gpu.read(), time.perf_counter()
+            with self._lock:
+                for watch in self._watching:
+                    watch.add(before, now, reading)
+                if not self._watching:
+                    return
+            before = now
+
+
+class GpuWatch:
+    """What is seen of a GPU during one run; made by :meth:`GpuSampler.watch`."""
+
+    def __init__(self, sampler: GpuSampler, origin: float, memory_before: int) -> None:
         self.activities: dict[str, Activity] = {}
         """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
+        self._sampler, self._origin, self._memory_before = sampler, origin, memory_before
         self._sums = _Sums()
-        self._origin = origin
-        self._gpu = None if uuid is None else _Gpu.open(uuid)
-        self._memory_before = 0
-        if self._gpu is not None:
-            before = {**memory_in_use(self._gpu.nvml), **(memory_before or {})}
-            self._memory_before = before.get(self._gpu.uuid, 0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="gpu-watch", daemon=True)
 
     def __enter__(self) -> GpuWatch:
-        if self._gpu is not None:
-            self._thread.start()
+        self._sampler.add(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._sampler.remove(self)
 
-    def _watch(self) -> None:
-        assert self._gpu is not None
-        before = time.perf_counter()
-        while not self._stop.wait(_INTERVAL_SECONDS):
-            reading, now = self._gpu.read(), time.perf_counter()
-            for name, value in reading.items():
-                self.activities.setdefault(name, Activity(self._origin)).add(before, now, value)
-            self._sums.add(reading)
-            before = now
+    def add(self, since: float, until: float, reading: dict[str, float]) -> None:
+        """Add what was read at the end of some time."""
+        for name, value in reading.items():
+            self.activities.setdefault(name, Activity(self._origin)).add(since, until, value)
+        self._sums.add(reading)
 
     @property
     def use(self) -> GpuUse | None:
@@ -154,6 +187,10 @@ class _Gpu:
         except Exception:
             # A run does not fail because figures about the GPU are missing.
             return None
+
+    def memory_in_use(self) -> int:
+        """Bytes of its memory in use; 0 if that is not answered."""
+        return memory_in_use(self.nvml).get(self.uuid, 0)
 
     def read(self) -> dict[str, float]:
         """What is in use now."""

@@ -60,6 +60,8 @@ class Extraction:
     clock: StageClock
     loose_end: int = 0
     """Samples at the end that may be undecodable."""
+    on_end: Callable[[], None] = lambda: None
+    """Called when all samples have been decoded."""
 
     def __post_init__(self) -> None:
         self._watched = self.watchdog.items("decoding", self.decoder)
@@ -73,6 +75,7 @@ class Extraction:
             self._check()
             yield batch
         self._check()
+        self.on_end()
 
     def close(self) -> None:
         """Stop decoding and free everything."""

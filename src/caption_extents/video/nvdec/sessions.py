@@ -32,9 +32,13 @@ SPARE_SESSIONS = 1
 _SHARED_BYTES = 64 << 20
 """Maximum size of a film of one segment that is sent to a session process; larger ones are decoded in this process."""
 
+_SEGMENTS_OF_SESSION = 3
+"""A session is worth opening for so many segments. A GPU's driver takes 0.06 s to open a decoder, one after the other,
+and each decodes the first frames of its film twice: as long as it takes for three segments of 720p."""
+
 _SHORT_SEGMENTS = 32
-"""A film of up to so many segments, three minutes or so, is decoded by the sessions of one process: it takes a GPU's
-driver 0.06 s to open a decoder, one after the other, which is what a session takes for three segments of 720p."""
+"""A film of up to so many segments, three minutes or so, is decoded by the sessions of one process, whose context takes
+the driver 0.4 s."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,9 @@ class GpuSessions:
     def _session_count(self, work: Work) -> int:
         engines = decode_engines(work.facts.codec, self._ordinal)
         most = engines.count + SPARE_SESSIONS if engines else 1
-        return min(most, SESSIONS) if len(work.spans) <= _SHORT_SEGMENTS else most
+        if len(work.spans) <= _SHORT_SEGMENTS:
+            most = min(most, SESSIONS)
+        return min(most, -(-len(work.spans) // _SEGMENTS_OF_SESSION))
 
     def _remote(self, work: Work, count: int) -> list[SegmentSession]:
         needed = -(-count // SESSIONS)
