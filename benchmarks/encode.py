@@ -102,11 +102,8 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 def labels(model: CaptionModel, planes: Planes) -> np.ndarray:
     """Forward labels of all pairs."""
-    y, u, v = (torch.from_numpy(plane) for plane in planes)
-    embeddings = torch.cat(
-        [model.embed(y[at : at + 32], u[at : at + 32], v[at : at + 32]) for at in range(0, len(y), 32)]
-    )
-    forward: np.ndarray = model.compare(embeddings[:-1], embeddings[1:])[:, 0].numpy().argmax(axis=1)
+    embeddings = model.backend.embed(planes)
+    forward: np.ndarray = model.backend.compare(embeddings[:-1], embeddings[1:])[:, 0].argmax(axis=1)
     return forward
 
 

@@ -61,9 +61,9 @@ class _Floors:
     def inference(self, threads: int) -> float:
         """Seconds for all samples, from batches on the device."""
         count = sum(map(len, self._batches))
-        with CaptionModel(device=self._device, threads=threads) as model:
+        with CaptionModel(device=str(self._device), threads=threads) as model:
             for _ in range(2):
-                inference = Inference(Labeller(model), count, StageClock(INFERENCE))
+                inference = Inference(Labeller(model.backend), count, StageClock(INFERENCE))
                 start = time.perf_counter()
                 for batch in self._batches:
                     inference.infer(batch)

@@ -38,7 +38,7 @@ def infer(model: CaptionModel, batches: list[SampleBatch], repeats: int) -> tupl
     count = sum(map(len, batches))
     best: dict[str, Any] = {}
     for _ in range(repeats + 1):
-        inference = Inference(Labeller(model), count, StageClock(INFERENCE))
+        inference = Inference(Labeller(model.backend), count, StageClock(INFERENCE))
         wall, cpu = time.perf_counter(), time.process_time()
         for batch in batches:
             inference.infer(batch)
@@ -62,7 +62,7 @@ def main() -> None:
     device = choose_device(arguments.device)
     video, region = arguments.video or captioned_video(arguments.minutes), CropRegion.parse(arguments.crop)
     batches = read_batches(video, region, BATCH_SAMPLES)
-    with CaptionModel(threads=machine()["cores"]) as model:
+    with CaptionModel(device="cpu", threads=machine()["cores"]) as model:
         reference, cpu = infer(model, batches, arguments.repeats)
     result: dict[str, Any] = {
         "samples": sum(map(len, batches)),
@@ -75,7 +75,7 @@ def main() -> None:
     )
     if device.type == "cuda":
         batches = read_batches(video, region, arguments.batch)
-        with CaptionModel(device=device) as model:
+        with CaptionModel(device=str(device)) as model:
             found, gpu = infer(model, batches, arguments.repeats)
         gpu |= {"batch": arguments.batch}
         same = float((found.argmax(-1) == reference.argmax(-1)).mean())

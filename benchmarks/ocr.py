@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.common import captioned_video, write_result
 from caption_extents import CropRegion, crop_and_infer_caption_frame_extents
-from caption_extents.model.preprocess import to_picture
 from caption_extents.ocr.captions import store_texts
 from caption_extents.ocr.reader import RapidReader, ReadText
+from caption_extents.pictures import to_picture
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.training.sample_video import CROP

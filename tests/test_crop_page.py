@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import av
 import pytest
 
-from caption_extents.model.preprocess import to_jpeg
+from caption_extents.pictures import to_jpeg
 from caption_extents.region import CropRegion
 from caption_extents.report.crop_page import choose_region
 from tests.browser import open_browser

@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from caption_extents.captions.extents import DecodingCosts
 from caption_extents.errors import ModelError
-from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.devices import single_threaded_pool
 from caption_extents.model.identity import DEFAULT_WEIGHTS, INPUT_AREA_PX, read_identity
+from caption_extents.model.inputs import STRIDE, input_size
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
-from caption_extents.model.preprocess import STRIDE, input_size, to_input
+from caption_extents.model.preprocess import to_input
+from caption_extents.model.torch_network import TorchNetwork
 from caption_extents.model.weights import load_weights, save_weights, write_costs
 
 SMALL = NetworkConfig(8, 8, 16, 1, 8, 16)
@@ -104,7 +105,7 @@ def test_nothing_is_copied_to_the_device_on_the_way() -> None:
 
 def test_embeddings_do_not_depend_on_the_batch() -> None:
     y, u, v = planes(20)
-    with CaptionModel(device="cpu", threads=2) as model:
+    with TorchNetwork(device="cpu", threads=2) as model:
         whole = model.embed(y, u, v)
         single = torch.cat([model.embed(y[k : k + 1], u[k : k + 1], v[k : k + 1]) for k in range(20)])
         torch.testing.assert_close(whole, single, rtol=1e-3, atol=1e-4)
@@ -115,7 +116,7 @@ def test_results_do_not_depend_on_threads() -> None:
     results = []
     for threads in (1, 2, 5):
         before = torch.get_num_threads()
-        with CaptionModel(device="cpu", threads=threads) as model:
+        with TorchNetwork(device="cpu", threads=threads) as model:
             embeddings = model.embed(y, u, v)
             results.append((embeddings, model.compare(embeddings[:-1], embeddings[1:])))
         assert torch.get_num_threads() == before
@@ -146,7 +147,7 @@ def test_threads_that_compute_alone_leave_others_as_they_were() -> None:
 
 def test_directions_are_what_they_say() -> None:
     y, u, v = planes(3)
-    with CaptionModel() as model:
+    with TorchNetwork() as model:
         e = model.embed(y, u, v)
         there, back = model.compare(e[:1], e[1:2]), model.compare(e[1:2], e[:1])
     torch.testing.assert_close(there[:, 0], back[:, 1])
@@ -178,7 +179,7 @@ def test_weights_bring_their_costs(tmp_path: Path) -> None:
     after = load_weights(path)
     assert read_identity(path).version == "mine"
     assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
-    with CaptionModel(path) as model:
+    with TorchNetwork(path) as model:
         assert DecodingCosts.of(model) == DecodingCosts(different=2.5, hasty=4.0)
     assert DecodingCosts.of(object()) == DecodingCosts()
 
@@ -218,7 +219,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 def test_a_gpu_says_what_a_cpu_says() -> None:
     crops, found = planes(24), []
     for device in ("cpu", "cuda"):
-        with CaptionModel(device=device) as model:
+        with TorchNetwork(device=device) as model:
             embeddings = model.embed(*crops)
             found.append(model.compare(embeddings[:-1], embeddings[1:]))
     # One computes in half precision.
@@ -231,7 +232,7 @@ def test_a_gpu_looks_as_closely_as_a_cpu() -> None:
     k = torch.arange(23)
     around = tuple((k + step).clamp(0, 23) for step in (-1, 0, 1, 2))
     for device in ("cpu", "cuda"):
-        with CaptionModel(device=device) as model:
+        with TorchNetwork(device=device) as model:
             found.append(model.classify(model.describe_closely(*crops, around)))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02)
 
@@ -241,7 +242,7 @@ def test_each_gpu_records_for_itself() -> None:
     crops = planes(8)
     found = []
     for device in ("cuda:0", "cuda:1"):
-        with CaptionModel(device=device) as model:
+        with TorchNetwork(device=device) as model:
             # The first time it is computed, the second time recorded, the third time replayed.
             found += [model.embed(*crops).cpu() for _ in range(3)]
     for embeddings in found[1:]:

@@ -16,6 +16,7 @@ from caption_extents import CropRegion
 from caption_extents.captions.opacity import VISIBLE_OPACITY
 from caption_extents.errors import InputError
 from caption_extents.model.labeller import compare_with_ends
+from caption_extents.model.torch_backend import TorchBackend
 from caption_extents.pipeline.refine import Change, CompareWithEnds, find_change
 from caption_extents.results.database import open_database
 from caption_extents.storage.store import open_store
@@ -121,6 +122,8 @@ def test_frames_between_are_those_of_a_full_decode(recipe: Recipe, tmp_path: Pat
 class ByLevel:
     """Frames are the same when their brightness is."""
 
+    device, version, digest = "cpu", "by level", "1"
+
     def embed(self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return y.float().mean((1, 2), keepdim=True)
 
@@ -142,7 +145,7 @@ class ByLevelAndEmptiness(ByLevel):
 
 
 def compare_by(model: Any) -> CompareWithEnds:
-    return partial(compare_with_ends, model)
+    return partial(compare_with_ends, TorchBackend(model))
 
 
 def frames(levels: list[int]) -> CroppedFrames:

@@ -19,7 +19,7 @@ import caption_extents
 from caption_extents import CropRegion
 from caption_extents.chunks.plan import chunk_of
 from caption_extents.cli import app
-from caption_extents.model.preprocess import to_picture
+from caption_extents.pictures import to_picture
 from caption_extents.report.html import json_in_html
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.storage.keys import VideoKeys

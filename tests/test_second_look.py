@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caption_extents.labels import Label
-from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.interface import SecondLookModel
 from caption_extents.model.labeller import Labeller
+from caption_extents.model.torch_backend import TorchBackend
+from caption_extents.model.torch_network import TorchNetwork
 from caption_extents.pipeline.clocks import INFERENCE, StageClock
 from caption_extents.pipeline.stages import Inference
 from caption_extents.samples import SampleBatch
@@ -79,7 +80,7 @@ def _expected(brightness: list[int]) -> tuple[torch.Tensor, int]:
 def test_any_batches_give_what_all_samples_at_once_give(brightness: list[int], sizes: list[int]) -> None:
     model = _Counting()
     assert isinstance(model, SecondLookModel)
-    inference = Inference(Labeller(model), len(brightness), StageClock(INFERENCE))
+    inference = Inference(Labeller(TorchBackend(model)), len(brightness), StageClock(INFERENCE))
     at = 0
     for size in itertools.cycle(sizes):
         part = np.asarray(brightness[at : at + size], np.uint8)[:, None, None]
@@ -98,7 +99,7 @@ def test_a_close_look_sees_the_pair_that_it_is_asked_for() -> None:
     y = torch.randint(0, 256, (6, 48, 400), dtype=torch.uint8, generator=generator)
     u, v = torch.randint(0, 256, (2, 6, 24, 200), dtype=torch.uint8, generator=generator).unbind()
     around = (torch.tensor([0, 3]), torch.tensor([1, 4]), torch.tensor([2, 5]), torch.tensor([3, 5]))
-    with CaptionModel(threads=2) as model:
+    with TorchNetwork(threads=2) as model:
         assert isinstance(model, SecondLookModel)
         both = model.describe_closely(y, u, v, around)
         one = model.describe_closely(y[3:], u[3:], v[3:], tuple(numbers[1:] - 3 for numbers in around))
@@ -112,5 +113,5 @@ def test_a_close_look_sees_the_pair_that_it_is_asked_for() -> None:
 def test_what_may_be_one_caption_or_two_is_worth_a_look() -> None:
     probabilities = torch.zeros(4, 2, 5)
     probabilities[:, :, Label.DIFFERENT.value] = torch.tensor([[0.0, 0.05], [0.04, 0.08], [0.9, 0.7], [0.99, 0.98]])
-    with CaptionModel() as model:
+    with TorchNetwork() as model:
         assert model.needs_second_look(probabilities).tolist() == [False, True, True, False]

@@ -11,14 +11,15 @@ import uuid
 from collections.abc import Iterator
 
 import av.codec
-import torch
 from av import __version__ as pyav_version
 from av import library_versions
 
 from caption_extents.errors import CaptionExtentsError
 from caption_extents.model.captioner import CaptionModel
+from caption_extents.model.opened import has_torch
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.inspection import Finding
+from caption_extents.video.nvdec import driver
 from caption_extents.video.nvdec.capabilities import decode_engines
 
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video")
@@ -75,6 +76,14 @@ def _model() -> Finding:
 
 
 def _gpu() -> Iterator[Finding]:
+    if not has_torch():
+        count = driver.device_count()
+        detail = f"{count} for decoding, none for the model: PyTorch is not installed" if count else "none"
+        remedy = "runs use the CPU; with an NVIDIA GPU: install its driver, and pip install 'caption-extents[gpu]'"
+        yield Finding("gpu", "missing", detail, remedy)
+        return
+    import torch
+
     built = f"PyTorch {torch.__version__}"
     if not torch.cuda.is_available():
         wants = torch.version.cuda

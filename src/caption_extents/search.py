@@ -18,7 +18,6 @@ from caption_extents.captions.stream import CaptionStream
 from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.labeller import label_parts
 from caption_extents.model.opened import check_model_device
 from caption_extents.options import Job, check_device, check_share, exact_rate
 from caption_extents.pipeline.clocks import EXTRACTION, StageClock
@@ -121,7 +120,7 @@ class _CaptionSearch:
             self.model = self.given_model or self._opened.enter_context(CaptionModel(device=self.device))
             check_model_device(self.device, str(self.model.device))
             self.costs = DecodingCosts.of(self.model)
-            gpu = (self.model.device.index or 0) if self.model.device.type == "cuda" else None
+            gpu = None if self.model.device == "cpu" else int(self.model.device.partition(":")[2] or 0)
             decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)
             self.video = self._opened.enter_context(open_local(Path(self.path), self.rate, decoding))
             if not self.partial:
@@ -166,4 +165,4 @@ class _CaptionSearch:
         )
         with closing(samples):
             yield np.empty((0, 2, len(Label)), np.float32)
-            yield from label_parts(self.model, samples)
+            yield from self.model.label_parts(samples)

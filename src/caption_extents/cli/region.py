@@ -89,8 +89,8 @@ def _choose_region(video: Path, stream: int | None, quiet: bool) -> CropRegion:
 
     from av.video.frame import VideoFrame
 
-    from caption_extents.model.preprocess import to_jpeg
     from caption_extents.ocr.crop import pick_times, pictures_at
+    from caption_extents.pictures import to_jpeg
     from caption_extents.report.crop_page import choose_region
     from caption_extents.video.info import probe
     from caption_extents.video.timeline import build_timeline

@@ -36,7 +36,8 @@ def _image(package: str, *, gpu: bool) -> modal.Image:
     if gpu:
         # Without "video" the driver hides its decoder.
         variables["NVIDIA_DRIVER_CAPABILITIES"] = "compute,utility,video"
-    wanted = package or f"caption-extents[modal]=={__version__}"
+    extras = "gpu,modal" if gpu else "modal"
+    wanted = package or f"caption-extents[{extras}]=={__version__}"
     return modal.Image.debian_slim(python_version=_PYTHON).pip_install(wanted).env(variables)
 
 

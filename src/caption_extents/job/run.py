@@ -34,7 +34,7 @@ from caption_extents.job.result import CropInferResult, Measured, Stopwatch
 from caption_extents.labels import Label
 from caption_extents.machine import memory_bytes
 from caption_extents.model.identity import DEFAULT_WEIGHTS, ModelIdentity
-from caption_extents.model.opened import OpenedModel, PairLabeller, choose_device, is_object
+from caption_extents.model.opened import OpenedModel, PairLabeller, choose_device, has_torch, is_object
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.pipeline.analysis import Prices
 from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, make_clocks
@@ -111,6 +111,11 @@ def run(job: Job, resources: Resources) -> CropInferResult:
     watch, started_at, watchdog = resources.stopwatch(), datetime.now(UTC), Watchdog(job.stall_seconds)
     keys = VideoKeys(job.tenant_id, job.video_id)
     store, device = resources.store(job.store_address), choose_device(job.device, job.model)
+    if device != "cpu" and job.device == "auto" and not has_torch():
+        log.warning(
+            "the GPU decodes, and the CPU computes the model, because PyTorch is not installed: "
+            "pip install 'caption-extents[gpu]'"
+        )
     with (
         resources.encoder(job, device) as encoder,
         resources.model(job, device) as model,

@@ -34,6 +34,10 @@ Most mistakes are captions that differ by one small letter. On the validation se
 CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
 """Endings of the files of another network, which is opened for one crop region."""
 
+GRAPHS = {"embed": "graphs.embed", "describe": "graphs.describe", "classify": "graphs.classify"}
+"""The network as graphs for a CPU, and the tensors of a weights file that hold them, as bytes; see
+:mod:`caption_extents.model.portable`."""
+
 _NETWORK_KIND = "caption-network"
 COSTS = "costs"
 """Name of the decoding costs in the metadata of a weights file."""

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from caption_extents.errors import InputError
 from caption_extents.labels import Label
-from caption_extents.model.interface import ContextModel, PairModel, SecondLookModel
+from caption_extents.model.backend import Backend, Features
 from caption_extents.samples import Planes, SampleBatch, slice_planes
 
 
@@ -27,9 +26,9 @@ class Labeller:
         model: what embeds, compares and labels.
     """
 
-    def __init__(self, model: PairModel) -> None:
+    def __init__(self, model: Backend) -> None:
         self._model, self._next = model, 0
-        self._pairs = _ContextLabeller(model) if isinstance(model, ContextModel) else _PairwiseLabeller(model)
+        self._pairs = _ContextLabeller(model) if model.has_context else _PairwiseLabeller(model)
 
     def add(self, batch: SampleBatch, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Take the next samples.
@@ -49,12 +48,10 @@ class Labeller:
         if batch.first_sample != self._next:
             raise InputError(f"sample {batch.first_sample} came where sample {self._next} was due; give all, in order")
         self._next += len(batch)
-        embeddings = self._model.embed(*map(torch.from_numpy, batch.planes))
-        for first, probabilities in self._pairs.add(batch, embeddings, is_last=is_last):
-            yield first, probabilities.numpy()
+        yield from self._pairs.add(batch, self._model.embed(batch.planes), is_last=is_last)
 
 
-def label_parts(model: PairModel, samples: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
+def label_parts(model: Backend, samples: Iterable[SampleBatch]) -> Iterator[np.ndarray]:
     """Label the pairs of a video's samples; their probabilities in parts, as soon as they are known.
 
     Args:
@@ -75,7 +72,7 @@ def label_parts(model: PairModel, samples: Iterable[SampleBatch]) -> Iterator[np
     yield from (found for _, found in labeller.add(held, is_last=True))
 
 
-def label_samples(model: PairModel, samples: Iterable[SampleBatch]) -> np.ndarray:
+def label_samples(model: Backend, samples: Iterable[SampleBatch]) -> np.ndarray:
     """The probabilities of all pairs of a video's samples; see :func:`label_parts`."""
     parts = list(label_parts(model, samples))
     return np.concatenate(parts) if parts else np.empty((0, 2, len(Label)), np.float32)
@@ -85,7 +82,7 @@ _COMPARED_AT_ONCE = 32
 """Frames that are embedded at once: at a low sample rate there are many between two samples."""
 
 
-def compare_with_ends(model: PairModel, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
+def compare_with_ends(model: Backend, frames: Planes) -> tuple[np.ndarray, np.ndarray]:
     """Compare each frame but the first and the last with these two.
 
     Args:
@@ -97,21 +94,19 @@ def compare_with_ends(model: PairModel, frames: Planes) -> tuple[np.ndarray, np.
     """
     cuts = range(0, len(frames[0]), _COMPARED_AT_ONCE)
     parts = (slice_planes(frames, start, start + _COMPARED_AT_ONCE) for start in cuts)
-    embeddings = torch.cat([model.embed(*map(torch.from_numpy, part)) for part in parts])
+    embeddings = model.join([model.embed(part) for part in parts])
     first, inner, last = embeddings[:1], embeddings[1:-1], embeddings[-1:]
-    with_first = model.compare(first.expand_as(inner), inner)[:, 0].numpy()
-    with_last = model.compare(inner, last.expand_as(inner))[:, 0].numpy()
-    return with_first, with_last
+    return model.compare(first, inner)[:, 0], model.compare(inner, last)[:, 0]
 
 
 class _PairwiseLabeller:
     """Labels each pair by its own samples."""
 
-    def __init__(self, model: PairModel) -> None:
+    def __init__(self, model: Backend) -> None:
         self._model = model
-        self._samples = _Held()
+        self._samples = _Held(model)
 
-    def add(self, batch: SampleBatch, embeddings: torch.Tensor, *, is_last: bool) -> Iterator[tuple[int, torch.Tensor]]:
+    def add(self, batch: SampleBatch, embeddings: Features, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
         samples = self._samples
         samples.add(embeddings)
@@ -123,13 +118,13 @@ class _PairwiseLabeller:
 class _ContextLabeller:
     """Labels each pair when its neighbours have been described; with a second look, all pairs are labelled twice."""
 
-    def __init__(self, model: ContextModel) -> None:
+    def __init__(self, model: Backend) -> None:
         self._model = model
-        self._samples = _Held()
+        self._samples = _Held(model)
         self._first_look = _Labelling(model)
-        self._second_look = _SecondLook(model) if isinstance(model, SecondLookModel) else None
+        self._second_look = _SecondLook(model) if model.has_second_look else None
 
-    def add(self, batch: SampleBatch, embeddings: torch.Tensor, *, is_last: bool) -> Iterator[tuple[int, torch.Tensor]]:
+    def add(self, batch: SampleBatch, embeddings: Features, *, is_last: bool) -> Iterator[tuple[int, np.ndarray]]:
         """Take the next samples; the first pair that can be labelled now, and the probabilities from it on."""
         samples, first_pair = self._samples, self._first_look.end
         samples.add(embeddings)
@@ -155,20 +150,20 @@ class _Labelled:
     Attributes:
         first: number of the first.
         descriptions: (P, ...), as the model gives them.
-        probabilities: float32 (P, 2, 5), on the CPU.
+        probabilities: float32 (P, 2, 5).
     """
 
     first: int
-    descriptions: torch.Tensor
-    probabilities: torch.Tensor
+    descriptions: Features
+    probabilities: np.ndarray
 
 
 class _Labelling:
     """Labels each pair when the ``reach`` pairs after it have been described."""
 
-    def __init__(self, model: ContextModel) -> None:
+    def __init__(self, model: Backend) -> None:
         self._model = model
-        self._pairs = _Held()
+        self._pairs = _Held(model)
         self._done = 0
 
     @property
@@ -176,7 +171,7 @@ class _Labelling:
         """Number of the first pair that is not described."""
         return self._pairs.end
 
-    def add(self, descriptions: torch.Tensor, *, is_last: bool) -> Iterator[_Labelled]:
+    def add(self, descriptions: Features, *, is_last: bool) -> Iterator[_Labelled]:
         """Take the next pairs' descriptions; what can be labelled now."""
         pairs, done, reach = self._pairs, self._done, self._model.reach
         pairs.add(descriptions)
@@ -192,7 +187,7 @@ class _Labelling:
 class _SecondLook:
     """Describes selected pairs again from more pixels, and labels all pairs again with the improved descriptions."""
 
-    def __init__(self, model: SecondLookModel) -> None:
+    def __init__(self, model: Backend) -> None:
         self._model = model
         self._labelling = _Labelling(model)
         self._batches: deque[SampleBatch] = deque()
@@ -204,7 +199,7 @@ class _SecondLook:
         self._batches.append(batch)
         self._end = batch.first_sample + len(batch)
 
-    def add(self, pairs: _Labelled, *, sample_count: int | None) -> Iterator[tuple[int, torch.Tensor]]:
+    def add(self, pairs: _Labelled, *, sample_count: int | None) -> Iterator[tuple[int, np.ndarray]]:
         """Take pairs as they were labelled first, in order; the first that is labelled anew, and the probabilities.
 
         Args:
@@ -218,54 +213,54 @@ class _SecondLook:
         for labelled in self._labelling.add(descriptions, is_last=sample_count is not None and end == sample_count - 1):
             yield labelled.first, labelled.probabilities
 
-    def _looked_at(self, pairs: _Labelled) -> torch.Tensor:
+    def _looked_at(self, pairs: _Labelled) -> Features:
         """Their descriptions, those that are worth a look by a closer one."""
-        worth = self._model.needs_second_look(pairs.probabilities).nonzero()[:, 0]
+        worth = self._model.needs_second_look(pairs.probabilities).nonzero()[0]
         if not len(worth):
             return pairs.descriptions
-        numbers = torch.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
-        samples, around = torch.unique(numbers.clamp(0, self._end - 1), return_inverse=True)
-        y, u, v = self._planes_of(samples.numpy())
-        descriptions = pairs.descriptions.clone()
-        descriptions[worth.to(descriptions.device)] = self._model.describe_closely(y, u, v, around.unbind())
-        return descriptions
+        numbers = np.stack([pairs.first + worth + step for step in (-1, 0, 1, 2)])
+        samples, around = np.unique(numbers.clip(0, self._end - 1), return_inverse=True)
+        closely = self._model.describe_closely(self._planes_of(samples), around.reshape(numbers.shape))
+        return self._model.replaced(pairs.descriptions, worth, closely)
 
-    def _planes_of(self, samples: np.ndarray) -> list[torch.Tensor]:
+    def _planes_of(self, samples: np.ndarray) -> Planes:
         """Y, U and V of samples, by their numbers in order."""
-        # With NumPy: PyTorch would copy with a thread for each core, and wait for cores that encoders have.
         parts = []
         for batch in self._batches:
             inside = samples[(samples >= batch.first_sample) & (samples < batch.first_sample + len(batch))]
             parts.append([plane[inside - batch.first_sample] for plane in batch.planes])
-        return [torch.from_numpy(np.concatenate(plane)) for plane in zip(*parts, strict=True)]
+        y, u, v = (np.concatenate(plane) for plane in zip(*parts, strict=True))
+        return y, u, v
 
 
 class _Held:
-    """A sliding window over a sequence of tensors that arrives in parts: holds the items from ``first`` to ``end``."""
+    """A sliding window over a sequence of features that arrives in parts: holds the items from ``first`` to ``end``."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Backend) -> None:
+        self._join = model.join
         self.first = self.end = 0
         """Number of the first item that is held, and number of the first item that has not arrived."""
-        self.held = torch.empty(0)
+        self.held: Features = ()
 
     def __len__(self) -> int:
         return self.end - self.first
 
-    def add(self, following: torch.Tensor) -> None:
+    def add(self, following: Features) -> None:
         """Take the next ones."""
-        self.held = torch.cat([self.held, following]) if len(self) else following
+        self.held = self._join([self.held, following]) if len(self) else following
         self.end += len(following)
 
-    def part(self, start: int, end: int) -> torch.Tensor:
+    def part(self, start: int, end: int) -> Features:
         """Those from one number up to another (half-open); beyond the ends of the video, the first and last again."""
         start, end = start - self.first, end - self.first
         before, after = max(0, -start), max(0, end - len(self))
         inside = self.held[start + before : end - after]
         if not before and not after:
             return inside
-        return torch.cat([*[self.held[:1]] * before, inside, *[self.held[-1:]] * after])
+        return self._join([*[self.held[:1]] * before, inside, *[self.held[-1:]] * after])
 
     def keep_from(self, number: int) -> None:
         """Forget those before a number."""
         passed = max(0, number - self.first)
-        self.held, self.first = self.held[passed:].clone(), self.first + passed
+        # A copy, so that the memory of those before is freed.
+        self.held, self.first = self._join([self.held[passed:]]), self.first + passed

@@ -61,12 +61,19 @@ def _conv(channels_in: int, channels_out: int, kernel: int, stride: int = 1, dil
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
 
 
-def _pointwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """A 1x1 convolution of (N, C, H, W), computed as a matrix product.
+def _pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A 1x1 convolution of (N, C, H, W) by a weight (D, C), computed as a matrix product.
 
-    In channels-last memory order this needs no copy, whereas PyTorch's 1x1 convolution on a CPU copies its input.
+    In channels-last memory order this needs no copy, whereas PyTorch's 1x1 convolution on a CPU copies its input. ONNX
+    Runtime has quick integer kernels for convolutions.
     """
-    return functional.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
+    if torch.onnx.is_in_onnx_export():
+        return functional.conv2d(x, weight[:, :, None, None], bias)
+    return functional.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+def _pointwise_by(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    return _pointwise(x, conv.weight.flatten(1), conv.bias)
 
 
 class _Block(nn.Module):
@@ -113,8 +120,8 @@ class Encoder(nn.Module):
         """
         middle = self.middle(self.stem(picture))
         deep = self.deep(middle)
-        fine = functional.pixel_unshuffle(_pointwise(self.fine, middle), 2)
-        features, mask = _pointwise(self.features, deep), _pointwise(self.mask, deep)
+        fine = functional.pixel_unshuffle(_pointwise_by(self.fine, middle), 2)
+        features, mask = _pointwise_by(self.features, deep), _pointwise_by(self.mask, deep)
         return torch.cat([torch.tanh(features), torch.tanh(fine), mask], dim=1)
 
 
@@ -147,18 +154,24 @@ class PairHead(nn.Module):
         """Descriptions (N, D) of pairs, and the logits (N, h, w) that a caption's letters gave way to others."""
         a, b = _with_mask(a), _with_mask(b)
         first, second, *alike = self._mix_weights()
-        mixed = functional.linear(a, first) + functional.linear(b, second) + self._mixed_alike(a, b, alike)
-        return self._look(mixed, a[..., -1:], b[..., -1:])
+        if torch.onnx.is_in_onnx_export():
+            # One convolution of integers in place of four, whose sums are of floating-point numbers.
+            weight = torch.cat([first, second, *alike], dim=1)[:, :, None, None]
+            terms = torch.cat([a, b, (a - b).abs(), a * b], dim=1)
+            mixed = functional.conv2d(terms, weight, self._first_layer().bias)
+        else:
+            mixed = _pointwise(a, first) + _pointwise(b, second) + self._mixed_alike(a, b, alike)
+        return self._look(mixed, a[:, -1:], b[:, -1:])
 
     def compare_both_ways(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """:meth:`compare` of (a, b) and of (b, a) with shared computations: (2, N, D) and (2, N, h, w)."""
         count = len(a)
         a, b = _with_mask(a), _with_mask(b)
         first, second, *alike = self._mix_weights()
-        of_a, of_b = functional.linear(torch.cat([a, b]), torch.cat([first, second])).chunk(2)
+        of_a, of_b = _pointwise(torch.cat([a, b]), torch.cat([first, second])).chunk(2)
         width, both = len(first), self._mixed_alike(a, b, alike)
-        there, back = of_a[..., :width] + of_b[..., width:], of_b[..., :width] + of_a[..., width:]
-        masks = torch.cat([a[..., -1:], b[..., -1:]])
+        there, back = of_a[:, :width] + of_b[:, width:], of_b[:, :width] + of_a[:, width:]
+        masks = torch.cat([a[:, -1:], b[:, -1:]])
         described, change = self._look(torch.cat([there + both, back + both]), masks, masks.roll(count, 0))
         return described.reshape(2, count, -1), change.reshape(2, count, *change.shape[1:])
 
@@ -176,17 +189,16 @@ class PairHead(nn.Module):
     def _mixed_alike(self, a: torch.Tensor, b: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
         """The first layer's terms of |a - b| and a * b, which are the same in both directions."""
         apart, product = weights
-        return functional.linear((a - b).abs_(), apart, self._first_layer().bias) + functional.linear(a * b, product)
+        return _pointwise((a - b).abs_(), apart, self._first_layer().bias) + _pointwise(a * b, product)
 
     def _look(
         self, mixed: torch.Tensor, mask_a: torch.Tensor, mask_b: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Descriptions (N, D) and change logits (N, h, w) of what was mixed (N, h, w, width)."""
-        x, mask_a, mask_b = (tensor.movedim(-1, 1) for tensor in (mixed, mask_a, mask_b))
+        """Descriptions (N, D) and change logits (N, h, w) of what was mixed (N, width, h, w)."""
         inner = self.mix[0]
-        x = functional.relu_(inner[1](x) if isinstance(inner, nn.Sequential) else x)
+        x = functional.relu_(inner[1](mixed) if isinstance(inner, nn.Sequential) else mixed)
         x = self.look(x)
-        change = _pointwise(self.change, x)
+        change = _pointwise_by(self.change, x)
         changed = change.sigmoid()
         both = mask_a * mask_b
         either = torch.maximum(mask_a, mask_b)
@@ -207,8 +219,8 @@ class PairHead(nn.Module):
 
 
 def _with_mask(embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings (N, C, h, w) as (N, h, w, C), with the mask itself in place of its logit."""
-    return torch.cat([embeddings[:, :-1], embeddings[:, -1:].sigmoid()], dim=1).movedim(1, -1)
+    """Embeddings (N, C, h, w), with the mask itself in place of its logit."""
+    return torch.cat([embeddings[:, :-1], embeddings[:, -1:].sigmoid()], dim=1)
 
 
 class _ContextBlock(nn.Module):

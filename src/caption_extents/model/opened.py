@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,6 +25,7 @@ from caption_extents.video.nvdec import driver
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
+    from caption_extents.model.backend import Backend
     from caption_extents.model.interface import PairModel
 
 
@@ -112,6 +114,21 @@ def check_model_device(asked: str, device: str) -> str:
     return f"cuda:{number or 0}" if kind == "cuda" else device
 
 
+def has_torch() -> bool:
+    """Whether PyTorch is installed; it is not imported."""
+    return find_spec("torch") is not None
+
+
+def need_torch(what: str) -> None:
+    """Check that PyTorch is installed.
+
+    Raises:
+        InputError: it is not; says what needs it.
+    """
+    if not has_torch():
+        raise InputError(f"{what} needs PyTorch, which is not installed: pip install 'caption-extents[gpu]'")
+
+
 class LocalModel:
     """An :class:`OpenedModel` in this process, which a thread loads.
 
@@ -127,15 +144,12 @@ class LocalModel:
         self._identity = read_identity() if model is None else None
         self._opened = ExitStack()
         self._loader = ThreadPoolExecutor(1, "load-model")
-        self._loading: Future[PairModel] = self._loader.submit(self._load, model, region, threads)
+        self._loading: Future[Backend] = self._loader.submit(self._load, model, region, threads)
 
-    def _load(self, model: Any, region: CropRegion, threads: int) -> PairModel:
-        from caption_extents.model import devices
+    def _load(self, model: Any, region: CropRegion, threads: int) -> Backend:
         from caption_extents.model.opening import open_model
 
-        opened = open_model(model, region, devices.choose_device(self.device), threads)
-        with devices.single_threaded_pool(1, "load-model") as thread:
-            return thread.submit(self._opened.enter_context, opened).result()
+        return self._opened.enter_context(open_model(model, region, self.device, threads))
 
     @property
     def has_failed(self) -> bool:
@@ -158,7 +172,7 @@ class LocalModel:
 
 
 class _LocalLabeller:
-    def __init__(self, loading: Future[PairModel]) -> None:
+    def __init__(self, loading: Future[Backend]) -> None:
         self._loading = loading
         self._labeller: PairLabeller | None = None
 

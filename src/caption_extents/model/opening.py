@@ -6,21 +6,23 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from caption_extents.errors import ModelError
+from caption_extents.model.backend import Backend
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.fusion import open_fusion
 from caption_extents.model.identity import CHECKPOINTS
-from caption_extents.model.interface import PairModel
+from caption_extents.model.opened import is_object, need_torch
 from caption_extents.region import CropRegion
+
+if TYPE_CHECKING:
+    from caption_extents.model.interface import PairModel
 
 
 @contextmanager
 def open_model(
-    model: str | os.PathLike[str] | PairModel | None, region: CropRegion, device: torch.device, threads: int
-) -> Iterator[PairModel]:
+    model: str | os.PathLike[str] | CaptionModel | PairModel | None, region: CropRegion, device: str, threads: int
+) -> Iterator[Backend]:
     """Open the model of a job; it is closed at the end, unless the caller passed an opened model.
 
     Args:
@@ -32,14 +34,27 @@ def open_model(
 
     Raises:
         ModelError: the file cannot be loaded.
+        InputError: PyTorch is needed and is not there.
     """
-    if model is not None and not isinstance(model, (str, os.PathLike)):
-        yield model
+    if isinstance(model, CaptionModel):
+        yield model.backend
+        return
+    if is_object(model):
+        from caption_extents.model.torch_backend import TorchBackend
+
+        yield TorchBackend(model)
         return
     path = None if model is None else Path(model)
     if path is not None and not path.is_file():
         raise ModelError(f"there is no model file {str(path)!r}")
-    fusion = path is not None and path.suffix in CHECKPOINTS
-    opened = open_fusion(path, region, device) if path and fusion else CaptionModel(path, device, threads)
-    with opened:
-        yield opened
+    if path is None or path.suffix not in CHECKPOINTS:
+        with CaptionModel(path, device, threads) as opened:
+            yield opened.backend
+        return
+    need_torch(f"the checkpoint {path.name!r}")
+    from caption_extents.model.devices import choose_device
+    from caption_extents.model.fusion import open_fusion
+    from caption_extents.model.torch_backend import TorchBackend
+
+    with open_fusion(path, region, choose_device(device)) as fusion:
+        yield TorchBackend(fusion)

@@ -28,7 +28,7 @@ from caption_extents.samples import Planes, SampleBatch
 from caption_extents.spawning import ChildKind
 
 if TYPE_CHECKING:
-    from caption_extents.model.interface import PairModel
+    from caption_extents.model.backend import Backend
 
 _ERRORS: dict[str, type[Exception]] = {
     name: getattr(errors, name) for name in ("ProcessingError", "InputError", "ModelError")
@@ -183,21 +183,18 @@ _LOOK_SECONDS = 0.25
 def serve(channels: list[Channel], model: str, region: str, device: str, threads: str) -> None:
     """In the child: label and compare what the parent sends, until it closes the channels."""
 
-    def load() -> PairModel:
-        from caption_extents.model.devices import choose_device
+    def load() -> Backend:
         from caption_extents.model.opening import open_model
 
-        path = json.loads(model)
-        return opened.enter_context(
-            open_model(path, CropRegion(*json.loads(region)), choose_device(device), int(threads))
-        )
+        where = CropRegion(*json.loads(region))
+        return opened.enter_context(open_model(json.loads(model), where, device, int(threads)))
 
     opened = ExitStack()
     loading = ThreadPoolExecutor(1).submit(load)
     serve_each(channels, lambda channel: _serve(channel, loading))
 
 
-def _serve(parent: Channel, loading: Future[PairModel]) -> None:
+def _serve(parent: Channel, loading: Future[Backend]) -> None:
     answer = _Answers(loading)
     while True:
         request, _ = parent.receive()
@@ -222,13 +219,14 @@ def _told(error: Exception) -> dict[str, str]:
     return {"class": known, "text": str(error)}
 
 
-def _works(loading: Future[PairModel]) -> bool:
+def _works(loading: Future[Backend]) -> bool:
     """Whether the GPU still answers. It does after too little memory; after other errors, never again in a process."""
+    if loading.exception() is not None or loading.result().device == "cpu":
+        return True
     import torch
 
     try:
-        if loading.exception() is None:
-            torch.ones(1, device=loading.result().device).item()
+        torch.ones(1, device=loading.result().device).item()
     except RuntimeError:
         return False
     return True
@@ -237,7 +235,7 @@ def _works(loading: Future[PairModel]) -> bool:
 class _Answers:
     """What one channel asks for; one video after the other."""
 
-    def __init__(self, loading: Future[PairModel]) -> None:
+    def __init__(self, loading: Future[Backend]) -> None:
         self._loading = loading
         self._labeller: PairLabeller | None = None
 

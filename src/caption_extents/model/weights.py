@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from caption_extents.errors import ModelError
-from caption_extents.model.identity import COSTS, DEFAULT_WEIGHTS, cannot_read, new_metadata, read_metadata
+from caption_extents.model.identity import COSTS, DEFAULT_WEIGHTS, GRAPHS, cannot_read, new_metadata, read_metadata
 from caption_extents.model.network import CaptionNetwork, NetworkConfig, fold_batch_norms
 
 
@@ -29,7 +29,7 @@ def load_weights(path: Path = DEFAULT_WEIGHTS) -> CaptionNetwork:
     """
     metadata = read_metadata(path)
     try:
-        tensors = load_file(path)
+        tensors = {name: tensor for name, tensor in load_file(path).items() if name not in GRAPHS.values()}
     except (OSError, SafetensorError) as error:
         raise cannot_read(path, error) from error
     try:
@@ -44,8 +44,18 @@ def load_weights(path: Path = DEFAULT_WEIGHTS) -> CaptionNetwork:
 
 def write_costs(path: Path, costs: Mapping[str, float]) -> None:
     """Store decoding costs in a weights file; it is replaced atomically."""
+    _change(path, {}, {COSTS: json.dumps(dict(costs))})
+
+
+def write_graphs(path: Path, graphs: Mapping[str, bytes]) -> None:
+    """Store the network's graphs for a CPU in a weights file, by name; it is replaced atomically."""
+    tensors = {GRAPHS[name]: torch.frombuffer(bytearray(graph), dtype=torch.uint8) for name, graph in graphs.items()}
+    _change(path, tensors, {})
+
+
+def _change(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+        before = file.metadata() or {}
     partial = path.with_suffix(".partial")
-    save_file(load_file(path), partial, metadata={**metadata, COSTS: json.dumps(dict(costs))})
+    save_file({**load_file(path), **tensors}, partial, metadata={**before, **metadata})
     partial.replace(path)

@@ -10,8 +10,8 @@ import numpy as np
 
 from caption_extents.captions.extents import Caption
 from caption_extents.errors import wrap_unexpected_errors
-from caption_extents.model.preprocess import to_picture
 from caption_extents.ocr.reader import RapidReader, ReadText, TextReader
+from caption_extents.pictures import to_picture
 from caption_extents.region import CropRegion
 from caption_extents.results.database import open_database, with_texts
 from caption_extents.samples import Planes

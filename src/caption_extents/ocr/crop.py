@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from caption_extents.errors import VideoError
-from caption_extents.model.preprocess import to_picture
 from caption_extents.ocr.reader import rapid_engine
+from caption_extents.pictures import to_picture
 from caption_extents.region import CropRegion
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.info import VideoFacts, probe

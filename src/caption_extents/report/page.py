@@ -10,7 +10,7 @@ from fractions import Fraction
 from sqlite3 import Connection, Row
 
 from caption_extents.chunks.encode import to_frame
-from caption_extents.model.preprocess import to_jpeg
+from caption_extents.pictures import to_jpeg
 from caption_extents.report.html import fill_page
 from caption_extents.results.database import open_database
 from caption_extents.samples import Planes

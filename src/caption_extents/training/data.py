@@ -20,7 +20,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from caption_extents.model.identity import CLOSE_AREA_PX, INPUT_AREA_PX
-from caption_extents.model.preprocess import input_size, resize_planes
+from caption_extents.model.inputs import input_size
+from caption_extents.model.preprocess import resize_planes
 from caption_extents.training import backgrounds, clips, fonts
 
 ASPECTS = (3.0, 42.0)

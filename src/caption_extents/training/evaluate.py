@@ -27,8 +27,6 @@ from caption_extents.errors import InputError
 from caption_extents.labels import LABEL_TEXTS, REVERSED_ORDER
 from caption_extents.machine import usable_cores
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.devices import choose_device
-from caption_extents.model.labeller import label_samples
 from caption_extents.options import exact_rate
 from caption_extents.region import CropRegion
 from caption_extents.training.labels import pair_labels
@@ -148,14 +146,14 @@ def open_model(weights: Path | None, device: str) -> CaptionModel:
     Raises:
         InputError: no such device, or weights that cannot be loaded.
     """
-    return CaptionModel(weights, choose_device(device), usable_cores())
+    return CaptionModel(weights, device, usable_cores())
 
 
 def pair_probabilities(labelled: LabelledVideo, model: CaptionModel) -> np.ndarray:
     """The model's probabilities for every pair of a video; float32 (P, 2, 5)."""
-    gpu = (model.device.index or 0) if model.device.type == "cuda" else None
+    gpu = None if model.device == "cpu" else int(model.device.partition(":")[2] or 0)
     with open_local(labelled.video, labelled.rate, Decoding(gpu)) as video:
-        return label_samples(model, video.samples(labelled.crop))
+        return model.label(video.samples(labelled.crop))
 
 
 def examine(

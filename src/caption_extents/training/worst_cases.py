@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from caption_extents.model.preprocess import to_picture
+from caption_extents.pictures import to_picture
 from caption_extents.training.evaluate import Examined, evidence_at, false_and_missed
 from caption_extents.video.video import Decoding, open_local
 
