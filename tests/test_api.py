@@ -38,7 +38,7 @@ def truth(captioned_video: Path) -> list[tuple[int, int]]:
     return [(caption["start_frame"], caption["end_frame"]) for caption in captions]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model() -> Iterator[ce.CaptionModel]:
     with ce.CaptionModel(device="cpu") as opened:
         yield opened

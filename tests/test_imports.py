@@ -17,8 +17,8 @@ PACKAGE = "caption_extents"
 SOURCE = Path(caption_extents.__file__).parent
 
 LAYERS = (
-    ("version", "errors", "labels", "region", "machine", "spawning"),
-    ("files", "watchdog", "interrupts", "samples"),
+    ("version", "effort", "errors", "labels", "region", "machine", "spawning"),
+    ("files", "watchdog", "interrupts", "samples", "pictures"),
     ("options", "children"),
     ("captions", "chunks", "video"),
     ("results", "storage", "model"),
@@ -35,7 +35,7 @@ LAYERS = (
 )
 """Parts of the package, from the bottom up; the last is the package itself, whose names are imported when used."""
 
-WITHOUT_TORCH = ("captions", "chunks", "results", "storage", "video", "options", "children", "spawning")
+WITHOUT_TORCH = ("captions", "chunks", "results", "storage", "video", "options", "children", "spawning", "pictures")
 
 Graph = dict[str, set[str]]
 

@@ -15,8 +15,8 @@ from av import __version__ as pyav_version
 from av import library_versions
 
 from caption_extents.errors import CaptionExtentsError
+from caption_extents.machine import has_torch
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.model.opened import has_torch
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.inspection import Finding
 from caption_extents.video.nvdec import driver

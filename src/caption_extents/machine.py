@@ -9,7 +9,10 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+
+from caption_extents.errors import InputError
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
@@ -115,3 +118,18 @@ def cpu_seconds_of(process: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def has_torch() -> bool:
+    """Whether PyTorch is installed; it is not imported."""
+    return find_spec("torch") is not None
+
+
+def need_torch(what: str) -> None:
+    """Check that PyTorch is installed.
+
+    Raises:
+        InputError: it is not; says what needs it.
+    """
+    if not has_torch():
+        raise InputError(f"{what} needs PyTorch, which is not installed: pip install 'caption-extents[gpu]'")

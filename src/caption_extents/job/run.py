@@ -32,9 +32,9 @@ from caption_extents.job.inputs import open_input
 from caption_extents.job.resources import Resources
 from caption_extents.job.result import CropInferResult, Measured, Stopwatch
 from caption_extents.labels import Label
-from caption_extents.machine import memory_bytes
+from caption_extents.machine import has_torch, memory_bytes
 from caption_extents.model.identity import DEFAULT_WEIGHTS, ModelIdentity
-from caption_extents.model.opened import OpenedModel, PairLabeller, choose_device, has_torch, is_object
+from caption_extents.model.opened import OpenedModel, PairLabeller, choose_device, is_object
 from caption_extents.options import REMOTE_ENCODER_NAMES, Job
 from caption_extents.pipeline.analysis import Prices
 from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, make_clocks

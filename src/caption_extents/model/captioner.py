@@ -9,11 +9,10 @@ from types import TracebackType
 
 import numpy as np
 
-from caption_extents.machine import usable_cores
+from caption_extents.machine import has_torch, need_torch, usable_cores
 from caption_extents.model.backend import Backend
 from caption_extents.model.identity import DEFAULT_WEIGHTS
 from caption_extents.model.labeller import label_parts, label_samples
-from caption_extents.model.opened import has_torch, need_torch
 from caption_extents.model.portable import PortableNetwork, read_graphs
 from caption_extents.options import MAX_INFERENCE_THREADS, check_count, check_device
 from caption_extents.samples import SampleBatch

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -112,21 +111,6 @@ def check_model_device(asked: str, device: str) -> str:
             f"device is {asked!r}, and the model computes on {device!r}; give device 'auto', or another model"
         )
     return f"cuda:{number or 0}" if kind == "cuda" else device
-
-
-def has_torch() -> bool:
-    """Whether PyTorch is installed; it is not imported."""
-    return find_spec("torch") is not None
-
-
-def need_torch(what: str) -> None:
-    """Check that PyTorch is installed.
-
-    Raises:
-        InputError: it is not; says what needs it.
-    """
-    if not has_torch():
-        raise InputError(f"{what} needs PyTorch, which is not installed: pip install 'caption-extents[gpu]'")
 
 
 class LocalModel:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from caption_extents.errors import ModelError
+from caption_extents.machine import need_torch
 from caption_extents.model.backend import Backend
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.identity import CHECKPOINTS
-from caption_extents.model.opened import is_object, need_torch
 from caption_extents.region import CropRegion
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def open_model(
     if isinstance(model, CaptionModel):
         yield model.backend
         return
-    if is_object(model):
+    if model is not None and not isinstance(model, (str, os.PathLike)):
         from caption_extents.model.torch_backend import TorchBackend
 
         yield TorchBackend(model)

@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 from safetensors import SafetensorError, safe_open
 
+from caption_extents.effort import map_counted
 from caption_extents.errors import InputError, ModelError
 from caption_extents.labels import Label
 from caption_extents.model.identity import (
@@ -76,7 +77,7 @@ class PortableNetwork:
             raise ModelError(
                 f"ONNX Runtime cannot use the graphs in {str(path)!r}: {error}; export them anew"
             ) from error
-        self._threads = ThreadPoolExecutor(threads, "caption-model")
+        self._threads, self._thread_count = ThreadPoolExecutor(threads, "caption-model"), threads
         self._closed = False
 
     def close(self) -> None:
@@ -151,7 +152,7 @@ class PortableNetwork:
         self._check_open()
         starts = range(0, len(arrays[0]), _SLICE_SAMPLES)
         cuts = ([array[start : start + _SLICE_SAMPLES] for array in arrays] for start in starts)
-        return np.concatenate(list(self._threads.map(lambda cut: compute(*cut), cuts)))
+        return np.concatenate(map_counted(self._threads, self._thread_count, lambda cut: compute(*cut), cuts))
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:

@@ -12,6 +12,7 @@ from types import TracebackType
 
 import torch
 
+from caption_extents.effort import map_counted
 from caption_extents.errors import InputError
 from caption_extents.labels import Label
 from caption_extents.machine import usable_cores
@@ -64,6 +65,7 @@ class TorchNetwork:
         self.version, self.digest, self.costs = identity.version, identity.digest, identity.costs
         on_cpu = self.device.type == "cpu"
         self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
+        self._thread_count = threads
         network = self._threads.submit(load_weights, self.path).result() if self._threads else load_weights(self.path)
         self._network = network.to(self.device)
         if not on_cpu:
@@ -219,7 +221,10 @@ class TorchNetwork:
             return compute(*(tensor[start : start + size] for tensor in tensors))
 
         starts = range(0, len(tensors[0]), size)
-        done = list(self._threads.map(compute_slice, starts) if self._threads else map(compute_slice, starts))
+        if self._threads:
+            done = map_counted(self._threads, self._thread_count, compute_slice, starts)
+        else:
+            done = list(map(compute_slice, starts))
         return done[0] if len(done) == 1 else torch.cat(done)
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from caption_extents.effort import counted
+
 T = TypeVar("T")
 
 
@@ -113,16 +115,22 @@ class StageClock:
 
     @contextmanager
     def busy(self, samples: int = 0, items: int = 0, nbytes: int = 0) -> Iterator[None]:
-        """Count the time in the ``with`` block as busy, and if it succeeds, add the given numbers of results."""
+        """Count the time in the ``with`` block as busy, and if it succeeds, add the given numbers of results.
+
+        If other threads do the work meanwhile (:mod:`caption_extents.effort`), their time counts.
+        """
         start, start_thread = time.perf_counter(), time.thread_time()
         try:
-            yield
+            with counted() as others:
+                yield
         finally:
             end = time.perf_counter()
+            busy = others.seconds or end - start
             with self._lock:
-                self.busy_seconds += end - start
-                self.thread_seconds += time.thread_time() - start_thread
-                self.activity.add(start, end)
+                self.workers = max(self.workers, others.threads)
+                self.busy_seconds += busy
+                self.thread_seconds += time.thread_time() - start_thread + others.thread_seconds
+                self.activity.add(start, end, busy / (end - start) if end > start else 1.0)
                 self.first_start = start if self.first_start is None else min(self.first_start, start)
                 self.last_end = max(self.last_end, end)
         self.count(samples, items, nbytes)
