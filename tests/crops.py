@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from caption_extents.ocr.crop import rapid_detector, suggest_crop
+from caption_extents.bands import suggest_crop
 from caption_extents.region import CropRegion
 from caption_extents.training import sample_video
 from tests import films
@@ -52,7 +52,7 @@ def check(film: Film, path: Path) -> tuple[CropRegion, float]:
         patch.setattr(sample_video, "BASELINE", film.baseline)
         films.make_film(path, [(at, at + 50) for at in range(10, 420, 60)], width=film.width, height=film.height)
         left, top, right, bottom = films.caption_box(film.width, film.height)
-    bands, _ = suggest_crop(path, rapid_detector())
+    bands, _ = suggest_crop(path)
     region = bands[0].region
     assert region.crop_left <= left, (film, region)
     assert right <= region.crop_right, (film, region)
@@ -70,7 +70,7 @@ def main() -> None:
             region, ratio = check(film, Path(folder) / f"{number}.mp4")
             print(f"{film}: {region.as_tuple()}, {ratio:.2f} times as high as the captions")
     for video in sys.argv[1:]:
-        bands, _ = suggest_crop(Path(video), rapid_detector())
+        bands, _ = suggest_crop(Path(video))
         print(f"{video}: {bands[0].region.as_tuple()}")
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from caption_extents.bands import Band, TextBox, draw_regions, find_bands, pieces, suggest_crop, without_static
 from caption_extents.cli import app
 from caption_extents.errors import VideoError
-from caption_extents.ocr.crop import Band, TextBox, draw_regions, find_bands, suggest_crop
 from caption_extents.region import CropRegion
 from tests.films import caption_box, make_film
 from tests.media import Recipe, make_video
@@ -28,9 +28,8 @@ def captions(pictures: range, top: float, bottom: float) -> list[TextBox]:
 
 
 def test_the_band_of_captions_is_found_beside_a_logo_and_signs() -> None:
-    logo = [box(p, 0.85, 0.05, 0.97, 0.11) for p in range(40)]
     signs = [box(p, 0.1 * (p % 7), 0.02 * p, 0.1 * (p % 7) + 0.2, 0.02 * p + 0.04) for p in range(0, 40, 5)]
-    (band, *_) = find_bands([*logo, *signs, *captions(range(5, 30), 0.86, 0.92)], 40)
+    (band, *_) = find_bands([*signs, *captions(range(5, 30), 0.86, 0.92)])
     assert band.pictures >= 25
     assert 0.8 < band.region.crop_top < 0.86
     assert 0.92 < band.region.crop_bottom < 0.98
@@ -40,20 +39,28 @@ def test_the_band_of_captions_is_found_beside_a_logo_and_signs() -> None:
 
 def test_two_lines_are_one_band() -> None:
     boxes = [*captions(range(20), 0.80, 0.86), *captions(range(0, 20, 3), 0.88, 0.94)]
-    (band,) = find_bands(boxes, 20)
+    (band,) = find_bands(boxes)
     assert band.region.crop_top < 0.80
     assert band.region.crop_bottom > 0.94
 
 
 def test_captions_at_the_top_are_a_second_band() -> None:
     boxes = [*captions(range(20), 0.86, 0.92), *captions(range(20, 30), 0.05, 0.11)]
-    first, second = find_bands(boxes, 40)
+    first, second = find_bands(boxes)
     assert (first.pictures, second.pictures) == (20, 10)
     assert second.region.crop_bottom < 0.2
 
 
 def test_text_that_always_stays_is_no_caption() -> None:
-    assert find_bands([box(p, 0.3, 0.86, 0.7, 0.92) for p in range(40)], 40) == []
+    """A logo on a background that changes beside it; captions at one place and of one width, each shown for a while."""
+    rng = np.random.default_rng(1)
+    luma = rng.uniform(0, 60, (40, 108, 192)).astype(np.float32)
+    luma[:, 5:12, 160:186] = rng.uniform(0, 255, (7, 26))
+    for first in range(0, 40, 4):
+        luma[first : first + 4, 93:100, 58:134] = rng.uniform(0, 255, (7, 76))
+    logo = [box(p, 160 / 192, 5 / 108, 186 / 192, 12 / 108) for p in range(40)]
+    captions_ = [box(p, 58 / 192, 93 / 108, 134 / 192, 100 / 108) for p in range(40)]
+    assert without_static([*logo, *captions_], luma) == captions_
 
 
 @pytest.mark.parametrize("size", [(960, 540), (540, 960)], ids=["wide", "vertical"])
@@ -87,6 +94,14 @@ def test_a_video_without_text(tmp_path: Path) -> None:
     video = make_video(Recipe("plain", pts=tuple(range(30))), tmp_path)
     with pytest.raises(VideoError, match="no text comes and goes"):
         suggest_crop(video, lambda picture: [])
+
+
+def test_letters_side_by_side_are_one_piece() -> None:
+    cells = np.zeros((12, 30), bool)
+    cells[2, [1, 2, 5, 8, 11]] = cells[3, 12] = True  # one line, with room between its letters
+    cells[7, 4:9] = True  # another below it
+    cells[10, 25] = True  # too few
+    assert sorted(pieces(cells)) == [(1, 2, 13, 4), (4, 7, 9, 8)]
 
 
 def test_regions_are_drawn_inside_the_picture() -> None:

@@ -24,7 +24,7 @@ LAYERS = (
     ("results", "storage", "model"),
     ("encoders",),
     ("pipeline",),
-    ("ocr", "report", "search"),
+    ("bands", "ocr", "report", "search"),
     ("job",),
     ("engine", "compare", "doctor"),
     ("batch",),

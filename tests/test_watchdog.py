@@ -25,12 +25,12 @@ import pytest
 
 import caption_extents
 from caption_extents import CropRegion
+from caption_extents.bands import suggest_crop
 from caption_extents.children import Channel, Child
 from caption_extents.encoders import base as encoders
 from caption_extents.errors import StallError
 from caption_extents.job import run as runs
 from caption_extents.ocr import captions as ocr_captions
-from caption_extents.ocr.crop import suggest_crop
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import list_versions
@@ -180,7 +180,7 @@ def test_a_run_fails_when_something_hangs_and_the_next_goes_on(
 def test_looking_for_a_crop_and_reading_text_are_watched(
     video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, over: threading.Event
 ) -> None:
-    monkeypatch.setattr("caption_extents.ocr.crop.Watchdog", lambda: Watchdog(1.0))
+    monkeypatch.setattr("caption_extents.bands.Watchdog", lambda: Watchdog(1.0))
     monkeypatch.setattr(ocr_captions, "Watchdog", lambda: Watchdog(1.0))
     with pytest.raises(StallError, match="looking for text in"):
         suggest_crop(video, _hang(over))

@@ -19,17 +19,18 @@ _FROM_CHROMA = np.array([[0, 1.5748], [-0.18733, -0.46813], [1.8556, 0]], np.flo
 
 def to_picture(planes: Planes, size: tuple[int, int]) -> np.ndarray:
     """One sample, limited-range BT.709, Y (H, W), U and V (H/2, W/2), as RGB; uint8 (h, w, 3) of a height and width."""
-    luma, blue, red = (_resized(plane, size) for plane in planes)
+    luma, blue, red = (resized(plane, size) for plane in planes)
     luma, chroma = (luma - 16) / 219, (np.stack([blue, red], axis=-1) - 128) / 224
     rgb = luma[..., None] + chroma @ _FROM_CHROMA.T
     picture: np.ndarray = (rgb.clip(0, 1) * 255).round().astype(np.uint8)
     return picture
 
 
-def _resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(plane: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A plane at another height and width, float32 (h, w)."""
     down, across = (_weights(source, target) for source, target in zip(plane.shape, size, strict=True))
-    resized: np.ndarray = down @ plane.astype(np.float32) @ across.T
-    return resized
+    found: np.ndarray = down @ plane.astype(np.float32) @ across.T
+    return found
 
 
 @lru_cache(64)

@@ -66,8 +66,8 @@ _ENCODER_WORKERS = "Chunks encoded at once; by default one for each core, at lea
 def run(
     video: Annotated[str, typer.Argument(help=HELP["video_key"])],
     crop: Annotated[
-        str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture; or auto.")
-    ],
+        str, typer.Option(help="Where captions stand: LEFT,TOP,RIGHT,BOTTOM as fractions of the picture.")
+    ] = "auto",
     rate: Annotated[str, typer.Option(help=HELP["frame_rate"])] = f"{Job.frame_rate:g}",
     store: StoreOption = None,
     tenant: TenantOption = "local",

@@ -20,7 +20,7 @@ from caption_extents.region import CropRegion
 if TYPE_CHECKING:
     import numpy as np
 
-    from caption_extents.ocr.crop import Band
+    from caption_extents.bands import Band
 
 _PAGE_PICTURES = 16
 _USUAL_REGION = CropRegion(0.05, 0.8, 0.95, 0.98)
@@ -34,7 +34,7 @@ def crop(
     as_json: Annotated[bool, typer.Option("--json", help="Print the regions as a JSON list.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Suggest where captions stand, in the form that `run --crop` takes (needs the extra 'ocr').
+    """Suggest where captions stand, in the form that `run --crop` takes.
 
     With --browser a page of this machine shows pictures of the video, and the region can be drawn there.
     """
@@ -76,10 +76,10 @@ def auto_crop(video: str, stream: int | None, quiet: bool) -> str:
 
 def suggest(video: Path, stream: int | None, quiet: bool) -> tuple[list[Band], np.ndarray]:
     """Bands of text, the likeliest first, and a picture with them drawn."""
-    from caption_extents.ocr.crop import draw_regions, rapid_detector, suggest_crop
+    from caption_extents.bands import draw_regions, suggest_crop
 
     with progress_of("looking", quiet) as tell:
-        bands, seen = suggest_crop(video, rapid_detector(), tell, stream)
+        bands, seen = suggest_crop(video, None, tell, stream)
     return bands, draw_regions(seen, bands)
 
 
@@ -89,7 +89,7 @@ def _choose_region(video: Path, stream: int | None, quiet: bool) -> CropRegion:
 
     from av.video.frame import VideoFrame
 
-    from caption_extents.ocr.crop import pick_times, pictures_at
+    from caption_extents.bands import pick_times, pictures_at
     from caption_extents.pictures import to_jpeg
     from caption_extents.report.crop_page import choose_region
     from caption_extents.video.info import probe

@@ -26,7 +26,6 @@ from caption_extents.model.identity import (
     CLOSE_AREA_PX,
     CLOSE_BETWEEN,
     GRAPHS,
-    INPUT_AREA_PX,
     cannot_read,
     read_identity,
 )
@@ -50,6 +49,18 @@ def read_graphs(path: Path) -> dict[str, bytes] | None:
             return {name: file.get_tensor(key).tobytes() for name, key in GRAPHS.items()}
     except (OSError, SafetensorError) as error:
         raise cannot_read(path, error) from error
+
+
+def need_graphs(path: Path) -> dict[str, bytes]:
+    """As :func:`read_graphs`.
+
+    Raises:
+        ModelError: the file cannot be read, or holds none.
+    """
+    graphs = read_graphs(path)
+    if graphs is None:
+        raise ModelError(f"{str(path)!r} holds no graphs for a CPU: python -m caption_extents.training.export {path}")
+    return graphs
 
 
 class PortableNetwork:
@@ -87,17 +98,28 @@ class PortableNetwork:
 
     def embed(self, planes: Planes) -> np.ndarray:
         """See the protocol; float32 (N, C, h, w)."""
-        return self._embedded(planes, INPUT_AREA_PX)
-
-    def _embedded(self, planes: Planes, area_px: int) -> np.ndarray:
         _, height, width = planes[0].shape
-        size = np.array(input_size(height, width, area_px), np.int64)
+        return self._embedded(planes, input_size(height, width))
+
+    def _embedded(self, planes: Planes, size: tuple[int, int]) -> np.ndarray:
+        sides = np.array(size, np.int64)
 
         def embed(y: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-            found: np.ndarray = self._embed.run(["embeddings"], {"y": y, "u": u, "v": v, "size": size})[0]
+            found: np.ndarray = self._embed.run(["embeddings"], {"y": y, "u": u, "v": v, "size": sides})[0]
             return found
 
         return self._in_slices(embed, planes)
+
+    def letters(self, planes: Planes, size: tuple[int, int]) -> np.ndarray:
+        """How surely letters of captions stand in each cell of pictures, float32 (N, h/8, w/8) in 0..1.
+
+        Args:
+            planes: whole pictures or crops, Y (N, H, W), U and V (N, H/2, W/2), uint8.
+            size: height and width to which they are resized, multiples of 8; letters should be 12 to 40 pixels high.
+        """
+        logits = self._embedded(planes, size)[:, -1]
+        found: np.ndarray = 1 / (1 + np.exp(-logits))
+        return found
 
     def compare(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
         """See the protocol."""
@@ -130,7 +152,8 @@ class PortableNetwork:
 
     def describe_closely(self, planes: Planes, around: np.ndarray) -> np.ndarray:
         """See the protocol: from twice as many pixels as :meth:`embed` uses."""
-        embeddings = self._embedded(planes, CLOSE_AREA_PX)
+        _, height, width = planes[0].shape
+        embeddings = self._embedded(planes, input_size(height, width, CLOSE_AREA_PX))
         before, earlier, later, after = (embeddings[numbers] for numbers in around)
         return self.describe(before, earlier, later, after)
 
