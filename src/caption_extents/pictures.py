@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from functools import lru_cache
 
 import av
@@ -54,3 +55,12 @@ def to_jpeg(frame: VideoFrame, size: tuple[int, int]) -> bytes:
         stream.width, stream.height, stream.pix_fmt = *size, "yuvj420p"
         container.mux([*stream.encode(small), *stream.encode(None)])
     return buffer.getvalue()
+
+
+def to_png(picture: np.ndarray) -> bytes:
+    """An RGB picture, uint8 (h, w, 3), as PNG."""
+    encoder = av.CodecContext.create("png", "w")
+    encoder.height, encoder.width, _ = picture.shape
+    encoder.pix_fmt, encoder.time_base = "rgb24", Fraction(1)
+    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])

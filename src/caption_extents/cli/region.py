@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from pathlib import Path
@@ -49,11 +48,9 @@ def crop(
         check_output(picture)
         bands, drawn = suggest(video, stream, quiet or as_json)
         if picture is not None:
-            from PIL import Image
+            from caption_extents.pictures import to_png
 
-            png = io.BytesIO()
-            Image.fromarray(drawn).save(png, "png")
-            write_atomically(picture, png.getvalue())
+            write_atomically(picture, to_png(drawn))
             if not quiet:
                 typer.echo(f"picture written to {picture}", err=True)
     if as_json:
