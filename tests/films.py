@@ -47,6 +47,7 @@ def make_film(
     height: int = 540,
     after: int = 20,
     fade_frames: int = 0,
+    lines: int = 1,
 ) -> list[sample_video.PlannedCaption]:
     """Write an H.264 film whose captions stand on the given frames, first up to the one after the last.
 
@@ -54,7 +55,13 @@ def make_film(
     """
     style = caption_style(height)
     planned = [
-        sample_video.PlannedCaption((WORDS[number % len(WORDS)],), "outline", "latin", *extent, fade_frames)
+        sample_video.PlannedCaption(
+            tuple(WORDS[(number + line) % len(WORDS)] for line in range(lines)),
+            "outline",
+            "latin",
+            *extent,
+            fade_frames,
+        )
         for number, extent in enumerate(extents)
     ]
     frame_count = extents[-1][1] + after

@@ -14,6 +14,8 @@ from caption_extents.bands import Band, TextBox, draw_regions, find_bands, piece
 from caption_extents.cli import app
 from caption_extents.errors import VideoError
 from caption_extents.region import CropRegion
+from caption_extents.video.crop import resolve_crop
+from caption_extents.video.info import probe
 from tests.films import caption_box, make_film
 from tests.media import Recipe, make_video
 
@@ -80,12 +82,21 @@ def test_the_suggestion_holds_every_caption(size: tuple[int, int], tmp_path: Pat
     assert (picture[row, picture.shape[1] // 2] == (255, 40, 40)).all()
 
 
+@pytest.mark.parametrize(("height", "lines"), [(540, 2), (144, 1), (180, 1)])
+def test_two_lines_and_small_videos(height: int, lines: int, tmp_path: Path) -> None:
+    extents = [(start, start + 50) for start in range(10, 300, 60)]
+    make_film(tmp_path / "film.mp4", extents, width=height * 16 // 9, height=height, lines=lines)
+    ((region, *_), _) = suggest_crop(tmp_path / "film.mp4")
+    _, top, _, bottom = caption_box(height * 16 // 9, height)
+    assert region.region.crop_top <= top - (lines - 1) * (bottom - top)
+    assert region.region.crop_bottom >= bottom
+    resolve_crop(region.region, probe(tmp_path / "film.mp4"))  # high enough
+
+
 def test_a_run_finds_its_own_crop(tmp_path: Path) -> None:
     extents = [(start, start + 50) for start in range(12, 300, 60)]
     make_film(tmp_path / "film.mp4", extents)
-    result = CliRunner().invoke(
-        app, ["run", str(tmp_path / "film.mp4"), "--crop", "auto", "--store", str(tmp_path / "store"), "--json"]
-    )
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "film.mp4"), "--store", str(tmp_path / "store"), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["caption_count"] == len(extents)
 

@@ -113,7 +113,7 @@ def test_functions_carry_what_is_configured(monkeypatch: pytest.MonkeyPatch) -> 
         assert (options["timeout"], options["retries"]) == (600, 2)
         assert [secret.name for secret in options["secrets"]] == ["wasabi", "other"]
     assert [package for package, _ in installed][2] == "caption-extents==9.9"
-    assert installed[0][0].startswith("caption-extents[modal]==")
+    assert installed[0][0].startswith("caption-extents[gpu,modal]==")
     for _, variables in installed[:3]:
         assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility,video"
         assert variables["CAPTION_EXTENTS_IMPLEMENTATION"] == "sequential"

@@ -9,10 +9,12 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
 import caption_extents as ce
@@ -155,9 +157,29 @@ def test_graphs_that_are_damaged(small: Path, tmp_path: Path) -> None:
         ce.CaptionModel(tmp_path / "other.safetensors", "cpu")
 
 
+def test_graphs_read_no_files(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of a graph may stand in other files."""
+    monkeypatch.chdir(tmp_path)
+    Path("secret.bin").write_bytes(b"SECRET!!")
+    outside = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[8], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "secret.bin"), ("offset", "0"), ("length", "8")):
+        outside.external_data.add(key=key, value=value)
+    known = helper.make_tensor_value_info("o", TensorProto.UINT8, [8])
+    graph = helper.make_graph([helper.make_node("Identity", ["w"], ["o"])], "g", [], [known], [outside])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
+    assert bytes(onnxruntime.InferenceSession(model).run(None, {})[0]) == b"SECRET!!"
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(small.read_bytes())
+    write_graphs(path, dict.fromkeys(GRAPHS, model))
+    with pytest.raises(ModelError, match="cannot use the graphs"):
+        ce.CaptionModel(path, "cpu")
+
+
 def test_weights_without_graphs_need_pytorch(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with ce.CaptionModel(small, "cpu", 1) as model:
         assert isinstance(model.backend, TorchBackend)
+    with pytest.raises(InputError, match="closed"):
+        model.backend.embed(tuple(np.zeros((1, 32 // half, 64 // half), np.uint8) for half in (1, 2, 2)))
     monkeypatch.setattr(captioner, "need_torch", _refuse)
     with pytest.raises(InputError, match=r"small\.safetensors.* holds no graphs"):
         ce.CaptionModel(small, "cpu")

@@ -7,10 +7,11 @@ The caption network looks at whole pictures: its mask says where letters of capt
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from caption_extents.errors import VideoError
 from caption_extents.machine import usable_cores
 from caption_extents.model.identity import DEFAULT_WEIGHTS
 from caption_extents.model.portable import PortableNetwork, need_graphs
+from caption_extents.options import MAX_INFERENCE_THREADS
 from caption_extents.pictures import resized, to_picture
 from caption_extents.region import CropRegion
 from caption_extents.samples import Planes
-from caption_extents.video.crop import resolve_crop
+from caption_extents.video.crop import MIN_CROP_PX, resolve_crop
 from caption_extents.video.info import VideoFacts, probe
 from caption_extents.video.random_access import frames_between
 from caption_extents.video.timeline import Timeline, build_timeline
@@ -48,8 +50,9 @@ _GAP_CELLS = 3
 
 _FEWEST_CELLS = 3
 
-_BAND_HEIGHT = 0.16
-"""Height of the tallest band, as a share of the picture: two lines, or three small ones."""
+_MOST_HEIGHT, _REACH = 0.25, 0.11
+"""Height of the tallest piece of text, two large lines, and how far from the middle of a band its pieces may stand; as
+shares of the picture."""
 
 _STATIC_SHARE = 0.5
 _STATIC_LIKENESS = 0.8
@@ -57,9 +60,6 @@ _COARSE = 108, 192
 _SECOND_BAND_SHARE = 0.25
 _SIDE = 0.04
 """Maximum distance of the region from the left and right sides: later captions may be wider than those found."""
-
-_PICTURES_OF_PART = 4
-"""Pictures that a thread decodes and looks at, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def suggest_crop(
         facts = probe(path, stream_index)
         if detect is not None:
             return _suggest(facts, detect, tell)
-        with closing(PortableNetwork(DEFAULT_WEIGHTS, need_graphs(DEFAULT_WEIGHTS), usable_cores())) as network:
+        with closing(PortableNetwork(DEFAULT_WEIGHTS, need_graphs(DEFAULT_WEIGHTS), _most_threads())) as network:
             return _suggest(facts, detector_of(network), tell)
 
     return Watchdog().call(f"looking for text in {str(path)!r}", look)
@@ -219,22 +219,38 @@ class _Search:
 
     def bands(self) -> list[Band]:
         """At most two, the most likely one first."""
-        return find_bands(without_static(self._boxes, np.array(self.coarse)))
+        found = find_bands(without_static(self._boxes, np.array(self.coarse)))
+        return [replace(band, region=self._wide_enough(band.region)) for band in found]
+
+    def _wide_enough(self, region: CropRegion) -> CropRegion:
+        """Of a small video, a line of text may be lower than a crop may be."""
+        lacking = (MIN_CROP_PX + 2) / self._facts.display_height - (region.crop_bottom - region.crop_top)
+        if lacking <= 0:
+            return region
+        top = min(max(0.0, region.crop_top - lacking / 2), max(0.0, region.crop_top + 1 - region.crop_bottom - lacking))
+        bottom = min(1.0, top + region.crop_bottom - region.crop_top + lacking)
+        return CropRegion(region.crop_left, round(top, 4), region.crop_right, round(bottom, 4))
 
 
 def _looked_at(
     facts: VideoFacts, times: list[int], detect: Detector
 ) -> Iterator[tuple[Planes, list[tuple[float, float, float, float]]]]:
-    """The pictures of these pts with the text in each, in order; several are decoded and looked at at once."""
+    """The pictures of these pts with the text in each, in order; some are looked at while the next is decoded."""
+    threads = _most_threads()
+    waiting: deque[tuple[Planes, Future[list[tuple[float, float, float, float]]]]] = deque()
+    with ThreadPoolExecutor(threads, "crop") as pool:
+        for planes in _planes_at(facts, times, threads=1):
+            waiting.append((planes, pool.submit(detect, planes)))
+            if len(waiting) > threads:
+                seen, found = waiting.popleft()
+                yield seen, found.result()
+        while waiting:
+            seen, found = waiting.popleft()
+            yield seen, found.result()
 
-    def look(part: list[int]) -> list[tuple[Planes, list[tuple[float, float, float, float]]]]:
-        return [(planes, detect(planes)) for planes in _planes_at(facts, part, threads=1)]
 
-    cores = usable_cores()
-    size = max(1, min(_PICTURES_OF_PART, -(-len(times) // cores)))
-    with ThreadPoolExecutor(cores, "crop") as pool:
-        for part in pool.map(look, [times[at : at + size] for at in range(0, len(times), size)]):
-            yield from part
+def _most_threads() -> int:
+    return min(MAX_INFERENCE_THREADS, usable_cores())
 
 
 def without_static(boxes: list[TextBox], luma: np.ndarray) -> list[TextBox]:
@@ -260,7 +276,7 @@ def _is_static(box: TextBox, luma: np.ndarray) -> bool:
 
 def find_bands(boxes: list[TextBox]) -> list[Band]:
     """Bands of text that changes, those with text in most pictures first; at most two."""
-    changing = [box for box in boxes if 0.012 < box.height < _BAND_HEIGHT]
+    changing = [box for box in boxes if 0.012 < box.height < _MOST_HEIGHT]
     bands: list[Band] = []
     while changing and len(bands) < 2:
         inside = max((_within(changing, box.middle) for box in changing), key=_pictures_with)
@@ -273,7 +289,7 @@ def find_bands(boxes: list[TextBox]) -> list[Band]:
 
 
 def _within(boxes: list[TextBox], middle: float) -> list[TextBox]:
-    return [box for box in boxes if abs(box.middle - middle) <= _BAND_HEIGHT / 2]
+    return [box for box in boxes if abs(box.middle - middle) <= _REACH]
 
 
 def _pictures_with(boxes: list[TextBox]) -> int:

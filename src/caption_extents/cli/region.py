@@ -64,7 +64,9 @@ def crop(
 def auto_crop(video: str, stream: int | None, quiet: bool) -> str:
     """The region that is suggested first, as `--crop` takes it."""
     if not os.path.isfile(video):  # noqa: PTH113 which no name makes fail
-        raise InputError(f"--crop auto looks at a file of this machine, and {video!r} is none; give the crop")
+        raise InputError(
+            f"the crop can be found in a file of this machine, and {video!r} is none; give it: --crop L,T,R,B"
+        )
     crop = as_option(suggest(Path(video), stream, quiet)[0][0].region)
     if not quiet:
         typer.echo(f"crop {crop}", err=True)

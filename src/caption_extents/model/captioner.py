@@ -22,7 +22,8 @@ from caption_extents.video.nvdec import driver
 class CaptionModel:
     """The caption model: classifies how the caption changes between consecutive samples of a video. A context manager.
 
-    On a CPU it is computed by ONNX Runtime, on a GPU by PyTorch, which the extra ``gpu`` installs.
+    On a CPU it is computed by ONNX Runtime, on a GPU by PyTorch, which the extra ``gpu`` installs. Its single steps are
+    those of its ``backend``; a model of another kind follows :mod:`caption_extents.model.interface`.
 
     Args:
         weights: a ``.safetensors`` file of :mod:`caption_extents.model.network`; by default the package's own.
@@ -99,4 +100,5 @@ def _open(path: Path, device: str, threads: int) -> Backend:
     from caption_extents.model.torch_backend import TorchBackend
     from caption_extents.model.torch_network import TorchNetwork
 
-    return TorchBackend(TorchNetwork(path, device, threads))
+    network = TorchNetwork(path, device, threads)
+    return TorchBackend(network, network.close)

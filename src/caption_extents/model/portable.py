@@ -32,6 +32,8 @@ from caption_extents.model.identity import (
 from caption_extents.model.inputs import input_size
 from caption_extents.samples import Planes
 
+_FOLDER_OF_NUMBERS = "session.model_external_initializers_file_folder_path"
+
 _SLICE_SAMPLES = 2
 """Samples or pairs per slice, whose activations fit into the cache."""
 
@@ -118,7 +120,7 @@ class PortableNetwork:
             size: height and width to which they are resized, multiples of 8; letters should be 12 to 40 pixels high.
         """
         logits = self._embedded(planes, size)[:, -1]
-        found: np.ndarray = 1 / (1 + np.exp(-logits))
+        found: np.ndarray = (1 + np.tanh(logits / 2)) / 2  # the logistic function, without overflow
         return found
 
     def compare(self, earlier: np.ndarray, later: np.ndarray) -> np.ndarray:
@@ -182,4 +184,6 @@ def _session(graph: bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # A graph may name files with its numbers, and a hostile one any file: there are none in this folder.
+    options.add_session_config_entry(_FOLDER_OF_NUMBERS, str(Path(__file__) / "none"))
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

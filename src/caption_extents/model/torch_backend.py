@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ class TorchBackend:
 
     Args:
         model: follows one of the protocols of :mod:`caption_extents.model.interface`.
+        close: called by :meth:`close`; whoever passes an opened model closes it.
     """
 
-    def __init__(self, model: PairModel) -> None:
+    def __init__(self, model: PairModel, close: Callable[[], None] = lambda: None) -> None:
         identity = ModelIdentity.of(model)
         self.device, self.version, self.digest, self.costs = (
             str(model.device),
@@ -27,7 +28,7 @@ class TorchBackend:
             identity.digest,
             identity.costs,
         )
-        self._model = model
+        self._model, self._close = model, close
         self._context = model if isinstance(model, ContextModel) else None
         self._closely = model if isinstance(model, SecondLookModel) else None
         self.has_context, self.has_second_look = self._context is not None, self._closely is not None
@@ -77,4 +78,5 @@ class TorchBackend:
         return found
 
     def close(self) -> None:
-        """See the protocol; whoever opened a model closes it."""
+        """See the protocol."""
+        self._close()

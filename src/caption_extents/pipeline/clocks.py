@@ -125,7 +125,7 @@ class StageClock:
                 yield
         finally:
             end = time.perf_counter()
-            busy = others.seconds or end - start
+            busy = others.busy(end - start)
             with self._lock:
                 self.workers = max(self.workers, others.threads)
                 self.busy_seconds += busy
