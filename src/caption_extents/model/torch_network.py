@@ -64,10 +64,9 @@ class TorchNetwork:
         identity = read_identity(self.path)
         self.version, self.digest, self.costs = identity.version, identity.digest, identity.costs
         on_cpu = self.device.type == "cpu"
-        self._threads = single_threaded_pool(threads, "caption-model") if on_cpu else None
-        self._thread_count = threads
-        network = self._threads.submit(load_weights, self.path).result() if self._threads else load_weights(self.path)
+        network = _load_by_one_thread(self.path) if on_cpu else load_weights(self.path)
         self._network = network.to(self.device)
+        self._threads, self._thread_count = single_threaded_pool(threads, "caption-model") if on_cpu else None, threads
         if not on_cpu:
             # Half precision takes half the time, which leaves the GPU to decoding; labels stay the same (docs/gpu.md).
             network.encoder.half()
@@ -226,6 +225,11 @@ class TorchNetwork:
         else:
             done = list(map(compute_slice, starts))
         return done[0] if len(done) == 1 else torch.cat(done)
+
+
+def _load_by_one_thread(path: Path) -> CaptionNetwork:
+    with single_threaded_pool(1, "load-model") as thread:
+        return thread.submit(load_weights, path).result()
 
 
 def _embed(
