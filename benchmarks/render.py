@@ -47,7 +47,7 @@ Peak resident memory of the process on 2 and on 20 minutes of the same kind of v
 |---|---|---|---|
 {memory}
 
-Most of it is PyTorch, the decoder's frames, the encoders, and the activations of the slices that are computed at once.
+Most of it is the decoder's frames, the encoders, and the activations of the slices that are computed at once.
 The sequential implementation keeps samples and chunks in a temporary file between stages.
 
 ## Safety: `python -m benchmarks.safety`
