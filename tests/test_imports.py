@@ -17,7 +17,7 @@ PACKAGE = "caption_extents"
 SOURCE = Path(caption_extents.__file__).parent
 
 LAYERS = (
-    ("version", "effort", "errors", "labels", "region", "machine", "spawning"),
+    ("version", "closing", "effort", "errors", "labels", "region", "machine", "spawning"),
     ("files", "watchdog", "interrupts", "samples", "pictures"),
     ("options", "children"),
     ("captions", "chunks", "video"),

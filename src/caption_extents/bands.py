@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from caption_extents.errors import VideoError
-from caption_extents.machine import usable_cores
 from caption_extents.model.identity import DEFAULT_WEIGHTS
+from caption_extents.model.inputs import STRIDE
 from caption_extents.model.portable import PortableNetwork, need_graphs
-from caption_extents.options import MAX_INFERENCE_THREADS
+from caption_extents.options import default_inference_threads
 from caption_extents.pictures import resized, to_picture
 from caption_extents.region import CropRegion
 from caption_extents.samples import Planes
@@ -41,7 +41,6 @@ _COMPETING_SHARE = 0.5
 _AREA_PX = 432 * 768
 """Size at which the network looks at pictures: letters of a twentieth of the picture's height are 20 pixels high."""
 
-_CELL_PX = 8
 _LETTERS, _SURE = 0.15, 0.5
 """A cell has letters from the first value of the mask on; in some cell of each piece of text it reaches the second."""
 
@@ -91,19 +90,22 @@ class Band:
     pictures: int
 
 
-Detector = Callable[[Planes], list[tuple[float, float, float, float]]]
-"""Finds text in a picture, Y (H, W), U and V (H/2, W/2): left, top, right, bottom of each piece, as shares."""
+Sides = tuple[float, float, float, float]
+"""Left, top, right and bottom of a piece of text, as shares of the picture."""
+
+Detector = Callable[[Planes], list[Sides]]
+"""Finds text in a picture, Y (H, W), U and V (H/2, W/2)."""
 
 
 def detector_of(network: PortableNetwork) -> Detector:
     """Finds text by the mask of the caption network. May be called from several threads."""
 
-    def detect(planes: Planes) -> list[tuple[float, float, float, float]]:
+    def detect(planes: Planes) -> list[Sides]:
         height, width = planes[0].shape
         scale = math.sqrt(_AREA_PX / (height * width))
-        rows, columns = (max(2, round(side * scale / _CELL_PX)) for side in (height, width))
+        rows, columns = (max(2, round(side * scale / STRIDE)) for side in (height, width))
         y, u, v = (plane[None] for plane in planes)
-        mask = network.letters((y, u, v), (rows * _CELL_PX, columns * _CELL_PX))[0]
+        mask = network.letters((y, u, v), (rows * STRIDE, columns * STRIDE))[0]
         return [
             (left / columns, top / rows, right / columns, bottom / rows)
             for left, top, right, bottom in pieces(mask >= _LETTERS)
@@ -163,7 +165,9 @@ def suggest_crop(
         facts = probe(path, stream_index)
         if detect is not None:
             return _suggest(facts, detect, tell)
-        with closing(PortableNetwork(DEFAULT_WEIGHTS, need_graphs(DEFAULT_WEIGHTS), _most_threads())) as network:
+        with closing(
+            PortableNetwork(DEFAULT_WEIGHTS, need_graphs(DEFAULT_WEIGHTS), default_inference_threads())
+        ) as network:
             return _suggest(facts, detector_of(network), tell)
 
     return Watchdog().call(f"looking for text in {str(path)!r}", look)
@@ -172,8 +176,7 @@ def suggest_crop(
 def _suggest(facts: VideoFacts, detect: Detector, tell: Callable[[int, int], None]) -> tuple[list[Band], np.ndarray]:
     times = pick_times(build_timeline(facts, Fraction(10)), 2 * FRAMES)
     search = _Search(facts, detect)
-    rounds = [times[::2], times[1::2]]
-    for part in rounds:
+    for part in (times[::2], times[1::2]):
         search.add(part, tell)
         bands = search.bands()
         if not _are_in_doubt(bands):
@@ -232,12 +235,10 @@ class _Search:
         return CropRegion(region.crop_left, round(top, 4), region.crop_right, round(bottom, 4))
 
 
-def _looked_at(
-    facts: VideoFacts, times: list[int], detect: Detector
-) -> Iterator[tuple[Planes, list[tuple[float, float, float, float]]]]:
+def _looked_at(facts: VideoFacts, times: list[int], detect: Detector) -> Iterator[tuple[Planes, list[Sides]]]:
     """The pictures of these pts with the text in each, in order; some are looked at while the next is decoded."""
-    threads = _most_threads()
-    waiting: deque[tuple[Planes, Future[list[tuple[float, float, float, float]]]]] = deque()
+    threads = default_inference_threads()
+    waiting: deque[tuple[Planes, Future[list[Sides]]]] = deque()
     with ThreadPoolExecutor(threads, "crop") as pool:
         for planes in _planes_at(facts, times, threads=1):
             waiting.append((planes, pool.submit(detect, planes)))
@@ -247,10 +248,6 @@ def _looked_at(
         while waiting:
             seen, found = waiting.popleft()
             yield seen, found.result()
-
-
-def _most_threads() -> int:
-    return min(MAX_INFERENCE_THREADS, usable_cores())
 
 
 def without_static(boxes: list[TextBox], luma: np.ndarray) -> list[TextBox]:

@@ -17,12 +17,12 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar, cast
 
 from caption_extents.children import Children
 from caption_extents.chunks.encode import ChunkFormat, EncodedChunk
 from caption_extents.chunks.plan import ChunkFrames
+from caption_extents.closing import ClosesItself
 from caption_extents.encoders.base import ChunkEncoder, Effort
 from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.errors import InputError, wrap_unexpected_errors
@@ -32,7 +32,7 @@ from caption_extents.job.run import run
 from caption_extents.machine import memory_bytes, usable_cores
 from caption_extents.model.identity import CHECKPOINTS
 from caption_extents.model.opened import OpenedModel, choose_device, is_object
-from caption_extents.options import Job, check_count
+from caption_extents.options import Job, check_count, device_number
 from caption_extents.pipeline.clocks import ENCODING
 from caption_extents.pipeline.gpu_use import GpuSampler, GpuWatch
 from caption_extents.storage.store import Store, open_store
@@ -68,7 +68,7 @@ def default_samples_mib(engines: int = 1) -> int:
     return max(1024, int(memory_bytes() * _MEMORY_SHARE / engines) >> 20)
 
 
-class Engine:
+class Engine(ClosesItself):
     """Runs jobs, one after the other or several at once, and keeps open what they share; a context manager.
 
     Outputs are byte for byte those of :func:`~caption_extents.run_job`.
@@ -95,14 +95,6 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
         self._totals = _Totals(self._shares, self.sampler)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close everything that is open; jobs that still run fail."""
@@ -504,7 +496,7 @@ class _Totals:
         with self._lock:
             if self._started is None:
                 self._started = time.perf_counter()
-            number = int(device.partition(":")[2] or 0)
+            number = device_number(device)
             if device != "cpu" and number not in self._gpus:
                 self._gpus[number] = self._sampler(driver.device_uuid(number)).watch(self._started)
                 self._gpus[number].__enter__()

@@ -128,6 +128,16 @@ def check_device(name: str, value: Any) -> Any:
     return value
 
 
+def device_number(device: str) -> int:
+    """The number of a GPU by its device's name; ``cuda`` is the first."""
+    return int(device.partition(":")[2] or 0)
+
+
+def default_inference_threads() -> int:
+    """Slices that a model computes at once on a CPU: one for each core, but not more than are worth it."""
+    return min(MAX_INFERENCE_THREADS, usable_cores())
+
+
 def check_price(name: str, value: Any) -> Any:
     """A price; an InputError if it is none."""
     if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
@@ -281,7 +291,7 @@ class Job:
     @property
     def inference_threads(self) -> int:
         """How many threads compute the model on a CPU."""
-        alone = 1 if self.implementation == "sequential" else min(MAX_INFERENCE_THREADS, usable_cores())
+        alone = 1 if self.implementation == "sequential" else default_inference_threads()
         return self.inference_workers or alone
 
     @property

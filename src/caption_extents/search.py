@@ -19,7 +19,7 @@ from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.labels import Label
 from caption_extents.model.captioner import CaptionModel
 from caption_extents.model.opened import check_model_device
-from caption_extents.options import Job, check_device, check_share, exact_rate
+from caption_extents.options import Job, check_device, check_share, device_number, exact_rate
 from caption_extents.pipeline.clocks import EXTRACTION, StageClock
 from caption_extents.pipeline.stages import LOOSE_END_SECONDS, Extraction
 from caption_extents.region import CropRegion
@@ -120,7 +120,7 @@ class _CaptionSearch:
             self.model = self.given_model or self._opened.enter_context(CaptionModel(device=self.device))
             check_model_device(self.device, str(self.model.device))
             self.costs = DecodingCosts.of(self.model)
-            gpu = None if self.model.device == "cpu" else int(self.model.device.partition(":")[2] or 0)
+            gpu = None if self.model.device == "cpu" else device_number(self.model.device)
             decoding = Decoding(gpu, only_gpu=self.device.startswith("cuda"), stream_index=self.stream)
             self.video = self._opened.enter_context(open_local(Path(self.path), self.rate, decoding))
             if not self.partial:

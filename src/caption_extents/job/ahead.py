@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from caption_extents import spawning
-from caption_extents.options import Job
+from caption_extents.options import Job, device_number
 from caption_extents.spawning import READER, ChildKind, SpawnedProcess, decoder_sessions
 
 DECODERS = 2
@@ -46,4 +46,4 @@ def _likely_gpu(job: Job) -> int | None:
     device = str(getattr(job.model, "device", job.device))
     if job.isolate or device == "cpu" or not any(map(os.path.exists, _GPU_DEVICES)):
         return None
-    return int(device.partition(":")[2] or 0)
+    return device_number(device)

@@ -53,11 +53,10 @@ def open_input(
     ):
         if decoding.isolated is not None or not resources.reads_arriving:
             download.wait()
-            resources.begin_decoding()
             opening = _opened(download.path, job, decoding, resources)
         else:
-            resources.begin_decoding()
             opening = open_arriving(download, job.rate, decoding)
+        resources.begin_decoding()
         with watchdog.entered(repr(job.video_key), opening) as video:
             yield download.path, video
 

@@ -35,7 +35,7 @@ from caption_extents.labels import Label
 from caption_extents.machine import has_torch, memory_bytes
 from caption_extents.model.identity import DEFAULT_WEIGHTS, ModelIdentity
 from caption_extents.model.opened import OpenedModel, PairLabeller, choose_device, is_object
-from caption_extents.options import REMOTE_ENCODER_NAMES, Job
+from caption_extents.options import REMOTE_ENCODER_NAMES, Job, device_number
 from caption_extents.pipeline.analysis import Prices
 from caption_extents.pipeline.clocks import ENCODING, EXTRACTION, INFERENCE, UPLOAD, make_clocks
 from caption_extents.pipeline.metrics import RunMetrics
@@ -171,16 +171,12 @@ def run(job: Job, resources: Resources) -> CropInferResult:
 
 
 def _gpu_uuid(device: str) -> str | None:
-    return None if device == "cpu" else driver.device_uuid(_number(device))
-
-
-def _number(device: str) -> int:
-    return int(device.partition(":")[2] or 0)
+    return None if device == "cpu" else driver.device_uuid(device_number(device))
 
 
 def _decoding(job: Job, device: str) -> Decoding:
     limits = DecoderLimits(job.isolate_memory_mib << 20, job.stall_seconds) if job.isolate else None
-    gpu = None if device == "cpu" or job.isolate else _number(device)
+    gpu = None if device == "cpu" or job.isolate else device_number(device)
     return Decoding(gpu, job.device.startswith("cuda"), job.decode_threads, limits, job.stream)
 
 

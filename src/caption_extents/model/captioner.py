@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
-from caption_extents.machine import has_torch, need_torch, usable_cores
+from caption_extents.closing import ClosesItself
+from caption_extents.machine import has_torch, need_torch
 from caption_extents.model.backend import Backend
 from caption_extents.model.identity import DEFAULT_WEIGHTS
 from caption_extents.model.labeller import label_parts, label_samples
 from caption_extents.model.portable import PortableNetwork, read_graphs
-from caption_extents.options import MAX_INFERENCE_THREADS, check_count, check_device
+from caption_extents.options import check_count, check_device, default_inference_threads
 from caption_extents.samples import SampleBatch
 from caption_extents.video.nvdec import driver
 
 
-class CaptionModel:
+class CaptionModel(ClosesItself):
     """The caption model: classifies how the caption changes between consecutive samples of a video. A context manager.
 
     On a CPU it is computed by ONNX Runtime, on a GPU by PyTorch, which the extra ``gpu`` installs. Its single steps are
@@ -46,18 +46,10 @@ class CaptionModel:
     ) -> None:
         self.path = Path(weights) if weights is not None else DEFAULT_WEIGHTS
         if threads is None:
-            threads = min(MAX_INFERENCE_THREADS, usable_cores())
+            threads = default_inference_threads()
         self.backend: Backend = _open(self.path, _chosen(str(device)), check_count("threads", threads, 1))
         of = self.backend
         self.device, self.version, self.digest, self.costs = of.device, of.version, of.digest, of.costs
-
-    def __enter__(self) -> CaptionModel:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free what it takes; the model cannot be used any more."""

@@ -7,10 +7,12 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from safetensors import SafetensorError, safe_open
 
 from caption_extents.errors import ModelError
+from caption_extents.labels import Label
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "caption-network.safetensors"
 """The weights that the package carries."""
@@ -37,6 +39,20 @@ CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt"})
 GRAPHS = {"embed": "graphs.embed", "describe": "graphs.describe", "classify": "graphs.classify"}
 """The network as graphs for a CPU, and the tensors of a weights file that hold them, as bytes; see
 :mod:`caption_extents.model.portable`."""
+
+_Probabilities = TypeVar("_Probabilities", bound=Any)
+
+
+def may_be_two(probabilities: _Probabilities) -> _Probabilities:
+    """Which pairs may show one caption or two, and so need a second look; bool (N,).
+
+    Args:
+        probabilities: after the first look, (N, 2, 5), a tensor or a NumPy array.
+    """
+    least, most = CLOSE_BETWEEN
+    two = probabilities[..., Label.DIFFERENT.value].mean(1)
+    return cast(_Probabilities, (two >= least) & (two <= most))
+
 
 _NETWORK_KIND = "caption-network"
 COSTS = "costs"

@@ -16,7 +16,7 @@ import numpy as np
 
 from caption_extents.errors import InputError
 from caption_extents.model.identity import ModelIdentity, read_identity
-from caption_extents.options import check_device
+from caption_extents.options import check_device, device_number
 from caption_extents.region import CropRegion
 from caption_extents.samples import Planes, SampleBatch
 from caption_extents.video.nvdec import driver
@@ -92,7 +92,7 @@ def choose_device(asked: str, model: str | os.PathLike[str] | PairModel | None =
         return check_model_device(asked, str(model.device))
     if asked == "cpu":
         return asked
-    count, number = driver.device_count(), int(asked.partition(":")[2] or 0)
+    count, number = driver.device_count(), device_number(asked)
     if asked != "auto" and number >= count:
         there = f"this machine has cuda:0 to cuda:{count - 1}" if count else "the driver finds no CUDA device"
         raise InputError(f"device {asked!r} is not there: {there}; install a driver, or use 'auto' or 'cpu'")

@@ -21,12 +21,11 @@ from safetensors import SafetensorError, safe_open
 
 from caption_extents.effort import map_counted
 from caption_extents.errors import InputError, ModelError
-from caption_extents.labels import Label
 from caption_extents.model.identity import (
     CLOSE_AREA_PX,
-    CLOSE_BETWEEN,
     GRAPHS,
     cannot_read,
+    may_be_two,
     read_identity,
 )
 from caption_extents.model.inputs import input_size
@@ -147,10 +146,7 @@ class PortableNetwork:
 
     def needs_second_look(self, probabilities: np.ndarray) -> np.ndarray:
         """Pairs that may show one caption or two."""
-        least, most = CLOSE_BETWEEN
-        two = probabilities[..., Label.DIFFERENT.value].mean(1)
-        found: np.ndarray = (two >= least) & (two <= most)
-        return found
+        return may_be_two(probabilities)
 
     def describe_closely(self, planes: Planes, around: np.ndarray) -> np.ndarray:
         """See the protocol: from twice as many pixels as :meth:`embed` uses."""

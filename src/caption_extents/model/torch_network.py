@@ -8,22 +8,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
+from caption_extents.closing import ClosesItself
 from caption_extents.effort import map_counted
 from caption_extents.errors import InputError
-from caption_extents.labels import Label
-from caption_extents.machine import usable_cores
 from caption_extents.model.devices import choose_device, single_threaded_pool
 from caption_extents.model.gpu import Replayed
-from caption_extents.model.identity import CLOSE_AREA_PX, CLOSE_BETWEEN, DEFAULT_WEIGHTS, INPUT_AREA_PX, read_identity
+from caption_extents.model.identity import CLOSE_AREA_PX, DEFAULT_WEIGHTS, INPUT_AREA_PX, may_be_two, read_identity
 from caption_extents.model.inputs import input_size
 from caption_extents.model.network import CaptionNetwork
 from caption_extents.model.preprocess import to_input
 from caption_extents.model.weights import load_weights
-from caption_extents.options import MAX_INFERENCE_THREADS, check_count
+from caption_extents.options import check_count, default_inference_threads
 
 Compute = Callable[..., torch.Tensor]
 
@@ -34,7 +32,7 @@ _CLOSE_SLICE = 16
 """Samples or pairs per slice of the second look on a GPU. A batch seldom has more, and small slices save memory."""
 
 
-class TorchNetwork:
+class TorchNetwork(ClosesItself):
     """A :class:`~caption_extents.model.interface.SecondLookModel` of the package's network; a context manager.
 
     On a CPU each slice of a few samples is computed by one thread, and several slices are computed at once. Parallelism
@@ -59,7 +57,7 @@ class TorchNetwork:
         self.path = Path(weights) if weights is not None else DEFAULT_WEIGHTS
         self.device = choose_device(str(device))
         if threads is None:
-            threads = min(MAX_INFERENCE_THREADS, usable_cores())
+            threads = default_inference_threads()
         threads = check_count("threads", threads, 1)
         identity = read_identity(self.path)
         self.version, self.digest, self.costs = identity.version, identity.digest, identity.costs
@@ -87,14 +85,6 @@ class TorchNetwork:
         if not on_cpu:
             self._warming = threading.Thread(target=self._warm_up, name="warm-up", daemon=True)
             self._warming.start()
-
-    def __enter__(self) -> TorchNetwork:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the threads; the model cannot be used any more."""
@@ -159,9 +149,7 @@ class TorchNetwork:
         Args:
             probabilities: probabilities of the pairs after the first look, (N, 2, 5).
         """
-        least, most = CLOSE_BETWEEN
-        two = probabilities[..., Label.DIFFERENT.value].mean(1)
-        return (two >= least) & (two <= most)
+        return may_be_two(probabilities)
 
     def describe_closely(
         self, y: torch.Tensor, u: torch.Tensor, v: torch.Tensor, around: tuple[torch.Tensor, ...]

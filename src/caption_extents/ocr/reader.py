@@ -15,10 +15,8 @@ _BORDER_PX = 24
 """Added around a picture: detectors miss text that touches the edge."""
 
 _LONGEST_SIDE_PX = 1280
-"""Of a picture whose text is read."""
-
-
-_WITHOUT_IT = "reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'"
+"""Larger pictures are scaled down to this size for detection. rapidocr's default is to scale the shorter side *up* to
+736 pixels, which for wide caption crops takes ten times as long and finds less."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,19 @@ class TextReader(Protocol):
 
 def check_reader() -> None:
     """Raise an InputError if the dependencies of :class:`RapidReader` are not installed."""
-    check_engine(_WITHOUT_IT)
+    if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
+        raise InputError("reading text needs the extra 'ocr': pip install 'caption-extents[ocr]'")
 
 
 class RapidReader:
-    """PP-OCR; see :func:`~caption_extents.ocr.reader.rapid_engine`.
+    """PP-OCR, for upright text.
 
     Raises:
         InputError: rapidocr is not installed.
     """
 
     def __init__(self) -> None:
-        self._engine = rapid_engine(_LONGEST_SIDE_PX, _WITHOUT_IT)
+        self._engine = _rapid_engine()
 
     def read(self, picture: np.ndarray) -> ReadText | None:
         """See the protocol."""
@@ -103,24 +102,9 @@ def into_lines(pieces: list[_Piece]) -> list[list[_Piece]]:
     return [sorted(line, key=lambda p: p.left) for line in lines]
 
 
-def check_engine(without_it: str) -> None:
-    """Raise an InputError with the text ``without_it`` if rapidocr or onnxruntime is not installed."""
-    if importlib.util.find_spec("rapidocr") is None or importlib.util.find_spec("onnxruntime") is None:
-        raise InputError(without_it)
-
-
-def rapid_engine(longest_side_px: int, without_it: str) -> Any:
-    """Create an OCR engine that detects and recognises upright text; the detection of rotated text is disabled.
-
-    Args:
-        longest_side_px: larger pictures are scaled down to this size for detection. rapidocr's default is to scale the
-            shorter side *up* to 736 pixels, which for wide caption crops takes ten times as long and finds less.
-        without_it: text of the error if rapidocr is not installed.
-
-    Raises:
-        InputError: rapidocr is not installed.
-    """
-    check_engine(without_it)
+def _rapid_engine() -> Any:
+    """An OCR engine that detects and recognises upright text; the detection of rotated text is disabled."""
+    check_reader()
     from rapidocr import RapidOCR
 
     engine = RapidOCR(
@@ -128,7 +112,7 @@ def rapid_engine(longest_side_px: int, without_it: str) -> Any:
             "Global.use_cls": False,
             "Global.log_level": "error",
             "Det.limit_type": "max",
-            "Det.limit_side_len": longest_side_px,
+            "Det.limit_side_len": _LONGEST_SIDE_PX,
         }
     )
     # It warns of every picture without text.

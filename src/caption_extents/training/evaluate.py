@@ -27,7 +27,7 @@ from caption_extents.errors import InputError
 from caption_extents.labels import LABEL_TEXTS, REVERSED_ORDER
 from caption_extents.machine import usable_cores
 from caption_extents.model.captioner import CaptionModel
-from caption_extents.options import exact_rate
+from caption_extents.options import device_number, exact_rate
 from caption_extents.region import CropRegion
 from caption_extents.training.labels import pair_labels
 from caption_extents.training.scoring import Extent, Score, first_sample_at, match_captions, score_of
@@ -151,7 +151,7 @@ def open_model(weights: Path | None, device: str) -> CaptionModel:
 
 def pair_probabilities(labelled: LabelledVideo, model: CaptionModel) -> np.ndarray:
     """The model's probabilities for every pair of a video; float32 (P, 2, 5)."""
-    gpu = None if model.device == "cpu" else int(model.device.partition(":")[2] or 0)
+    gpu = None if model.device == "cpu" else device_number(model.device)
     with open_local(labelled.video, labelled.rate, Decoding(gpu)) as video:
         return model.label(video.samples(labelled.crop))
 

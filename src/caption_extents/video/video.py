@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Protocol
 
 from caption_extents.children import Children
+from caption_extents.closing import ClosesItself
 from caption_extents.errors import InputError, VideoError
 from caption_extents.options import check_count, check_device, exact_rate
 from caption_extents.region import CropRegion
@@ -65,7 +65,7 @@ class Decoding:
         return cls(int(number or 0) if on_gpu else None, kind == "cuda", threads, stream_index=stream_index)
 
 
-class Video:
+class Video(ClosesItself):
     """A video whose samples are known; a context manager that closes it.
 
     Made by :func:`open_video`.
@@ -78,14 +78,6 @@ class Video:
     def __init__(self, facts: VideoFacts, timeline: Timeline, decoding: Decoding) -> None:
         self.facts, self.timeline, self._decoding = facts, timeline, decoding
         self._opened, self._closed = ExitStack(), False
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop decoding and free everything; the video cannot be used any more."""

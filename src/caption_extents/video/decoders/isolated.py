@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from caption_extents.children import Channel, ChannelError, Child, Children, Pool
+from caption_extents.closing import ClosesItself
 from caption_extents.errors import DecodeError, InputError, StallError, VideoError
 from caption_extents.options import Job
 from caption_extents.samples import SampleBatch
@@ -58,7 +58,7 @@ def reader_pool(children: Children | None = None, most_idle: int = 0) -> Pool[Ch
     return Pool(lambda: registry.start(READER), most_idle)
 
 
-class VideoReaderProcess:
+class VideoReaderProcess(ClosesItself):
     """A video opened by a child process, which starts at once; a context manager that ends the child.
 
     Args:
@@ -101,11 +101,6 @@ class VideoReaderProcess:
     def __enter__(self) -> VideoReaderProcess:
         self.wait_until_indexed()
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the child, whatever it is doing, or give it back if it has done everything."""
