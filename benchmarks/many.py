@@ -5,7 +5,8 @@ number of videos at once, and alternates with another version if its ``src`` is 
 runs of one video alone. Prints how many times faster than playing the batch is, how busy its busiest resource was (its
 share of the floor), and money per hour of video at ``--price``.
 
-With ``--gpus 1 2`` it alternates between so many GPUs of the machine, each with ``--cores`` cores beside it.
+With ``--gpus 2 1`` it alternates between so many GPUs of the machine, each with ``--cores`` cores beside it, and
+prints what encoding alone takes on those cores: no batch can be faster.
 
 With ``--damaged`` and ``--kills`` the same list is also run with so many files more that cannot be used, while so many
 of its processes are killed: every good video must be done, and every bad one named.
@@ -14,6 +15,7 @@ of its processes are killed: every good video must be done, and every bad one na
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -27,11 +29,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import CROP, captioned_video, write_result
+from benchmarks.encode import read_crops
 from caption_extents import CropRegion, Job, run_job
+from caption_extents.chunks.encode import ChunkFormat, encode_chunk
+from caption_extents.chunks.plan import ChunkFrames
+from caption_extents.chunks.presets import PRESETS
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
@@ -225,6 +233,32 @@ def _told(figures: dict[str, Any], hour: dict[str, float] | None) -> str:
     )
 
 
+_chunks_to_encode = list[ChunkFrames]()
+
+
+def _become_encoder(chunks: list[ChunkFrames], cores: int) -> None:
+    os.sched_setaffinity(0, range(cores))
+    _chunks_to_encode[:] = chunks
+
+
+def _encode_for(seconds: float) -> float:
+    """Samples a second of one process."""
+    started, samples = time.perf_counter(), 0
+    for chunk in itertools.cycle(_chunks_to_encode):
+        encode_chunk(chunk, PRESETS["fast"], ChunkFormat(Fraction(10)))
+        samples += len(chunk.plan.samples)
+        if (taken := time.perf_counter() - started) >= seconds:
+            return samples / taken
+    raise AssertionError("no chunks")
+
+
+def encoding_alone(cores: int, seconds: float = 6) -> float:
+    """Samples a second that the first ``cores`` cores encode together while nothing else works."""
+    chunks, _ = read_crops(captioned_video(1), CropRegion.parse(CROP))
+    with get_context("fork").Pool(cores, _become_encoder, (chunks, cores)) as pool:
+        return sum(pool.map(_encode_for, [seconds] * cores, chunksize=1))
+
+
 def measure_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
     """Alternate between numbers of GPUs."""
     found: dict[int, list[Batch]] = {count: [] for count in arguments.gpus}
@@ -235,10 +269,16 @@ def measure_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
                 store = Path(folder) / f"{count}-{repeat}"
                 batches.append(run_batch(listed, store, gpus=count, cores=arguments.cores))
                 print(f"{count} GPUs, {count * arguments.cores} cores: {batches[-1]}", flush=True)
-    seconds = {count: statistics.median(batch.seconds for batch in batches) for count, batches in found.items()}
-    first, last = arguments.gpus[0], arguments.gpus[-1]
-    print(f"{last} GPUs are {seconds[first] / seconds[last]:.2f} times as fast as {first}", flush=True)
-    return {str(count): {"seconds": taken} for count, taken in seconds.items()}
+    rows = {}
+    for count, batches in found.items():
+        samples = batches[0].summary["video_seconds"] * 10
+        floor = samples / encoding_alone(count * arguments.cores)
+        rows[str(count)] = {"seconds": statistics.median(batch.seconds for batch in batches), "floor_seconds": floor}
+    first, last = rows[str(arguments.gpus[0])], rows[str(arguments.gpus[-1])]
+    for name, key in (("a batch", "seconds"), ("encoding alone", "floor_seconds")):
+        told = ", ".join(f"{row[key]:.2f} s on {count} GPUs" for count, row in rows.items())
+        print(f"{name}: {told}; {last[key] / first[key]:.2f} times", flush=True)
+    return rows
 
 
 def measure_disturbed(arguments: argparse.Namespace) -> dict[str, Any]:
