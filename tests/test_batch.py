@@ -275,7 +275,13 @@ def test_there_is_an_engine_for_each_gpu(
 
     class Fake:
         def __init__(
-            self, options: BatchOptions, videos_at_once: int, lanes: int, samples_mib: int, gpu: int | None
+            self,
+            options: BatchOptions,
+            videos_at_once: int,
+            lanes: int,
+            samples_mib: int,
+            ahead: object,
+            gpu: int | None,
         ) -> None:
             self.lanes = lanes
             begun.append((gpu, videos_at_once, lanes, options["encoder_workers"]))
@@ -283,8 +289,8 @@ def test_there_is_an_engine_for_each_gpu(
         def run(self, lane: int, entry: Entry) -> Outcome:
             return Outcome(entry.digest, entry.video_id)
 
-        def metrics(self) -> None:
-            return None
+        def busy(self) -> dict[str, float]:
+            return {}
 
         def close(self) -> None:
             pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,16 @@ def lie(channels: list[Channel]) -> None:
     (_, (data,)) = channels[0].receive()
     channels[0]._end.sendall(bytes(data))
     time.sleep(60)
+
+
+def relay(channels: list[Channel], word: str, ready: list[tuple[ChildKind, SpawnedProcess]]) -> None:
+    """In a child: have its own child, which was started ahead, send back what comes."""
+    with closing(Children(ready)) as children:
+        own = children.start(ready[0][0])
+        channels[0].send({"word": word, "own": own.process_id, "ahead": ready[0][1].process.pid})
+        while True:
+            own.channels[0].send(channels[0].receive()[0])
+            channels[0].send(own.receive()[0])
 
 
 def start(function: str) -> Child:
@@ -149,6 +160,25 @@ def test_what_was_started_ahead_is_used_or_ended() -> None:
     assert new.receive()[0] == {"n": 1}
     children.close()
     assert not any(_runs(spawned.process.pid) for _, spawned in ready)
+
+
+@linux
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_child_starts_its_own_ahead(is_killed: bool) -> None:
+    echoes = ChildKind("tests.test_children:echo", arguments=())
+    child = Children().start(ChildKind("tests.test_children:relay", arguments=("x",), ahead=(echoes, echoes)))
+    told, _ = child.receive()
+    assert told["word"] == "x"
+    assert told["own"] == told["ahead"]
+    child.channels[0].send({"n": 1})
+    assert child.receive()[0] == {"n": 1}
+    if is_killed:
+        os.kill(child.process_id, signal.SIGKILL)
+    child.close()
+    deadline = time.monotonic() + 10
+    while _runs(told["own"]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _runs(told["own"])
 
 
 def _runs(process: int) -> bool:

@@ -19,7 +19,7 @@ SOURCE = Path(caption_extents.__file__).parent
 LAYERS = (
     ("version", "closing", "effort", "errors", "labels", "region", "machine", "spawning"),
     ("files", "watchdog", "interrupts", "samples", "pictures"),
-    ("options", "children"),
+    ("options", "children", "child"),
     ("captions", "chunks", "video"),
     ("results", "storage", "model"),
     ("encoders",),
@@ -35,7 +35,18 @@ LAYERS = (
 )
 """Parts of the package, from the bottom up; the last is the package itself, whose names are imported when used."""
 
-WITHOUT_TORCH = ("captions", "chunks", "results", "storage", "video", "options", "children", "spawning", "pictures")
+WITHOUT_TORCH = (
+    "captions",
+    "chunks",
+    "results",
+    "storage",
+    "video",
+    "options",
+    "children",
+    "child",
+    "spawning",
+    "pictures",
+)
 
 Graph = dict[str, set[str]]
 

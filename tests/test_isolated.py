@@ -48,7 +48,7 @@ SABOTAGE = {
 
 CHILD = """
 import os, signal, sys, time
-from caption_extents import children
+from caption_extents import child
 from caption_extents.video.decoders import cpu
 decode = cpu.CpuDecoder._decode
 def sabotaged(self):
@@ -57,7 +57,7 @@ def sabotaged(self):
             {what}
         yield batch
 cpu.CpuDecoder._decode = sabotaged
-children.main()
+child.main()
 """
 
 

@@ -501,5 +501,5 @@ def run_batch(
         summary.add(outcome)
         tell(outcome)
     summary.seconds = time.perf_counter() - started
-    summary.busy = [metrics.busy for metrics in getattr(executor, "metrics", ()) if metrics.busy]
+    summary.busy = list(getattr(executor, "busy", ()))
     return summary

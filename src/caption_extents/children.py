@@ -1,6 +1,6 @@
 """Child processes: how all parts of this package start, talk to and end them.
 
-A child is ``python -m caption_extents.children MODULE:FUNCTION`` with some channels. A channel is a socket for messages
+A child is ``python -m caption_extents.child MODULE:FUNCTION`` with some channels. A channel is a socket for messages
 (a JSON object and any number of binary payloads) and a file in memory that both sides can map. Nothing that comes from
 a child is unpickled or executed, and sizes are checked before memory is allocated, because a child may have been taken
 over by the file that it decodes. A child ends when its parent closes it or is gone.
@@ -18,7 +18,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -503,21 +502,24 @@ def _inherited_channel(end: int, memory: int) -> Channel:
     return Channel(socket.socket(fileno=end), os.fdopen(memory, "r+b", buffering=0))
 
 
-def main() -> None:
-    """Entry point of a child process."""
-    target, numbers, *arguments = sys.argv[1:]
+def run_child(
+    target: str, inherited: list[int], arguments: list[str], ready: list[tuple[ChildKind, SpawnedProcess]]
+) -> None:
+    """In a child process: run a function, and exit when it returns or the parent is gone.
+
+    Args:
+        target: the function, as ``module:function``.
+        inherited: file descriptors, those of a socket and of a memory for each channel.
+        arguments: strings for the function, after the channels.
+        ready: processes that were started ahead, for a function of which the kind says so.
+    """
     os.dup2(2, 1)  # redirect stdout to stderr: output of libraries must not mix with the parent's results
     install_waker()
     module, _, name = target.partition(":")
-    inherited = list(map(int, numbers.split(",")))
     function = getattr(importlib.import_module(module), name)
     ends = list(zip(inherited[::2], inherited[1::2], strict=True))
     threading.Thread(target=_end_with_parent, args=(inherited[::2],), name="parent", daemon=True).start()
     with suppress(ChannelError):  # then the parent is gone
-        function([_inherited_channel(*numbers) for numbers in ends], *arguments)
+        channels = [_inherited_channel(*numbers) for numbers in ends]
+        function(channels, *arguments, **({"ready": ready} if ready else {}))
     os._exit(0)  # without waiting for threads that are inside a codec
-
-
-if __name__ == "__main__":
-    # Run main() of the imported module, not of __main__: exception classes of the two would be different objects.
-    importlib.import_module("caption_extents.children").main()

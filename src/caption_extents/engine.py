@@ -13,7 +13,8 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,20 @@ from caption_extents.errors import InputError, wrap_unexpected_errors
 from caption_extents.job.resources import StartedReading, open_encoder, open_job_model
 from caption_extents.job.result import CropInferResult, Stopwatch
 from caption_extents.job.run import run
-from caption_extents.machine import memory_bytes, usable_cores
+from caption_extents.machine import usable_cores
 from caption_extents.model.identity import CHECKPOINTS
 from caption_extents.model.opened import OpenedModel, choose_device, is_object
-from caption_extents.options import Job, check_count, device_number
+from caption_extents.options import (
+    CALLS_AT_ONCE,
+    VIDEOS_AT_ONCE,
+    Job,
+    check_count,
+    default_samples_mib,
+    device_number,
+)
 from caption_extents.pipeline.clocks import ENCODING
 from caption_extents.pipeline.gpu_use import GpuSampler, GpuWatch
+from caption_extents.spawning import ChildKind, SpawnedProcess
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.decoders.isolated import reader_pool
 from caption_extents.video.nvdec import driver
@@ -42,13 +51,6 @@ from caption_extents.video.nvdec.sessions import SessionPool
 from caption_extents.watchdog import report_progress
 
 _Opened = TypeVar("_Opened")
-
-VIDEOS_AT_ONCE = 4
-"""Videos that are decoded at once by default: while some are opened, the decoders work on the others."""
-
-CALLS_AT_ONCE = 6 * VIDEOS_AT_ONCE
-"""Calls of :meth:`Engine.run` at once that keep a GPU busy: most wait for the store or for encoders, at the start of a
-list for the model."""
 
 _LOOK_SECONDS = 1.0
 _READ_SECONDS = 0.2
@@ -58,14 +60,6 @@ _UNUSED = 2
 
 _IDLE_READERS, _IDLE_DECODERS = CALLS_AT_ONCE, 2 * VIDEOS_AT_ONCE
 """Processes that read or decode which are kept for the next video; those that decode have a CUDA context."""
-
-_MEMORY_SHARE = 0.25
-"""Share of the machine's memory that the samples of all videos together may take by default."""
-
-
-def default_samples_mib(engines: int = 1) -> int:
-    """Default memory for the samples in flight of each of several engines of this machine, in MiB."""
-    return max(1024, int(memory_bytes() * _MEMORY_SHARE / engines) >> 20)
 
 
 class Engine(ClosesItself):
@@ -79,14 +73,21 @@ class Engine(ClosesItself):
             six times as many.
         samples_mib: memory for the samples in flight of all videos, in MiB; by default a quarter of the machine's. A
             video that needs more than that is run alone.
+        ready: child processes that run already.
 
     Raises:
         InputError: a number is not positive.
     """
 
-    def __init__(self, videos_at_once: int = VIDEOS_AT_ONCE, samples_mib: int | None = None) -> None:
+    def __init__(
+        self,
+        videos_at_once: int = VIDEOS_AT_ONCE,
+        samples_mib: int | None = None,
+        *,
+        ready: Iterable[tuple[ChildKind, SpawnedProcess]] = (),
+    ) -> None:
         mib = default_samples_mib() if samples_mib is None else check_count("samples_mib", samples_mib, 1, 1 << 24)
-        self.children = Children()
+        self.children = Children(ready)
         self._decoding = _Room(check_count("videos_at_once", videos_at_once, 1))
         self._samples = _Room(mib << 20)
         self._shares = _Shares(self.children)
@@ -488,7 +489,8 @@ class _Totals:
         self._ended = 0.0
         self._videos, self._video_seconds = 0, 0.0
         self._encoding_seconds, self._encoders = 0.0, 1
-        self._gpus: dict[int, GpuWatch] = {}
+        self._gpus: dict[int, Future[GpuWatch]] = {}
+        self._beginning = ThreadPoolExecutor(1, "gpu-watch")
         self._lock = threading.Lock()
 
     def begin(self, device: str) -> None:
@@ -498,8 +500,11 @@ class _Totals:
                 self._started = time.perf_counter()
             number = device_number(device)
             if device != "cpu" and number not in self._gpus:
-                self._gpus[number] = self._sampler(driver.device_uuid(number)).watch(self._started)
-                self._gpus[number].__enter__()
+                self._gpus[number] = self._beginning.submit(self._begin_watch, number, self._started)
+
+    def _begin_watch(self, number: int, origin: float) -> GpuWatch:
+        """Watch a GPU; the driver takes a while to get ready for the first question."""
+        return self._sampler(driver.device_uuid(number)).watch(origin).__enter__()
 
     def add(self, job: Job, result: CropInferResult) -> None:
         """A job has succeeded."""
@@ -521,7 +526,7 @@ class _Totals:
                 "cpu": self._shares.cpu_seconds / seconds / usable_cores(),
                 "encoders": self._encoding_seconds / seconds / self._encoders,
             }
-            uses = [use for watch in self._gpus.values() if (use := watch.use) is not None]
+            uses = [use for watch in self._gpus.values() if (use := watch.result().use) is not None]
             if uses:
                 busy["decoders"] = sum(use.decoder for use in uses) / len(uses)
                 busy["gpu"] = sum(use.compute for use in uses) / len(uses)
@@ -532,4 +537,5 @@ class _Totals:
     def close(self) -> None:
         """Watch no GPU any more."""
         for watch in self._gpus.values():
-            watch.__exit__(None, None, None)
+            watch.result().__exit__(None, None, None)
+        self._beginning.shutdown()

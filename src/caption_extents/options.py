@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from caption_extents.errors import InputError
-from caption_extents.machine import usable_cores
+from caption_extents.machine import memory_bytes, usable_cores
 from caption_extents.region import CropRegion, plain_number
 from caption_extents.watchdog import DEFAULT_STALL_SECONDS
 
@@ -30,6 +30,17 @@ PRESET_NAMES = ("fast", "balanced", "reference", "archive")
 ENCODER_NAMES = ("auto", "threads", "processes", *REMOTE_ENCODER_NAMES)
 DEFAULT_STORE = "caption-extents-store"
 DEFAULT_ENCODER_WORKERS = 4
+
+VIDEOS_AT_ONCE = 4
+"""Videos that an engine decodes at once on a GPU: while some are opened, the decoders work on the others."""
+
+CALLS_AT_ONCE = 6 * VIDEOS_AT_ONCE
+"""Videos that an engine has at once on a GPU: most wait for the store or for encoders, at the start of a list for the
+model."""
+
+_MEMORY_SHARE = 0.25
+"""Share of the machine's memory that the samples in flight of all videos together may take by default."""
+
 MAX_FRAME_RATE = 240
 MAX_WORKERS = 256
 MAX_STREAMS = 200
@@ -332,6 +343,11 @@ def describe_options() -> dict[str, str]:
         plain = re.sub(r":class:`~?(?:\w+\.)*(\w+)`", r"\1", " ".join(text.split())).replace("``", "")
         described[name] = re.split(r"(?<=\.) |; ", plain)[0]
     return described
+
+
+def default_samples_mib(engines: int = 1) -> int:
+    """Default memory for the samples in flight of each of several engines of this machine, in MiB."""
+    return max(1024, int(memory_bytes() * _MEMORY_SHARE / engines) >> 20)
 
 
 def encoders_of_machine(shares: int = 1) -> int:

@@ -14,10 +14,10 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO
+from dataclasses import asdict, dataclass
+from typing import IO, Any
 
-COMMAND = [sys.executable, "-m", "caption_extents.children"]
+COMMAND = [sys.executable, "-m", "caption_extents.child"]
 
 SESSIONS = 4
 """Decoder sessions per process: few, so that they do not compete for its GIL, but more than one, because each process
@@ -44,12 +44,21 @@ class ChildKind:
         channels: number of channels.
         arguments: strings that are passed to the function after the channels.
         quiet: whether to discard the output of the child's libraries (stdout and stderr).
+        ahead: what the child starts before its own modules are imported; passed to the function as ``ready``, for its
+            :class:`~caption_extents.children.Children`, if there is any.
     """
 
     target: str
     channels: int = 1
     arguments: tuple[str, ...] = ()
     quiet: bool = False
+    ahead: tuple[ChildKind, ...] = ()
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> ChildKind:
+        """Inverse of :func:`dataclasses.asdict`, also after a way through JSON."""
+        ahead = tuple(map(cls.from_json, fields["ahead"]))
+        return cls(**{**fields, "arguments": tuple(fields["arguments"]), "ahead": ahead})
 
 
 # What goes wrong in a reader comes as a message; what its libraries print is dropped.
@@ -94,10 +103,11 @@ class SpawnedProcess:
         """A file that both sides can map for each channel."""
         theirs = [(there.fileno(), memory.fileno()) for (_, there), memory in zip(pairs, self.memories, strict=True)]
         inherited = [number for both in theirs for number in both]
+        ahead = json.dumps([asdict(other) for other in kind.ahead])
         try:
             # In a new session: Ctrl-C goes to the parent only, and the child ends when its channels close.
             self.process = subprocess.Popen(
-                [*COMMAND, kind.target, ",".join(map(str, inherited)), *kind.arguments],
+                [*COMMAND, kind.target, ",".join(map(str, inherited)), ahead, *kind.arguments],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL if kind.quiet else None,
                 pass_fds=inherited,

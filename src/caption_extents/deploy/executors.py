@@ -20,8 +20,9 @@ from caption_extents.batch import (
 from caption_extents.encoders.modal_settings import JOB_FUNCTION
 from caption_extents.encoders.modal_workers import find_function
 from caption_extents.encoders.ray_cluster import Actor, ActorLostError, RayCluster, Resources
-from caption_extents.engine import CALLS_AT_ONCE, engine_of_process
+from caption_extents.engine import engine_of_process
 from caption_extents.errors import InputError, ProcessingError
+from caption_extents.options import CALLS_AT_ONCE
 
 
 class RayExecutor:

@@ -7,7 +7,6 @@ import pickle
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
-from fractions import Fraction
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -21,13 +20,12 @@ from caption_extents.batch import (
     Outcome,
     longest_first,
     outcomes_of_lanes,
-    run_entry,
 )
-from caption_extents.children import Channel, ChannelError, Child, before_end, serve_each
-from caption_extents.engine import CALLS_AT_ONCE, VIDEOS_AT_ONCE, Engine, EngineMetrics, default_samples_mib
+from caption_extents.children import ChannelError, Child
 from caption_extents.errors import InputError
-from caption_extents.interrupts import Interrupted, interrupt_on_signals
-from caption_extents.options import Job, encoders_of_machine
+from caption_extents.job.ahead import kinds_ahead
+from caption_extents.model.opened import is_object
+from caption_extents.options import CALLS_AT_ONCE, VIDEOS_AT_ONCE, Job, default_samples_mib, encoders_of_machine
 from caption_extents.spawning import ChildKind, SpawnedProcess
 from caption_extents.video.nvdec.driver import device_count
 
@@ -36,9 +34,8 @@ VIDEOS_ON_CPU = 2
 _LANES = CALLS_AT_ONCE // VIDEOS_AT_ONCE
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_LOOK_SECONDS = 0.05
-_END_SECONDS = 10.0
-"""How long an engine may take to release its versions before its process is ended."""
+_END_SECONDS = 11.0
+"""How long an engine may take to release its versions, and a moment more, before its process is ended."""
 
 
 class LocalExecutor:
@@ -51,12 +48,13 @@ class LocalExecutor:
         jobs: videos decoded at once, on all GPUs together; 0 for a few on each.
 
     Attributes:
-        metrics: of each engine, after a list.
+        busy: how busy each resource of each engine was, after a list; see
+            :class:`~caption_extents.engine.EngineMetrics`.
     """
 
     def __init__(self, jobs: int = 0) -> None:
         self._jobs = jobs
-        self.metrics: list[EngineMetrics] = []
+        self.busy: list[dict[str, float]] = []
 
     def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
         """See the protocol."""
@@ -76,11 +74,13 @@ class LocalExecutor:
                 # Those beyond wait meanwhile for encoders, or for the store: they fetch a video, or commit one.
                 lanes = flowing * (_LANES if gpus else 1 + is_distant)
                 gpu = number if count > 1 else None
-                engines.append(_EngineProcess(options, flowing, lanes, default_samples_mib(count), gpu))
+                # Of a model that is an object, this process only knows how to pickle it.
+                ahead = () if is_object(options.get("model")) else kinds_ahead(entries[0].job(options), flowing)
+                engines.append(_EngineProcess(options, flowing, lanes, default_samples_mib(count), ahead, gpu))
             each = [[partial(engine.run, lane) for lane in range(engine.lanes)] for engine in engines]
             in_turn: list[Lane] = [lane for row in zip_longest(*each) for lane in row if lane is not None]
             yield from outcomes_of_lanes(longest_first(entries) if count > 1 else entries, in_turn)
-            self.metrics = [metrics for engine in engines if (metrics := engine.metrics()) is not None]
+            self.busy = [busy for engine in engines if (busy := engine.busy())]
         finally:
             ending = [threading.Thread(target=engine.close) for engine in engines]
             for thread in ending:
@@ -120,6 +120,7 @@ class _EngineProcess:
         videos_at_once: of the engine.
         lanes: entries at once.
         samples_mib: of the engine.
+        ahead: what it starts before its own modules are imported.
         gpu: the only one that it sees, by its number; None for all.
 
     Raises:
@@ -127,12 +128,18 @@ class _EngineProcess:
     """
 
     def __init__(
-        self, options: BatchOptions, videos_at_once: int, lanes: int, samples_mib: int, gpu: int | None
+        self,
+        options: BatchOptions,
+        videos_at_once: int,
+        lanes: int,
+        samples_mib: int,
+        ahead: tuple[ChildKind, ...],
+        gpu: int | None,
     ) -> None:
         self.lanes = lanes
         self._options = _pickled(options)
         arguments = str(videos_at_once), str(samples_mib)
-        self._kind = ChildKind("caption_extents.deploy.local:serve", lanes, arguments)
+        self._kind = ChildKind("caption_extents.deploy.engine_process:serve", lanes, arguments, ahead=ahead)
         self._environment = os.environ if gpu is None else {**os.environ, _VISIBLE: _visible(gpu)}
         self._lock = threading.Lock()
         self._closed = False
@@ -151,12 +158,13 @@ class _EngineProcess:
             self._replace(child)
             raise LaneLostError from error
 
-    def metrics(self) -> EngineMetrics | None:
-        """Of all that the engine has done; None if its process is gone."""
+    def busy(self) -> dict[str, float]:
+        """How busy each resource was in all that the engine has done; nothing if its process is gone."""
         try:
-            return EngineMetrics(**self._ask(self._child, 0, {})["metrics"])
+            busy: dict[str, float] = self._ask(self._child, 0, {})["busy"]
         except ChannelError:
-            return None
+            return {}
+        return busy
 
     def _ask(self, child: Child, lane: int, request: dict[str, Any]) -> dict[str, Any]:
         channel = child.channels[lane]
@@ -174,55 +182,3 @@ class _EngineProcess:
         with self._lock:
             self._closed = True
         self._child.end(_END_SECONDS)
-
-
-# From here on: the child.
-
-
-def serve(channels: list[Channel], videos_at_once: str, samples_mib: str) -> None:
-    """In the child: run the entries that come, until the parent or a signal ends it."""
-    interrupt_on_signals()
-    engine, options = Engine(int(videos_at_once), int(samples_mib)), _Options()
-    before_end(engine.close, _END_SECONDS)
-    try:
-        serve_each(channels, lambda channel: _serve(channel, engine, options))
-    except Interrupted as interrupted:
-        exit_ = threading.Timer(_END_SECONDS, os._exit, (128 + interrupted.signal_number,))
-        exit_.daemon = True
-        exit_.start()
-        # First, so that nothing that fails from now on is told as an outcome, and no lane takes another entry.
-        for channel in channels:
-            channel.shut_down()
-        engine.close()
-        while engine.is_running:
-            threading.Event().wait(_LOOK_SECONDS)
-
-
-class _Options:
-    """The options that all entries share; a model among them is one for all."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._options: BatchOptions | None = None
-
-    def of(self, pickled: bytes) -> BatchOptions:
-        with self._lock:
-            if self._options is None:
-                self._options = pickle.loads(pickled)  # noqa: S301 from this package's own parent
-            assert self._options is not None
-            return self._options
-
-
-def _serve(parent: Channel, engine: Engine, options: _Options) -> None:
-    while True:
-        request, (pickled,) = parent.receive()
-        if "entry" not in request:
-            parent.send({"metrics": asdict(engine.metrics())})
-            continue
-        fields = request["entry"]
-        entry = Entry(**{**fields, "crop": tuple(fields["crop"]), "rate": Fraction(fields["rate"])})
-        try:
-            outcome = run_entry(entry, options.of(bytes(pickled)), engine.run)
-        except Exception as error:
-            outcome = Outcome(entry.digest, entry.video_id, error=f"{type(error).__name__}: {error}")
-        parent.send({"outcome": asdict(outcome)})

@@ -9,7 +9,7 @@ from caption_extents import spawning
 from caption_extents.options import Job, device_number
 from caption_extents.spawning import READER, ChildKind, SpawnedProcess, decoder_sessions
 
-DECODERS = 2
+_DECODERS = 2
 """Processes with decoder sessions that are started ahead; sufficient for the sessions of up to seven engines."""
 
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")
@@ -22,15 +22,21 @@ def start_ahead(job: Job) -> list[tuple[ChildKind, SpawnedProcess]]:
     Returns:
         The processes, for :class:`~caption_extents.children.Children`, which ends those that nothing needs.
     """
+    kinds = kinds_ahead(job) if Path(job.video_key).is_file() else ()
+    return [(kind, SpawnedProcess(kind)) for kind in kinds]
+
+
+def kinds_ahead(job: Job, videos_at_once: int = 1) -> tuple[ChildKind, ...]:
+    """What a run will need, or several at once, if a GPU will probably decode; otherwise nothing."""
     gpu = _likely_gpu(job)
-    if gpu is None or not Path(job.video_key).is_file():
-        return []
-    kinds = [READER, *[decoder_sessions(gpu)] * DECODERS]
+    if gpu is None:
+        return ()
+    kinds = [READER] * videos_at_once + [decoder_sessions(gpu)] * max(_DECODERS, videos_at_once)
     if job.encoder in {"auto", "processes"} and job.implementation == "pipelined":
         kinds += spawning.encoders(job.encoder_workers)
     if job.model is None:
-        kinds.append(model_kind(job, f"cuda:{gpu}"))
-    return [(kind, SpawnedProcess(kind)) for kind in kinds]
+        kinds.append(model_kind(job, f"cuda:{gpu}", videos_at_once))
+    return tuple(kinds)
 
 
 def model_kind(job: Job, device: str, videos_at_once: int = 1) -> ChildKind:

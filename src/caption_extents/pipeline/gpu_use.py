@@ -67,13 +67,16 @@ class GpuSampler:
     """Asks a GPU's driver (NVML) ten times a second while somebody watches; one for all runs of a process.
 
     An answer takes some 40 ms, and the driver gives one at a time: asked for each run, it would answer none in time.
+    Only a thread of the sampler waits for it.
 
     Args:
         uuid: UUID of the GPU; None to measure nothing.
     """
 
     def __init__(self, uuid: str | None) -> None:
-        self._gpu = None if uuid is None else _Gpu.open(uuid)
+        self._uuid = uuid
+        self._gpu: _Gpu | None = None
+        self._memory_in_use: int | None = None
         self._watching: list[GpuWatch] = []
         self._lock = threading.Lock()
 
@@ -82,32 +85,35 @@ class GpuSampler:
 
         Args:
             origin: start of the run, on the clock of ``time.perf_counter``.
-            memory_before: memory in use on each GPU before the run, in bytes, by UUID; by default that in use now.
+            memory_before: memory in use on each GPU before the run, in bytes, by UUID; by default what was read last,
+                or is read first.
         """
-        if self._gpu is None:
-            return GpuWatch(self, origin, 0)
-        before = (memory_before or {}).get(self._gpu.uuid)
-        return GpuWatch(self, origin, self._gpu.memory_in_use() if before is None else before)
+        before = (memory_before or {}).get(self._uuid or "", self._memory_in_use)
+        return GpuWatch(self, origin, before)
 
     def add(self, watch: GpuWatch) -> None:
         """Tell a watch what is read from now on."""
-        if self._gpu is None:
+        if self._uuid is None:
             return
         with self._lock:
             self._watching.append(watch)
             if len(self._watching) == 1:
-                threading.Thread(target=self._ask, args=(self._gpu,), name="gpu-sampler", daemon=True).start()
+                threading.Thread(target=self._ask, args=(self._uuid,), name="gpu-sampler", daemon=True).start()
 
     def remove(self, watch: GpuWatch) -> None:
         """Tell it nothing more."""
         with self._lock:
             self._watching = [one for one in self._watching if one is not watch]
 
-    def _ask(self, gpu: _Gpu) -> None:
+    def _ask(self, uuid: str) -> None:
+        gpu = self._gpu = self._gpu or _Gpu.open(uuid)
+        if gpu is None:
+            return
         before = time.perf_counter()
         while True:
             time.sleep(_INTERVAL_SECONDS)
             reading, now = gpu.read(), time.perf_counter()
+            self._memory_in_use = int(reading.get(MEMORY, 0)) or None
             with self._lock:
                 for watch in self._watching:
                     watch.add(before, now, reading)
@@ -119,7 +125,7 @@ class GpuSampler:
 class GpuWatch:
     """What is seen of a GPU during one run; made by :meth:`GpuSampler.watch`."""
 
-    def __init__(self, sampler: GpuSampler, origin: float, memory_before: int) -> None:
+    def __init__(self, sampler: GpuSampler, origin: float, memory_before: int | None) -> None:
         self.activities: dict[str, Activity] = {}
         """By name, over the run's time: shares in 0..1, bytes, or bytes a second."""
         self._sampler, self._origin, self._memory_before = sampler, origin, memory_before
@@ -150,24 +156,28 @@ class _Sums:
     """Readings, added up: an engine makes them for days."""
 
     def __init__(self) -> None:
-        self._count, self._totals, self._peak = 0, dict[str, float](), 0.0
+        self._count, self._totals = 0, dict[str, float]()
+        self._first_memory = self._peak = 0.0
 
     def add(self, reading: dict[str, float]) -> None:
         """Add what was read."""
         for name, value in reading.items():
             self._totals[name] = self._totals.get(name, 0.0) + value
-        self._peak = max(self._peak, reading.get(MEMORY, 0.0))
+        memory = reading.get(MEMORY, 0.0)
+        self._first_memory = self._first_memory or memory
+        self._peak = max(self._peak, memory)
         self._count += 1
 
-    def use(self, memory_before: int) -> GpuUse | None:
+    def use(self, memory_before: int | None) -> GpuUse | None:
         """What has been seen so far; None before the first reading."""
         count, totals, peak = self._count, self._totals, int(self._peak)
+        before = int(self._first_memory) if memory_before is None else memory_before
         if not count:
             return None
         decoder, compute, pcie_in, pcie_out = (
             totals.get(name, 0.0) / count for name in (DECODER, COMPUTE, PCIE_IN, PCIE_OUT)
         )
-        return GpuUse(decoder, compute, pcie_in, pcie_out, peak, max(0, peak - memory_before))
+        return GpuUse(decoder, compute, pcie_in, pcie_out, peak, max(0, peak - before))
 
 
 class _Gpu:
@@ -187,10 +197,6 @@ class _Gpu:
         except Exception:
             # A run does not fail because figures about the GPU are missing.
             return None
-
-    def memory_in_use(self) -> int:
-        """Bytes of its memory in use; 0 if that is not answered."""
-        return memory_in_use(self.nvml).get(self.uuid, 0)
 
     def read(self) -> dict[str, float]:
         """What is in use now."""

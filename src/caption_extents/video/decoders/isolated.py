@@ -172,7 +172,7 @@ class VideoReaderProcess(ClosesItself):
         reply, _ = self._receive(0, 0)
         with self._checking():
             self._take_notes(reply, lost, changes)
-        self._has_answered()
+        self._is_done()
 
     def _begins(self) -> bool:
         """Whether the child may be asked for the samples or the segments: once, until it is closed."""
@@ -185,6 +185,11 @@ class VideoReaderProcess(ClosesItself):
     def _has_answered(self) -> None:
         with self._changing:
             self._is_idle = not self._is_closed
+
+    def _is_done(self) -> None:
+        """The child may go on with the next video, while this one is still encoded."""
+        self._has_answered()
+        self.close()
 
     def _take_notes(self, reply: dict[str, Any], lost: list[int], changes: list[PictureChange]) -> None:
         lost.extend(self._samples(reply["undecodable"]))
@@ -221,7 +226,7 @@ class VideoReaderProcess(ClosesItself):
                     raise ValueError(f"segment {reply['number']!r} of {len(payloads[1])} bytes")
             yield PackedSegment(number, span, table, payloads[1])
         self._receive(0, 0)
-        self._has_answered()
+        self._is_done()
 
     def _numbers(self, payload: np.ndarray) -> np.ndarray:
         with self._checking():

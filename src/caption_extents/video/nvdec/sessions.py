@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 from caption_extents.children import Children, Pool
-from caption_extents.errors import CaptionExtentsError
+from caption_extents.errors import CaptionExtentsError, DecodeError
 from caption_extents.region import CropRegion
 from caption_extents.spawning import SESSIONS
 from caption_extents.video.crop import CropPixels, resolve_crop
@@ -76,6 +77,12 @@ class SessionPool(Pool[SessionProcess]):
         self.ordinal, registry = ordinal, children or Children()
         self.kind = kind or EngineSpec("caption_extents.video.nvdec.engine", "NvdecEngine", ordinal)
         super().__init__(lambda: SessionProcess(self.kind, registry), most_idle)
+        # This process asks the driver what it decodes, and needs a context for it.
+        threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        with suppress(OSError, DecodeError):  # told when a video is opened
+            self.kind.warm_up()
 
 
 class GpuSessions:
