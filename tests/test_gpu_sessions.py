@@ -130,11 +130,20 @@ def test_what_cannot_be_sent_is_decoded_here(least: int, tmp_path: Path, monkeyp
         assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
 
 
-def test_decoding_begins_before_anybody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("long_bytes", [None, 0, 1 << 30], ids=["not-ready", "all-ready", "one-ready"])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9"])
+def test_decoding_begins_before_anybody_asks(
+    codec: str, long_bytes: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(segments, "SEGMENT_SAMPLES", 3)
     monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
-    path = make_video(Recipe("long", pts=tuple(range(300)), options=OPEN_GOP), tmp_path)
-    reader = VideoReaderProcess(path, Fraction(10), DecoderLimits())
+    monkeypatch.setattr(gpu_sessions, "_LONG_BYTES", long_bytes)
+    options = OPEN_GOP if codec == "libx264" else {"g": "30"}
+    container = "mkv" if codec == "libvpx-vp9" else "mp4"
+    path = make_video(
+        Recipe("long", codec=codec, container=container, pts=tuple(range(300)), options=options), tmp_path
+    )
+    reader = VideoReaderProcess(path, Fraction(10), DecoderLimits(), reads_beginning=long_bytes is not None)
     children = Children()
     gpu = GpuSessions(SessionPool(0, children, SOFTWARE))
     with closing(reader), closing(gpu):

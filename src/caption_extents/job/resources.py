@@ -47,7 +47,9 @@ class StartedReading:
             pool: where the decoder sessions come from.
         """
         limits = DecoderLimits(stall_seconds=job.stall_seconds)
-        reading = VideoReaderProcess(path, job.rate, limits, readers, job.stream, owner=job.tenant_id)
+        reading = VideoReaderProcess(
+            path, job.rate, limits, readers, job.stream, owner=job.tenant_id, reads_beginning=True
+        )
         sessions = GpuSessions(pool, job.tenant_id)
         sessions.begin_early(reading, job.crop_region)
         return cls(reading, sessions)

@@ -28,7 +28,14 @@ from caption_extents.video.crop import CropPixels
 from caption_extents.video.decoders.base import BATCH_SAMPLES, MIN_FRAME_PX, PictureChange
 from caption_extents.video.demux import MAX_SIDE_PX
 from caption_extents.video.info import VideoFacts, probe
-from caption_extents.video.nvdec.segments import PACKET_NUMBERS, PackedSegment, Span, pack, read_segments
+from caption_extents.video.nvdec.segments import (
+    PACKET_NUMBERS,
+    PackedSegment,
+    Span,
+    pack,
+    read_beginning,
+    read_segments,
+)
 from caption_extents.video.timeline import MAX_FRAME_SECONDS, MAX_PACKETS, MAX_SAMPLES, Timeline, build_timeline
 from caption_extents.watchdog import tell_progress_to
 
@@ -66,8 +73,14 @@ class VideoReaderProcess(ClosesItself):
         rate: samples a second.
         limits: of the child.
         pool: where the child comes from; by default it is started for this video alone.
-        owner: whose video it is.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
+        owner: whose video it is.
+        reads_beginning: whether to read :attr:`beginning`.
+
+    Attributes:
+        facts: of the video, when it has been probed.
+        beginning: its first packets then, with which decoders get ready; None if they cannot be sent.
+        timeline: its samples, when it has been indexed.
 
     Raises (when the context is entered):
         VideoError: the video cannot be used.
@@ -83,12 +96,16 @@ class VideoReaderProcess(ClosesItself):
         stream_index: int | None = None,
         *,
         owner: str = "",
+        reads_beginning: bool = False,
     ) -> None:
+        self.facts: VideoFacts
+        self.beginning: PackedSegment | None = None
+        self.timeline: Timeline
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = self._is_closed = False
         self._changing = threading.Lock()
         self._indexing = threading.Lock()
-        self._indexed = False
+        self._is_probed = self._is_indexed = False
         self._index_error: BaseException | None = None
         self._pool = pool or reader_pool()
         self._owner = owner
@@ -96,7 +113,15 @@ class VideoReaderProcess(ClosesItself):
         self._child.stall_seconds = limits.stall_seconds
         self._is_idle = False
         """Whether the child has nothing left to do, and waits for a request or for another video."""
-        self._send({"path": str(path), "rate": str(rate), "memory_bytes": limits.memory_bytes, "stream": stream_index})
+        self._send(
+            {
+                "path": str(path),
+                "rate": str(rate),
+                "memory_bytes": limits.memory_bytes,
+                "stream": stream_index,
+                "reads_beginning": reads_beginning,
+            }
+        )
 
     def __enter__(self) -> VideoReaderProcess:
         self.wait_until_indexed()
@@ -112,26 +137,47 @@ class VideoReaderProcess(ClosesItself):
         elif not was_closed:
             self._child.close()
 
+    def wait_until_probed(self) -> None:
+        """Wait until :attr:`facts` and :attr:`beginning` are known; see :meth:`wait_until_indexed`."""
+        with self._indexing, self._remembering():
+            if not self._is_probed:
+                self._read_facts()
+
     def wait_until_indexed(self) -> None:
-        """Wait until :attr:`facts` and :attr:`timeline` are known; may be called repeatedly, from several threads.
+        """Wait until :attr:`timeline` is known as well; may be called repeatedly, from several threads.
 
         Raises:
             VideoError: the video cannot be used.
             DecodeError: the child died, or nothing came from it in time.
         """
-        with self._indexing:
-            if self._index_error is not None:
-                raise self._index_error
-            if self._indexed:
-                return
-            try:
+        self.wait_until_probed()
+        with self._indexing, self._remembering():
+            if not self._is_indexed:
                 self._read_index()
-            except BaseException as error:
-                self._index_error = error
-                self.close()
-                raise
-            self._indexed = True
-            self._has_answered()
+                self._has_answered()
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        """End the child after an error, and raise the error again when something else is waited for."""
+        if self._index_error is not None:
+            raise self._index_error
+        try:
+            yield
+        except BaseException as error:
+            self._index_error = error
+            self.close()
+            raise
+
+    def _read_facts(self) -> None:
+        reply, payloads = self._receive(None, _MAX_SEGMENT_BYTES)
+        with self._checking():
+            self.facts = VideoFacts.from_json(reply["facts"], self._path)
+            if payloads:
+                table, data = payloads
+                self.beginning = PackedSegment(
+                    0, Span(self.facts.first_pts, None, 0, 0), self._table(table, data), data
+                )
+        self._is_probed = True
 
     def _read_index(self) -> None:
         reply, payloads = self._receive(3, 8 * (MAX_SAMPLES + 2 * MAX_PACKETS))
@@ -139,12 +185,12 @@ class VideoReaderProcess(ClosesItself):
         if not 1 <= len(arrays[0]) <= MAX_SAMPLES:
             raise self._broken(f"it speaks of {len(arrays[0])} samples")
         with self._checking():
-            self.facts = VideoFacts.from_json(reply["facts"], self._path)
             end_pts = int(reply["end_pts"])
             if not arrays[0][-1] < end_pts <= arrays[0][-1] + MAX_FRAME_SECONDS / self.facts.time_base:
                 raise ValueError(f"the video ends at {end_pts}")
         sample_pts, skippable_pts, key_pts = arrays
         self.timeline = Timeline(sample_pts, skippable_pts, key_pts, self._rate, self.facts.time_base, end_pts)
+        self._is_indexed = True
 
     def open_decoder(self, crop: CropPixels, *, threads: int) -> IsolatedDecoder:
         """A decoder in the child.
@@ -221,12 +267,19 @@ class VideoReaderProcess(ClosesItself):
             if not payloads:
                 return
             with self._checking():
-                table = self._numbers(payloads[0]).reshape(-1, PACKET_NUMBERS)
-                if reply["number"] != number or (table[:, 0] < 0).any() or table[:, 0].sum() != len(payloads[1]):
-                    raise ValueError(f"segment {reply['number']!r} of {len(payloads[1])} bytes")
-            yield PackedSegment(number, span, table, payloads[1])
+                table, data = self._table(*payloads), payloads[1]
+                if reply["number"] != number:
+                    raise ValueError(f"segment {reply['number']!r}")
+            yield PackedSegment(number, span, table, data)
         self._receive(0, 0)
         self._is_done()
+
+    def _table(self, payload: np.ndarray, data: np.ndarray) -> np.ndarray:
+        """The table of some packets; raises ValueError if it does not belong to their bytes."""
+        table = self._numbers(payload).reshape(-1, PACKET_NUMBERS)
+        if (table[:, 0] < 0).any() or table[:, 0].sum() != len(data):
+            raise ValueError(f"packets of {len(data)} bytes")
+        return table
 
     def _numbers(self, payload: np.ndarray) -> np.ndarray:
         with self._checking():
@@ -338,9 +391,11 @@ def _serve(parent: Channel) -> None:
 def _serve_video(parent: Channel, opening: dict[str, Any]) -> dict[str, Any]:
     """Read or decode a video; returns the message that opens the next one."""
     facts = probe(Path(opening["path"]), opening["stream"])
+    beginning = read_beginning(facts) if opening["reads_beginning"] else None
+    parent.send({"facts": facts.to_json()}, *([] if beginning is None else [beginning.table, beginning.data]))
     timeline = build_timeline(facts, Fraction(opening["rate"]))
     arrays = (timeline.sample_pts, timeline.skippable_pts, timeline.key_pts)
-    parent.send({"facts": facts.to_json(), "end_pts": timeline.end_pts}, *(array.astype(np.int64) for array in arrays))
+    parent.send({"end_pts": timeline.end_pts}, *(array.astype(np.int64) for array in arrays))
     asked, _ = parent.receive()
     if "path" in asked:
         return asked

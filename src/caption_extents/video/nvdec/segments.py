@@ -7,6 +7,7 @@ next key frame and those leading pictures belong to both sides (ITU-T H.265, 3.6
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -22,6 +23,9 @@ from caption_extents.video.timeline import Timeline
 SEGMENT_SAMPLES = 64
 """Minimum number of samples in a segment. More samples mean less overhead, because a session is drained at the end of
 each segment; fewer samples mean less memory, and that all sessions have work soon after the start."""
+
+BEGINNING_PACKETS = 48
+"""Packets of a film's beginning with which decoders get ready: a few groups of B frames."""
 
 Packet: TypeAlias = "av.Packet[Any]"
 
@@ -124,6 +128,13 @@ def read_segments(
     """Read the segments of a file, without packets that are not needed; reading ends early if the file is damaged."""
     packets = _needed_packets(facts, frozenset(timeline.skippable_pts.tolist()), stopped)
     return iter([Segment(0, spans[0], later=packets)]) if len(spans) == 1 else cut_segments(packets, spans)
+
+
+def read_beginning(facts: VideoFacts) -> PackedSegment | None:
+    """The first packets of a file, with which a decoder can get ready; None if they cannot be sent."""
+    packets = _needed_packets(facts, frozenset(), lambda: False)
+    first = list(itertools.islice(packets, BEGINNING_PACKETS))
+    return pack(Segment(0, Span(facts.first_pts, None, 0, 0), first))
 
 
 def merged(spans: list[Span], number: int) -> list[Span]:

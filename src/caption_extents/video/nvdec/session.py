@@ -18,11 +18,12 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
+from caption_extents.errors import CaptionExtentsError
 from caption_extents.samples import Planes
 from caption_extents.video.decoders.base import is_good, settle, size_and_format
 from caption_extents.video.demux import open_container
 from caption_extents.video.info import VideoFacts
-from caption_extents.video.nvdec.segments import Packet, Segment
+from caption_extents.video.nvdec.segments import BEGINNING_PACKETS, Packet, Segment
 
 Crops: TypeAlias = tuple[np.ndarray, ...]
 """Crops of consecutive samples, uint8 (N, ...), laid out as the engine requires."""
@@ -69,10 +70,6 @@ class Engine(Protocol):
 def new_room(engine: Engine) -> Room:
     """A :data:`Room` that allocates new arrays for every part."""
     return lambda count: tuple(np.empty((count, *shape), np.uint8) for shape in engine.shapes)
-
-
-_PREPARING_PACKETS = 48
-"""Number of packets that are decoded twice by :func:`_prepare`: a few groups of B frames."""
 
 
 class KeyFrameNotDecodableError(Exception):
@@ -151,6 +148,12 @@ class Session:
         context, self._context = self._context, None
         return context if self._is_drained else None
 
+    def get_ready(self, beginning: list[Packet]) -> None:
+        """Open the decoder, while the file is still being indexed; what goes wrong does so again with a segment."""
+        with suppress(CaptionExtentsError, av.error.FFmpegError, OSError):
+            self._context = self._context or self._engine.open()
+            _prepare(self._context, beginning)
+
     def decode(self, segment: Segment[Packet], sample_pts: np.ndarray) -> Iterator[Part]:
         """Decode a segment and crop its samples.
 
@@ -207,7 +210,7 @@ class Session:
         if not self._is_prepared:
             self._is_prepared = True
             if self._facts.codec == "h264":
-                first = list(itertools.islice(packets, _PREPARING_PACKETS))
+                first = list(itertools.islice(packets, BEGINNING_PACKETS))
                 _prepare(self._context, first)
                 packets = itertools.chain(first, packets)
         span, context = segment.span, self._context

@@ -22,7 +22,7 @@ from caption_extents.video.info import VideoFacts
 from caption_extents.video.nvdec import segments
 from caption_extents.video.nvdec.capabilities import decode_engines, why_not_nvdec
 from caption_extents.video.nvdec.scheduler import LocalSession, ParallelSegmentDecoder, SegmentReader, SegmentSession
-from caption_extents.video.nvdec.segments import Span, plan_spans
+from caption_extents.video.nvdec.segments import PackedSegment, Span, plan_spans
 from caption_extents.video.nvdec.session import Session, new_room
 from caption_extents.video.nvdec.worker import EngineSpec, SessionProcess, part_samples
 from caption_extents.video.timeline import Timeline
@@ -32,6 +32,9 @@ SPARE_SESSIONS = 1
 
 _SHARED_BYTES = 64 << 20
 """Maximum size of a film of one segment that is sent to a session process; larger ones are decoded in this process."""
+
+_LONG_BYTES = 64 << 20
+"""A film of so many bytes will need all sessions of a process."""
 
 _SEGMENTS_OF_SESSION = 3
 """A session is worth opening for so many segments. A GPU's driver takes 0.06 s to open a decoder, one after the other,
@@ -108,17 +111,29 @@ class GpuSessions:
 
         def begin() -> None:
             try:
+                reader.wait_until_probed()
+                facts = reader.facts
+                if why_not_nvdec(facts, self._ordinal) is not None:
+                    return
+                crop = resolve_crop(region, facts)
+                self._get_ready(facts, crop, reader.beginning)
                 reader.wait_until_indexed()
-                facts, timeline = reader.facts, reader.timeline
-                if why_not_nvdec(facts, self._ordinal) is None:
-                    spans = plan_spans(timeline, segments.SEGMENT_SAMPLES)
-                    work = Work(facts, timeline, resolve_crop(region, facts), spans)
-                    self._early = work, self._begin(work, reader.segments)
+                timeline = reader.timeline
+                work = Work(facts, timeline, crop, plan_spans(timeline, segments.SEGMENT_SAMPLES))
+                self._early = work, self._begin(work, reader.segments)
             except CaptionExtentsError:
                 return  # raised again when the video is asked for
 
         self._beginning = threading.Thread(target=begin, name="begin-early", daemon=True)
         self._beginning.start()
+
+    def _get_ready(self, facts: VideoFacts, crop: CropPixels, beginning: PackedSegment | None) -> None:
+        """Open decoders while the file is being indexed: one, or as many as a large file will need in any case."""
+        if beginning is None or not self._unused:
+            return
+        sessions = self._unused[0].sessions(facts, crop)
+        for session in sessions if facts.size_bytes > _LONG_BYTES else sessions[:1]:
+            session.get_ready(beginning)
 
     def begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
         """Begin to decode, or go on with what has begun early if it is the same."""

@@ -140,9 +140,8 @@ class RemoteSession:
         if packed is None:
             yield from self._decode_here(cast("Segment[Any]", segment), sample_pts)
             return
-        request = {"number": packed.number, "span": astuple(packed.span)}
         try:
-            self._channel.send(request, np.asarray(sample_pts, np.int64), packed.table, packed.data)
+            self._channel.send(_request(packed), np.asarray(sample_pts, np.int64), packed.table, packed.data)
             while True:
                 part = self._part()
                 yield part
@@ -155,6 +154,11 @@ class RemoteSession:
                 f"a decoding process of {str(self._facts.path)!r} {self._child.describe_exit()}; "
                 "the file makes the decoder crash, or there is too little memory"
             ) from error
+
+    def get_ready(self, beginning: PackedSegment) -> None:
+        """Have the decoder opened, with the first packets of the film."""
+        with suppress(ChannelError):  # told when a segment is decoded
+            self._channel.send(_request(beginning), beginning.table, beginning.data)
 
     def close(self) -> None:
         """Have a call that is under way end."""
@@ -191,6 +195,11 @@ class RemoteSession:
             self._here = Session(engine, self._facts, _PART_SAMPLES, new_room(engine), self._stopped.is_set)
         for part in self._here.decode(segment, sample_pts):
             yield part.with_planes(self._engine)
+
+
+def _request(segment: PackedSegment) -> dict[str, Any]:
+    """The message for a segment to be decoded, if its samples' times come with it, or else to get ready with."""
+    return {"number": segment.number, "span": astuple(segment.span)}
 
 
 # From here on: the child.
@@ -247,11 +256,14 @@ def _serve_video(parent: Channel, session: Session, slots: _Slots) -> dict[str, 
         request, payloads = parent.receive()
         if "facts" in request:
             return request
-        sample_pts, table, data = payloads
+        *sample_pts, table, data = payloads
         packets = table.view(np.int64).reshape(-1, PACKET_NUMBERS)
         segment = PackedSegment(request["number"], Span(*request["span"]), packets, data).unpack()
+        if not sample_pts:
+            session.get_ready(segment.packets)
+            continue
         try:
-            for part in session.decode(segment, sample_pts.view(np.int64)):
+            for part in session.decode(segment, sample_pts[0].view(np.int64)):
                 parent.send(
                     {
                         "first_sample": part.first_sample,
