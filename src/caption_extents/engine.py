@@ -70,7 +70,7 @@ class Engine(ClosesItself):
     Args:
         videos_at_once: videos that are decoded at once. Of more calls of :meth:`run`, some fetch their video from the
             store and wait, while what others have decoded is encoded, uploaded and committed: a GPU is kept busy by
-            six times as many.
+            twelve times as many.
         samples_mib: memory for the samples in flight of all videos, in MiB; by default a quarter of the machine's. A
             video that needs more than that is run alone.
         ready: child processes that run already.

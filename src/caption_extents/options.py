@@ -34,7 +34,7 @@ DEFAULT_ENCODER_WORKERS = 4
 VIDEOS_AT_ONCE = 4
 """Videos that an engine decodes at once on a GPU: while some are opened, the decoders work on the others."""
 
-CALLS_AT_ONCE = 6 * VIDEOS_AT_ONCE
+CALLS_AT_ONCE = 12 * VIDEOS_AT_ONCE
 """Videos that an engine has at once on a GPU: most wait for the store or for encoders, at the start of a list for the
 model."""
 

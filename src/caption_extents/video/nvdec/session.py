@@ -151,8 +151,10 @@ class Session:
     def get_ready(self, beginning: list[Packet]) -> None:
         """Open the decoder, while the file is still being indexed; what goes wrong does so again with a segment."""
         with suppress(CaptionExtentsError, av.error.FFmpegError, OSError):
-            self._context = self._context or self._engine.open()
-            _prepare(self._context, beginning)
+            if self._context is None:
+                self._context = self._engine.open()
+                # The driver's decoder is opened when the first packet is decoded.
+                _prepare(self._context, beginning)
 
     def decode(self, segment: Segment[Packet], sample_pts: np.ndarray) -> Iterator[Part]:
         """Decode a segment and crop its samples.
