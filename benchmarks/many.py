@@ -8,6 +8,9 @@ share of the floor), and money per hour of video at ``--price``.
 With ``--gpus 2 1`` it alternates between so many GPUs of the machine, each with ``--cores`` cores beside it, and
 prints what encoding alone takes on those cores: no batch can be faster.
 
+With ``--modal`` it alternates with the function of the Modal app, called in a process of this machine (``.local()``) as
+often at once as its container would take inputs.
+
 With ``--damaged`` and ``--kills`` the same list is also run with so many files more that cannot be used, while so many
 of its processes are killed: every good video must be done, and every bad one named.
 """
@@ -40,6 +43,7 @@ from caption_extents import CropRegion, Job, run_job
 from caption_extents.chunks.encode import ChunkFormat, encode_chunk
 from caption_extents.chunks.plan import ChunkFrames
 from caption_extents.chunks.presets import PRESETS
+from caption_extents.machine import usable_cores
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from caption_extents.storage.versions import read_manifest
@@ -281,6 +285,44 @@ def measure_gpus(arguments: argparse.Namespace) -> dict[str, Any]:
     return rows
 
 
+_AS_A_CONTAINER = """
+import csv, json, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from caption_extents.deploy.modal_app import crop_and_infer_caption_frame_extents as call, settings
+listed, store = sys.argv[1:]
+started = time.perf_counter()
+rows = list(csv.DictReader(open(listed)))
+def run(row):
+    crop = [float(side) for side in row["crop"].split(",")]
+    return call.local(row["video"], "local", row["video_id"], crop, store=store)
+with ThreadPoolExecutor(settings.videos_at_once) as pool:
+    results = list(pool.map(run, rows))
+seconds = time.perf_counter() - started
+cold = max(result["cold_start_seconds"] for result in results)
+print(json.dumps({"seconds": seconds, "cold_start_seconds": cold}))
+"""
+
+
+def measure_modal(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A batch, and the Modal app's function, in turn."""
+    found: dict[str, list[float]] = {"batch": [], "modal": []}
+    with tempfile.TemporaryDirectory() as folder:
+        listed = write_list(Path(folder), arguments.videos, arguments.minutes)
+        for repeat in range(arguments.repeats):
+            batch = run_batch(listed, Path(folder) / f"batch-{repeat}")
+            print(f"batch: {batch}", flush=True)
+            store = Path(folder) / f"modal-{repeat}"
+            command = [sys.executable, "-c", _AS_A_CONTAINER, str(listed), str(store)]
+            variables = {**os.environ, "CAPTION_EXTENTS_MODAL_CPU": str(usable_cores())}
+            told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=variables).stdout)
+            told_start = f"the first call after {told['cold_start_seconds']:.2f} s"
+            print(f"the Modal app's function: {told['seconds']:.2f} s, {told_start}", flush=True)
+            found["batch"].append(batch.seconds)
+            found["modal"].append(told["seconds"])
+        check_outputs(store, arguments.minutes, arguments.videos)
+    return {name: {"seconds": statistics.median(taken)} for name, taken in found.items()}
+
+
 def measure_disturbed(arguments: argparse.Namespace) -> dict[str, Any]:
     """The list as it is, and with damaged files while processes are killed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -343,6 +385,7 @@ def main() -> None:
     parser.add_argument("--no-outputs", action="store_true", help="only times")
     parser.add_argument("--gpus", type=int, nargs="+", help="of this machine, at work at once")
     parser.add_argument("--cores", type=int, default=16, help="beside each of them")
+    parser.add_argument("--modal", action="store_true", help="alternate with the function of the Modal app")
     parser.add_argument("--damaged", type=int, default=0, help="files that cannot be used, in another batch")
     parser.add_argument("--kills", type=int, default=0, help="processes that are killed in it")
     parser.add_argument("--save", action="store_true", help="write the result under docs/results")
@@ -352,6 +395,8 @@ def main() -> None:
         result["hour"] = measure_hour()
     if arguments.gpus:
         result["gpus"] = measure_gpus(arguments)
+    elif arguments.modal:
+        result["modal"] = measure_modal(arguments)
     elif arguments.damaged or arguments.kills:
         result["disturbed"] = measure_disturbed(arguments)
     else:
@@ -359,7 +404,7 @@ def main() -> None:
     for kind, figures in result.get("runs", {}).items():
         print(f"{kind}: {_told(figures, result.get('hour'))}")
     if arguments.save:
-        kind = next(name for name in ("gpus", "disturbed", "runs") if name in result)
+        kind = next(name for name in ("gpus", "modal", "disturbed", "runs") if name in result)
         print("written to", write_result(f"many-{kind}-{'gpu' if device_count() else 'cpu'}", result))
 
 
