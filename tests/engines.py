@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Hashable
 
 import av
@@ -72,6 +73,18 @@ class DyingEngine(SoftwareEngine):
         if index == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         super().crop_into(frame, crops, index)
+
+
+class UnreadyEngine(SoftwareEngine):
+    """Its decoder cannot be opened until a second has passed since its module was imported."""
+
+    def open(self) -> av.VideoCodecContext:
+        if time.monotonic() < _READY_AT:
+            raise NotImplementedError("on purpose")
+        return super().open()
+
+
+_READY_AT = time.monotonic() + 1.0
 
 
 class FailingEngine(SoftwareEngine):

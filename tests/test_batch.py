@@ -40,6 +40,8 @@ from caption_extents.compare import compare_versions, read_version
 from caption_extents.deploy import local
 from caption_extents.deploy.local import LocalExecutor
 from caption_extents.errors import InputError
+from caption_extents.job import ahead
+from caption_extents.spawning import READER, ChildKind
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
 from tests.media import Recipe, make_video
@@ -310,6 +312,36 @@ def test_there_is_an_engine_for_each_gpu(
 def test_an_engine_sees_one_gpu(visible: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [local._visible(number) for number in range(2)] == names
+
+
+@pytest.mark.parametrize(("gpus", "count"), [(0, 0), (1, 2)])
+def test_what_an_engine_starts_ahead(gpus: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing without a GPU that works; no more than two videos need; a model that suits any crop."""
+    kinds = list[tuple[ChildKind, ...]]()
+
+    class Fake:
+        def __init__(self, options: object, at_once: int, lanes: int, mib: int, started: Any, gpu: object) -> None:
+            self.lanes = lanes
+            kinds.append(started)
+
+        def run(self, lane: int, entry: Entry) -> Outcome:
+            return Outcome(entry.digest, entry.video_id)
+
+        def busy(self) -> dict[str, float]:
+            return {}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(local, "_EngineProcess", Fake)
+    monkeypatch.setattr(local, "device_count", lambda: gpus)
+    monkeypatch.setattr(ahead, "_GPU_DEVICES", ("/dev/null",))
+    first, second = entries_of("ab")
+    for entries in ([first, second], [replace(first, crop=(0.1, 0.2, 0.3, 0.4)), second]):
+        list(LocalExecutor().outcomes(entries, {"store": "folder"}))
+    assert kinds[0] == kinds[1]
+    assert sum(kind == READER for kind in kinds[0]) == count
+    assert sum(kind.target.endswith("model.process:serve") for kind in kinds[0]) == bool(gpus)
 
 
 def test_options_that_other_processes_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caption_extents import spawning
 from caption_extents.children import Channel, ChannelError, Child, Children, arrays_in
 from caption_extents.errors import DecodeError
 from caption_extents.spawning import ChildKind, SpawnedProcess
@@ -160,6 +161,19 @@ def test_what_was_started_ahead_is_used_or_ended() -> None:
     assert new.receive()[0] == {"n": 1}
     children.close()
     assert not any(_runs(spawned.process.pid) for _, spawned in ready)
+
+
+def test_a_child_whose_own_cannot_be_started_begins_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = ChildKind("tests.test_children:echo", ahead=(ChildKind("tests.test_children:echo"),) * 3)
+    code = (
+        "import resource, subprocess, sys; from caption_extents import child\n"
+        "def refuse(*_, **__): raise OSError(24, 'too many open files')\n"
+        "subprocess.Popen = refuse; child.main()"
+    )
+    monkeypatch.setattr(spawning, "COMMAND", [sys.executable, "-c", code])
+    with closing(Children().start(kind)) as child:
+        child.channels[0].send({"n": 1})
+        assert child.receive()[0] == {"n": 1}
 
 
 @linux

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from caption_extents import CropRegion, Engine, InputError, Job, run_job
+from caption_extents import engine as engines
 from caption_extents.children import Child, Children
 from caption_extents.encoders.processes import ProcessEncoder
 from caption_extents.engine import _Room, _SharedEncoder, _Shares
@@ -23,6 +25,7 @@ from caption_extents.spawning import ChildKind, decoder_sessions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
 from caption_extents.training.sample_video import CROP
+from caption_extents.video.nvdec import driver
 from tests.films import make_film
 
 
@@ -118,6 +121,27 @@ def test_a_dead_encoder_is_replaced(films: list[Path], tmp_path: Path) -> None:
             child._process.kill()
             child._process.wait()
         assert engine.run(job(films[1], tmp_path / "s", **options)).caption_count == 3
+
+
+def test_closing_while_the_first_job_begins(films: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, whose driver takes a while to say its name."""
+    monkeypatch.setattr(engines, "choose_device", lambda *_: "cuda:0")
+    monkeypatch.setattr(driver, "device_uuid", lambda number: time.sleep(0.3) or "GPU-1")
+    monkeypatch.setattr(engines, "open_store", lambda address: time.sleep(0.6) or open_store(address))
+    engine, errors = Engine(), list[Exception]()
+
+    def run() -> None:
+        try:
+            engine.run(job(films[0], tmp_path / "store"))
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    time.sleep(0.1)
+    engine.close()
+    thread.join()
+    assert [type(error) for error in errors] == [InputError]
 
 
 def test_a_closed_engine(films: list[Path], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from caption_extents import CropRegion
 from caption_extents.children import Children
-from caption_extents.errors import DecodeError
+from caption_extents.errors import DecodeError, VideoError
 from caption_extents.video.crop import resolve_crop
 from caption_extents.video.decoders.cpu import CpuDecoder
 from caption_extents.video.decoders.isolated import DecoderLimits, VideoReaderProcess
@@ -156,6 +156,36 @@ def test_decoding_begins_before_anybody_asks(
         check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
         assert children.peak_memory_bytes > 10 << 20
         assert children.cpu_seconds > 0
+
+
+def test_a_process_that_got_ready_for_a_bad_film_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its beginning can be read; its timestamps jump, which is seen when the rest is indexed."""
+    monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
+    path = make_video(Recipe("jump", pts=(*range(100), *range(100_000, 100_050))), tmp_path)
+    pool = SessionPool(0, Children(), SOFTWARE, most_idle=4)
+    reader = VideoReaderProcess(path, Fraction(10), DecoderLimits(), reads_beginning=True)
+    gpu = GpuSessions(pool)
+    with closing(reader), closing(gpu):
+        gpu.begin_early(reader, REGION)
+        with pytest.raises(VideoError, match="jump"):
+            reader.wait_until_indexed()
+    assert gpu._beginning is not None
+    assert not pool._idle
+
+
+def test_a_decoder_that_cannot_get_ready_is_opened_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_sessions, "why_not_nvdec", lambda facts, ordinal: None)
+    path = make_video(Recipe("long", pts=tuple(range(100))), tmp_path)
+    reader = VideoReaderProcess(path, Fraction(10), DecoderLimits(), reads_beginning=True)
+    gpu = GpuSessions(SessionPool(0, kind=EngineSpec("tests.engines", "UnreadyEngine")))
+    begin = gpu._begin
+    monkeypatch.setattr(gpu, "_begin", lambda *arguments: time.sleep(1.2) or begin(*arguments))
+    with closing(reader), closing(gpu):
+        gpu.begin_early(reader, REGION)
+        decoder = open_remote(gpu, path, Fraction(10), reader.segments)
+        check_batches(list(decoder), path, reference_samples(path, Fraction(10)))
 
 
 def test_an_early_start_for_something_else_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,8 @@ def test_facts_survive_the_way(video: Path) -> None:
     assert VideoFacts.from_json(facts.to_json(), video) == facts
     with pytest.raises(ZeroDivisionError):
         VideoFacts.from_json({**facts.to_json(), "time_base": "1/0"}, video)
+    with pytest.raises(ValueError, match="no fraction"):
+        VideoFacts.from_json({**facts.to_json(), "time_base": "1e30000000"}, video)
 
 
 def test_an_isolated_run_makes_the_same_objects(video: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from contextlib import suppress
 
 from caption_extents.spawning import ChildKind, SpawnedProcess
 
@@ -15,7 +16,10 @@ from caption_extents.spawning import ChildKind, SpawnedProcess
 def main() -> None:
     """Run the function that the parent asks for; see :class:`~caption_extents.spawning.SpawnedProcess`."""
     target, numbers, ahead, *arguments = sys.argv[1:]
-    ready = [(kind, SpawnedProcess(kind)) for kind in map(ChildKind.from_json, json.loads(ahead))]
+    ready = list[tuple[ChildKind, SpawnedProcess]]()
+    with suppress(OSError):  # whoever needs one that is missing starts it, or says why that cannot be
+        for kind in map(ChildKind.from_json, json.loads(ahead)):
+            ready.append((kind, SpawnedProcess(kind)))
     # Not imported above: NumPy comes with it.
     from caption_extents.children import run_child
 

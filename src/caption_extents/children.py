@@ -331,6 +331,11 @@ class Children:
         self._forgotten_cpu_seconds = 0.0
         self._lock = threading.Lock()
 
+    def take_over(self, ready: Iterable[tuple[ChildKind, SpawnedProcess]]) -> None:
+        """More processes that run already, for calls of :meth:`start`."""
+        with self._lock:
+            self._ready += ready
+
     def start(
         self,
         kind: ChildKind,

@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ from caption_extents.machine import usable_cores
 from caption_extents.model.identity import CHECKPOINTS
 from caption_extents.model.opened import OpenedModel, choose_device, is_object
 from caption_extents.options import (
-    CALLS_AT_ONCE,
     VIDEOS_AT_ONCE,
     Job,
     check_count,
@@ -43,7 +42,6 @@ from caption_extents.options import (
 )
 from caption_extents.pipeline.clocks import ENCODING
 from caption_extents.pipeline.gpu_use import GpuSampler, GpuWatch
-from caption_extents.spawning import ChildKind, SpawnedProcess
 from caption_extents.storage.store import Store, open_store
 from caption_extents.video.decoders.isolated import reader_pool
 from caption_extents.video.nvdec import driver
@@ -58,7 +56,7 @@ _READ_SECONDS = 0.2
 _UNUSED = 2
 """Models that stay open while no job uses them."""
 
-_IDLE_READERS, _IDLE_DECODERS = CALLS_AT_ONCE, 2 * VIDEOS_AT_ONCE
+_IDLE_READERS, _IDLE_DECODERS = 2 * VIDEOS_AT_ONCE, 2 * VIDEOS_AT_ONCE
 """Processes that read or decode which are kept for the next video; those that decode have a CUDA context."""
 
 
@@ -73,21 +71,14 @@ class Engine(ClosesItself):
             twelve times as many.
         samples_mib: memory for the samples in flight of all videos, in MiB; by default a quarter of the machine's. A
             video that needs more than that is run alone.
-        ready: child processes that run already.
 
     Raises:
         InputError: a number is not positive.
     """
 
-    def __init__(
-        self,
-        videos_at_once: int = VIDEOS_AT_ONCE,
-        samples_mib: int | None = None,
-        *,
-        ready: Iterable[tuple[ChildKind, SpawnedProcess]] = (),
-    ) -> None:
+    def __init__(self, videos_at_once: int = VIDEOS_AT_ONCE, samples_mib: int | None = None) -> None:
         mib = default_samples_mib() if samples_mib is None else check_count("samples_mib", samples_mib, 1, 1 << 24)
-        self.children = Children(ready)
+        self.children = Children()
         self._decoding = _Room(check_count("videos_at_once", videos_at_once, 1))
         self._samples = _Room(mib << 20)
         self._shares = _Shares(self.children)
@@ -117,10 +108,10 @@ class Engine(ClosesItself):
         """
         if self._closed:
             raise InputError("the engine is closed; open another one")
-        self._totals.begin(choose_device(job.device, job.model))
         share = self._shares.begin()
         try:
             with closing(_SharedResources(self, share)) as resources, wrap_unexpected_errors():
+                self._totals.begin(choose_device(job.device, job.model))
                 result = run(job, resources)
         finally:
             self._shares.end(share)
@@ -504,7 +495,11 @@ class _Totals:
 
     def _begin_watch(self, number: int, origin: float) -> GpuWatch:
         """Watch a GPU; the driver takes a while to get ready for the first question."""
-        return self._sampler(driver.device_uuid(number)).watch(origin).__enter__()
+        try:
+            sampler = self._sampler(driver.device_uuid(number))
+        except InputError:  # the engine has been closed meanwhile
+            sampler = GpuSampler(None)
+        return sampler.watch(origin).__enter__()
 
     def add(self, job: Job, result: CropInferResult) -> None:
         """A job has succeeded."""
@@ -536,6 +531,6 @@ class _Totals:
 
     def close(self) -> None:
         """Watch no GPU any more."""
+        self._beginning.shutdown()
         for watch in self._gpus.values():
             watch.result().__exit__(None, None, None)
-        self._beginning.shutdown()

@@ -73,8 +73,10 @@ def decoder_sessions(
     return ChildKind("caption_extents.video.nvdec.worker:serve", SESSIONS, (engine,))
 
 
-def model(path: str | None, region: tuple[float, ...], device: str, threads: int, videos_at_once: int) -> ChildKind:
-    """A model: the package's own, or a file."""
+def model(
+    path: str | None, region: tuple[float, ...] | None, device: str, threads: int, videos_at_once: int
+) -> ChildKind:
+    """A model: the package's own, or a file, which may be for one region."""
     arguments = json.dumps(path), json.dumps(region), device, str(threads)
     return ChildKind("caption_extents.model.process:serve", videos_at_once, arguments)
 

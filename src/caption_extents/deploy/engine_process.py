@@ -28,7 +28,8 @@ def serve(
 ) -> None:
     """In the child: run the entries that come, until the parent or a signal ends it."""
     interrupt_on_signals()
-    engine, options = Engine(int(videos_at_once), int(samples_mib), ready=ready), _Options()
+    engine, options = Engine(int(videos_at_once), int(samples_mib)), _Options()
+    engine.children.take_over(ready)
     before_end(engine.close, _END_SECONDS)
     try:
         serve_each(channels, lambda channel: _serve(channel, engine, options))

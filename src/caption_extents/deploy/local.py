@@ -75,7 +75,9 @@ class LocalExecutor:
                 lanes = flowing * (_LANES if gpus else 1 + is_distant)
                 gpu = number if count > 1 else None
                 # Of a model that is an object, this process only knows how to pickle it.
-                ahead = () if is_object(options.get("model")) else kinds_ahead(entries[0].job(options), flowing)
+                is_known = gpus and not is_object(options.get("model"))
+                at_once = min(flowing, -(-len(entries) // count))
+                ahead = kinds_ahead(entries[0].job(options), at_once) if is_known else ()
                 engines.append(_EngineProcess(options, flowing, lanes, default_samples_mib(count), ahead, gpu))
             each = [[partial(engine.run, lane) for lane in range(engine.lanes)] for engine in engines]
             in_turn: list[Lane] = [lane for row in zip_longest(*each) for lane in row if lane is not None]

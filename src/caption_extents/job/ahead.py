@@ -44,7 +44,9 @@ def model_kind(job: Job, device: str, videos_at_once: int = 1) -> ChildKind:
     path = None if job.model is None else os.fspath(job.model)  # type: ignore[arg-type]
     # With a driver, but a PyTorch that is built without CUDA, the model computes on the CPU.
     asked = "auto" if job.device == "auto" else device
-    return spawning.model(path, job.crop_region.as_tuple(), asked, job.inference_threads, videos_at_once)
+    # The package's own model takes any region, so that one process serves videos with several.
+    region = None if path is None else job.crop_region.as_tuple()
+    return spawning.model(path, region, asked, job.inference_threads, videos_at_once)
 
 
 def _likely_gpu(job: Job) -> int | None:

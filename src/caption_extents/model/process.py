@@ -186,7 +186,7 @@ def serve(channels: list[Channel], model: str, region: str, device: str, threads
     def load() -> Backend:
         from caption_extents.model.opening import open_model
 
-        where = CropRegion(*json.loads(region))
+        where = CropRegion(*(json.loads(region) or (0, 0, 1, 1)))
         return opened.enter_context(open_model(json.loads(model), where, device, int(threads)))
 
     opened = ExitStack()

@@ -52,7 +52,7 @@ class GpuUse:
         compute: mean share of the time that a kernel was running, in 0..1.
         pcie_in_bytes_per_second, pcie_out_bytes_per_second: mean traffic to and from the GPU.
         peak_memory_bytes: most memory in use.
-        added_memory_bytes: that, less what was in use before the run.
+        added_memory_bytes: that, less what was in use before the run, or if nobody asked then, when it was first asked.
     """
 
     decoder: float
@@ -78,6 +78,7 @@ class GpuSampler:
         self._gpu: _Gpu | None = None
         self._memory_in_use: int | None = None
         self._watching: list[GpuWatch] = []
+        self._is_asking = False
         self._lock = threading.Lock()
 
     def watch(self, origin: float, memory_before: Mapping[str, int] | None = None) -> GpuWatch:
@@ -97,7 +98,8 @@ class GpuSampler:
             return
         with self._lock:
             self._watching.append(watch)
-            if len(self._watching) == 1:
+            if not self._is_asking:
+                self._is_asking = True
                 threading.Thread(target=self._ask, args=(self._uuid,), name="gpu-sampler", daemon=True).start()
 
     def remove(self, watch: GpuWatch) -> None:
@@ -118,6 +120,7 @@ class GpuSampler:
                 for watch in self._watching:
                     watch.add(before, now, reading)
                 if not self._watching:
+                    self._is_asking = False
                     return
             before = now
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
@@ -101,6 +102,16 @@ class Colour:
     transfer: int
 
 
+_FRACTION = re.compile(r"-?[0-9]{1,30}(/[0-9]{1,30})?")
+
+
+def _fraction(text: str) -> Fraction:
+    """A fraction as :meth:`VideoFacts.to_json` writes it; a number such as 1e99999999 would take minutes to compute."""
+    if not _FRACTION.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is no fraction")
+    return Fraction(text)
+
+
 @dataclass(frozen=True)
 class VideoFacts:
     """What is known of a video before it is decoded as a whole.
@@ -173,9 +184,9 @@ class VideoFacts:
         """
         values = {field.name: data[field.name] for field in fields(cls) if field.name != "path"}
         values |= {
-            name: Fraction(values[name]) for name in ("sample_aspect_ratio", "time_base", "first_sample_seconds")
+            name: _fraction(values[name]) for name in ("sample_aspect_ratio", "time_base", "first_sample_seconds")
         }
-        values["average_rate"] = None if values["average_rate"] is None else Fraction(values["average_rate"])
+        values["average_rate"] = None if values["average_rate"] is None else _fraction(values["average_rate"])
         values["orientation"] = Orientation(**{name: bool(v) for name, v in values["orientation"].items()})
         values["colour"] = Colour(**{name: int(v) for name, v in values["colour"].items()})
         values["video_streams"] = tuple(map(int, values["video_streams"]))

@@ -75,11 +75,10 @@ class VideoReaderProcess(ClosesItself):
         pool: where the child comes from; by default it is started for this video alone.
         stream_index: of the video stream, as FFmpeg counts them; None for the film, as players choose it.
         owner: whose video it is.
-        reads_beginning: whether to read :attr:`beginning`.
+        reads_beginning: whether to read the first packets for :meth:`take_beginning`.
 
     Attributes:
         facts: of the video, when it has been probed.
-        beginning: its first packets then, with which decoders get ready; None if they cannot be sent.
         timeline: its samples, when it has been indexed.
 
     Raises (when the context is entered):
@@ -99,7 +98,7 @@ class VideoReaderProcess(ClosesItself):
         reads_beginning: bool = False,
     ) -> None:
         self.facts: VideoFacts
-        self.beginning: PackedSegment | None = None
+        self._beginning: PackedSegment | None = None
         self.timeline: Timeline
         self._path, self._rate, self._limits = path, rate, limits
         self._asked = self._is_closed = False
@@ -138,10 +137,15 @@ class VideoReaderProcess(ClosesItself):
             self._child.close()
 
     def wait_until_probed(self) -> None:
-        """Wait until :attr:`facts` and :attr:`beginning` are known; see :meth:`wait_until_indexed`."""
+        """Wait until :attr:`facts` are known, and what :meth:`take_beginning` gives; see :meth:`wait_until_indexed`."""
         with self._indexing, self._remembering():
             if not self._is_probed:
                 self._read_facts()
+
+    def take_beginning(self) -> PackedSegment | None:
+        """The first packets, with which decoders get ready; None if they cannot be sent, or have been taken."""
+        beginning, self._beginning = self._beginning, None
+        return beginning
 
     def wait_until_indexed(self) -> None:
         """Wait until :attr:`timeline` is known as well; may be called repeatedly, from several threads.
@@ -174,7 +178,7 @@ class VideoReaderProcess(ClosesItself):
             self.facts = VideoFacts.from_json(reply["facts"], self._path)
             if payloads:
                 table, data = payloads
-                self.beginning = PackedSegment(
+                self._beginning = PackedSegment(
                     0, Span(self.facts.first_pts, None, 0, 0), self._table(table, data), data
                 )
         self._is_probed = True

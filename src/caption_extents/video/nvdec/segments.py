@@ -27,6 +27,8 @@ each segment; fewer samples mean less memory, and that all sessions have work so
 BEGINNING_PACKETS = 48
 """Packets of a film's beginning with which decoders get ready: a few groups of B frames."""
 
+_MOST_BEGINNING_BYTES = 16 << 20
+
 Packet: TypeAlias = "av.Packet[Any]"
 
 
@@ -131,9 +133,13 @@ def read_segments(
 
 
 def read_beginning(facts: VideoFacts) -> PackedSegment | None:
-    """The first packets of a file, with which a decoder can get ready; None if they cannot be sent."""
-    packets = _needed_packets(facts, frozenset(), lambda: False)
-    first = list(itertools.islice(packets, BEGINNING_PACKETS))
+    """The first packets of a file, with which a decoder can get ready; None if they cannot be sent, or are large."""
+    first, size = list[Packet](), 0
+    for packet in itertools.islice(_needed_packets(facts, frozenset(), lambda: False), BEGINNING_PACKETS):
+        first.append(packet)
+        size += packet.size
+        if size > _MOST_BEGINNING_BYTES:
+            return None
     return pack(Segment(0, Span(facts.first_pts, None, 0, 0), first))
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from caption_extents.errors import CaptionExtentsError
 from caption_extents.samples import Planes
 from caption_extents.video.decoders.base import is_good, settle, size_and_format
 from caption_extents.video.demux import open_container
@@ -150,7 +149,7 @@ class Session:
 
     def get_ready(self, beginning: list[Packet]) -> None:
         """Open the decoder, while the file is still being indexed; what goes wrong does so again with a segment."""
-        with suppress(CaptionExtentsError, av.error.FFmpegError, OSError):
+        with suppress(Exception):
             if self._context is None:
                 self._context = self._engine.open()
                 # The driver's decoder is opened when the first packet is decoded.

@@ -34,7 +34,7 @@ _SHARED_BYTES = 64 << 20
 """Maximum size of a film of one segment that is sent to a session process; larger ones are decoded in this process."""
 
 _LONG_BYTES = 64 << 20
-"""A film of so many bytes will need all sessions of a process."""
+"""A film of so many bytes will very likely need all sessions of a process."""
 
 _SEGMENTS_OF_SESSION = 3
 """A session is worth opening for so many segments. A GPU's driver takes 0.06 s to open a decoder, one after the other,
@@ -101,10 +101,12 @@ class GpuSessions:
         self._can_share = hasattr(os, "memfd_create")
         self._owner = owner
         self._unused = [pool.take(owner)] if self._can_share else []
+        self._getting_ready: list[SessionProcess] = []
         self._busy: list[SessionProcess] = []
         self._running: ParallelSegmentDecoder | None = None
         self._early: tuple[Work, ParallelSegmentDecoder] | None = None
         self._beginning: threading.Thread | None = None
+        self._is_closed = False
 
     def begin_early(self, reader: VideoReaderProcess, region: CropRegion) -> None:
         """Begin to decode a video that another process is indexing, as soon as that has been done."""
@@ -116,23 +118,29 @@ class GpuSessions:
                 if why_not_nvdec(facts, self._ordinal) is not None:
                     return
                 crop = resolve_crop(region, facts)
-                self._get_ready(facts, crop, reader.beginning)
+                self._get_ready(facts, crop, reader.take_beginning())
                 reader.wait_until_indexed()
                 timeline = reader.timeline
                 work = Work(facts, timeline, crop, plan_spans(timeline, segments.SEGMENT_SAMPLES))
                 self._early = work, self._begin(work, reader.segments)
             except CaptionExtentsError:
                 return  # raised again when the video is asked for
+            except ValueError:
+                if not self._is_closed:  # otherwise the shared memory may be gone
+                    raise
 
         self._beginning = threading.Thread(target=begin, name="begin-early", daemon=True)
         self._beginning.start()
 
     def _get_ready(self, facts: VideoFacts, crop: CropPixels, beginning: PackedSegment | None) -> None:
         """Open decoders while the file is being indexed: one, or as many as a large file will need in any case."""
-        if beginning is None or not self._unused:
+        process = next(iter(self._unused), None)
+        if beginning is None or process is None:
             return
-        sessions = self._unused[0].sessions(facts, crop)
-        for session in sessions if facts.size_bytes > _LONG_BYTES else sessions[:1]:
+        # Until it has decoded the film to its end, it must not be given to another one.
+        self._unused, self._getting_ready = self._unused[1:], [process]
+        count = self._most_sessions(facts) if facts.size_bytes > _LONG_BYTES else 1
+        for session in process.sessions(facts, crop)[:count]:
             session.get_ready(beginning)
 
     def begin(self, work: Work, remote_reader: SegmentReader | None) -> ParallelSegmentDecoder:
@@ -161,14 +169,18 @@ class GpuSessions:
         return ParallelSegmentDecoder(facts, work.timeline, work.spans, sessions, remote_reader, stopped)
 
     def _session_count(self, work: Work) -> int:
-        engines = decode_engines(work.facts.codec, self._ordinal)
-        most = engines.count + SPARE_SESSIONS if engines else 1
+        most = self._most_sessions(work.facts)
         if len(work.spans) <= _SHORT_SEGMENTS:
             most = min(most, SESSIONS)
         return min(most, -(-len(work.spans) // _SEGMENTS_OF_SESSION))
 
+    def _most_sessions(self, facts: VideoFacts) -> int:
+        engines = decode_engines(facts.codec, self._ordinal)
+        return engines.count + SPARE_SESSIONS if engines else 1
+
     def _remote(self, work: Work, count: int) -> list[SegmentSession]:
         needed = -(-count // SESSIONS)
+        self._unused, self._getting_ready = [*self._getting_ready, *self._unused], []
         while len(self._unused) < needed:
             self._unused.append(self._pool.take(self._owner))
         for process in self._busy:
@@ -187,6 +199,7 @@ class GpuSessions:
 
     def close(self) -> None:
         """End what has begun, and the processes, unless they are done with the video: those go back to the pool."""
+        self._is_closed = True
         if self._beginning is not None and self._beginning.is_alive():
             self._end_processes()
             self._beginning.join()
@@ -202,6 +215,7 @@ class GpuSessions:
         self._end_processes()
 
     def _end_processes(self) -> None:
-        processes, self._busy, self._unused = [*self._busy, *self._unused], [], []
+        processes = [*self._busy, *self._unused, *self._getting_ready]
+        self._busy, self._unused, self._getting_ready = [], [], []
         for process in processes:
             process.close()

@@ -100,10 +100,8 @@ class SessionProcess:
         opening = {"path": str(facts.path), "facts": facts.to_json(), "crop": asdict(crop)}
         for channel in self._child.channels:
             # A session that waits for an answer is told how the child ended.
-            try:
+            with suppress(ChannelError):
                 channel.send(opening)
-            except ChannelError:
-                break
         return [RemoteSession(self._child, channel, engine, facts, crop) for channel in self._child.channels]
 
     @property
