@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TESTS_AT_ONCE ?= 2
 QUICK_TESTS := $(addprefix tests/test_,$(addsuffix .py,api chunks cli database timeline))
 
-.PHONY: demo test browser lint docs coverage clean
+.PHONY: demo test browser tesseract lint docs coverage clean
 
 demo: $(READY)
 	$(BIN)/python -m caption_extents.training.sample_video demo/sample.mp4 --seconds 60
@@ -17,7 +17,7 @@ demo: $(READY)
 	@echo "Look at demo/sample.mp4 with demo/sample.srt, and open this page:" \
 		demo/store/local/client/videos/sample/cropped_frames_v*/report.html
 
-test: $(READY) browser
+test: $(READY) browser tesseract
 	$(BIN)/python -m pytest -m "not undisturbed" --numprocesses $(TESTS_AT_ONCE) --dist worksteal
 	$(BIN)/python -m pytest -m undisturbed
 
@@ -28,6 +28,14 @@ browser:
 		  { apt-get install -qq -y chromium || { apt-get update -qq && apt-get install -qq -y chromium; }; } \
 		  > /dev/null 2>&1; } || \
 		echo "no Chromium: the tests of the report page are skipped; install it, for example: apt-get install chromium"
+
+# Likewise for reading in languages that rapidocr does not know.
+tesseract:
+	@command -v tesseract > /dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && \
+		  { apt-get install -qq -y tesseract-ocr tesseract-ocr-rus || \
+		    { apt-get update -qq && apt-get install -qq -y tesseract-ocr tesseract-ocr-rus; }; } > /dev/null 2>&1; } || \
+		echo "no Tesseract: a test is skipped; install it, for example: apt-get install tesseract-ocr tesseract-ocr-rus"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -85,8 +85,8 @@ def many(video: str, store: str) -> None:
     """A list of videos, in processes of their own."""
     from fractions import Fraction
 
-    from caption_extents.batch import Entry
     from caption_extents.deploy.local import LocalExecutor
+    from caption_extents.entries import Entry
 
     entries = [Entry(video, (0, 0.3, 1, 0.9), f"v{number}", "t1", Fraction(10)) for number in range(3)]
     outcomes = list(LocalExecutor(2).outcomes(entries, {"store": store, "device": "cpu"}))

@@ -193,8 +193,9 @@ def test_reading_text_of_captions_that_lie_outside(film: str) -> None:
 def test_the_text_of_captions(film: str, model: ce.CaptionModel) -> None:
     pytest.importorskip("rapidocr")
     captions = ce.read_text(film, ce.find_captions(film, CROP, model=model), CROP)
-    assert captions[0].text
-    assert captions[0].text_confidence is not None
+    read = [caption for caption in captions if caption.text]
+    assert read
+    assert all(caption.text_confidence is not None for caption in read)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pysubs2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,14 +25,11 @@ from typer.testing import CliRunner
 import caption_extents
 from caption_extents import CropRegion
 from caption_extents.batch import (
-    BatchOptions,
-    Entry,
     Journal,
     LaneLostError,
     Outcome,
     longest_first,
     outcomes_of_lanes,
-    read_list,
     run_batch,
     run_entry,
 )
@@ -39,11 +37,14 @@ from caption_extents.cli import app
 from caption_extents.compare import compare_versions, read_version
 from caption_extents.deploy import local
 from caption_extents.deploy.local import LocalExecutor
+from caption_extents.entries import BatchOptions, Entry, read_list
 from caption_extents.errors import InputError
 from caption_extents.job import ahead
 from caption_extents.spawning import READER, ChildKind
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import open_store
+from caption_extents.training import sample_video
+from tests.films import make_film
 from tests.media import Recipe, make_video
 from tests.test_pipeline import _heed_interrupts
 
@@ -467,3 +468,75 @@ def test_implementations_are_run_to_be_compared(videos: list[Path], tmp_path: Pa
     assert output.startswith("identical")
     for wrong in (("v", "1", "pipelined"), ("v", "sequential", "pipelined"), ("v", "7", "8")):
         assert compare(*wrong, "--store", tmp_path / "store")[0] == 2
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two films with captions that are found, and a file that is none."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    for number in range(2):
+        make_film(folder / f"film {number}.mp4", [(start, start + 40) for start in range(10, 160, 50)])
+    (folder / "notes.doc").write_text("not a film")
+    return folder
+
+
+def test_a_folder_gets_subtitles_beside_its_videos(folder: Path, tmp_path: Path) -> None:
+    kept = folder / "film 1.srt"
+    kept.write_text("mine")
+    options = (folder, "--store", tmp_path / "store")
+    code, output = batch(*options, "--dry-run")
+    assert code == 0
+    assert output.count("to do") == 2
+    code, output = batch(*options)
+    assert code == 0, output
+    assert "2 done, 0 failed" in output
+    assert len(pysubs2.load(str(folder / "film 0.srt"))) == 3
+    assert kept.read_text() == "mine"
+    assert "film 1.srt is there already, and is kept; --overwrite" in " ".join(output.split())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("caption-extents.journal", "film 0.mp4", "film 0.srt", "film 1.mp4", "film 1.srt", "notes.doc")
+    ]
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    code, output = batch(*options)
+    assert code == 0
+    assert "0 done, 0 failed, 2 done before" in output
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_single_videos_with_a_crop_and_other_subtitles(folder: Path, tmp_path: Path) -> None:
+    crop = ",".join(map(str, sample_video.CROP))
+    options = ("--store", tmp_path / "store", "--journal", tmp_path / "journal", "--crop", crop)
+    code, output = batch(*sorted(folder.glob("*.mp4")), *options, "--subtitles", "vtt")
+    assert code == 0, output
+    assert len(list(folder.glob("*.vtt"))) == 2
+    (folder / "film 0.vtt").write_text("old")
+    assert batch(folder / "film 0.mp4", *options, "--subtitles", "none", "--preset", "balanced")[0] == 0
+    assert (folder / "film 0.vtt").read_text() == "old"
+    again = (folder / "film 0.mp4", *options, "--subtitles", "vtt", "--overwrite", "--preset", "archive")
+    assert batch(*again)[0] == 0
+    assert (folder / "film 0.vtt").read_text() != "old"
+
+
+def test_folders_and_lists_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    code, output = batch(tmp_path / "a")
+    assert code == 2
+    assert "there is no video in" in output
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "film.mp4").write_bytes(b"")
+    code, output = batch(tmp_path / "a", tmp_path / "b")
+    assert code == 2
+    assert "has the video id 'film' of" in " ".join(output.split())
+    assert batch(tmp_path / "a", "--subtitles", "doc")[0] == 2
+
+
+def test_a_list_may_leave_the_crop_open(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("video,crop\na.mp4,auto\n")
+    (entry,) = read_list(path, "t")
+    assert entry.crop is None
+    outcome = run_entry(entry, {"store": str(tmp_path / "store")})
+    assert outcome.error is not None
+    assert "'a.mp4' is none; give it in the list" in outcome.error

@@ -27,7 +27,7 @@ LAYERS = (
     ("bands", "ocr", "report", "search"),
     ("job",),
     ("engine", "compare", "doctor"),
-    ("batch",),
+    ("entries", "batch"),
     ("training",),
     ("deploy",),
     ("cli",),

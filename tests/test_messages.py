@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import caption_extents
-from caption_extents.batch import read_list
 from caption_extents.cli.errors import with_options
+from caption_extents.entries import read_list
 from caption_extents.errors import InputError, OutputError, ProcessingError
 from caption_extents.files import write_atomically
 from caption_extents.job import run as runs

@@ -17,12 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from caption_extents import CropRegion, engine
-from caption_extents.batch import Entry
 from caption_extents.cli import app as command_line
 from caption_extents.deploy import executors
 from caption_extents.encoders import modal_workers
 from caption_extents.encoders.modal_settings import ModalSettings
 from caption_extents.encoders.tasks import EncodeResult, EncodeTask
+from caption_extents.entries import Entry
 from caption_extents.errors import EncodeError, InputError, ProcessingError
 from caption_extents.options import Job
 from caption_extents.storage.store import open_store

@@ -19,7 +19,7 @@ from caption_extents.captions.extents import Caption
 from caption_extents.captions.subtitles import render_subtitles
 from caption_extents.cli import app
 from caption_extents.ocr.captions import caption_picture, median_samples, store_texts
-from caption_extents.ocr.reader import RapidReader, ReadText, _Piece, into_lines
+from caption_extents.ocr.reader import Piece, RapidReader, ReadText, into_lines
 from caption_extents.results.database import open_database, read_captions, with_captions
 from caption_extents.storage.keys import VideoKeys
 from caption_extents.storage.store import Store, open_store
@@ -138,9 +138,9 @@ def test_samples_of_a_caption_are_its_own(start: int, length: int) -> None:
 
 
 def test_pieces_become_lines() -> None:
-    def piece(words: str, left: int, top: int) -> _Piece:
+    def piece(words: str, left: int, top: int) -> Piece:
         box = np.asarray([[left, top], [left + 50, top], [left + 50, top + 20], [left, top + 20]])
-        return _Piece(box, words, 0.9)
+        return Piece(box, words, 0.9)
 
     pieces = [piece("d", 100, 42), piece("b", 100, 12), piece("c", 10, 40), piece("a", 10, 10)]
     assert [[p.text for p in line] for line in into_lines(pieces)] == [["a", "b"], ["c", "d"]]

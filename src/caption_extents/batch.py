@@ -1,32 +1,26 @@
-"""Processing a list of videos: reading the list, running a job for each entry, and recording the outcomes.
+"""Processing many videos: running a job for each entry, and recording the outcomes.
 
-A list is CSV with a header, or JSON lines. Each entry has ``video`` and ``crop`` (``L,T,R,B``, or four numbers), and
-may have ``video_id``, ``tenant`` and ``rate``. Each outcome is appended to a journal file beside the list, so that the
-next run skips the entries that are done. An entry whose line has changed, or that is run with another store or preset,
-counts as a new entry.
+Each outcome is appended to a journal file, so that the next run skips the entries that are done. An entry that has
+changed, or that is run with another store or preset, counts as a new entry.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
 import hashlib
-import io
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Condition, Thread
+from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from caption_extents.entries import BatchOptions, Entry
 from caption_extents.errors import InputError, OutputError, ProcessingError
 from caption_extents.job.api import run_job
-from caption_extents.options import Job, id_from_name, parse_rate
-from caption_extents.region import CropRegion
+from caption_extents.options import Job
 
 if TYPE_CHECKING:
     from caption_extents.job.result import CropInferResult
@@ -35,41 +29,6 @@ _RESULT_OPTIONS = ("model", "refine", "partial", "max_undecodable_share")
 """Options, in addition to store and preset, that change the result of a job."""
 _MOST_DEATHS = 3
 """Processes in which an entry may die."""
-_FIELDS = frozenset({"video", "crop", "video_id", "tenant", "rate"})
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One video of a list.
-
-    Attributes:
-        video: path of a file on the machine that runs the job, or a key in the store.
-        crop: left, top, right and bottom of the region, as fractions of the displayed picture.
-        video_id, tenant: ids that become part of every key that is written.
-        rate: samples per second, exact.
-    """
-
-    video: str
-    crop: tuple[float, float, float, float]
-    video_id: str
-    tenant: str
-    rate: Fraction
-
-    def job(self, options: BatchOptions) -> Job:
-        """The job for this entry, with the options that all entries share.
-
-        Raises:
-            InputError: an option cannot be used.
-        """
-        return Job(self.video, self.tenant, self.video_id, CropRegion(*self.crop), self.rate, **options)
-
-    @property
-    def digest(self) -> str:
-        """Hexadecimal digest of all fields, which identifies the entry in the journal."""
-        # The rate is written as a decimal number if it is one: journals of earlier versions contain it in this form.
-        number = float(self.rate)
-        rate = number if Fraction(str(number)) == self.rate else str(self.rate)
-        return hashlib.sha256(json.dumps({**asdict(self), "rate": rate}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _options_digest(options: BatchOptions) -> str:
@@ -125,103 +84,6 @@ class Outcome:
         )
 
 
-def read_list(path: Path, tenant: str) -> list[Entry]:
-    """Read and check all entries of a list.
-
-    Args:
-        path: the CSV or JSON lines file.
-        tenant: tenant id of entries that do not name one.
-
-    Raises:
-        InputError: a line cannot be used, or two entries have the same tenant and video id; the message names the line.
-    """
-    try:
-        text = _decoded(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read the list {str(path)!r}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the list {str(path)!r} is neither UTF-8 nor UTF-16 at byte {error.start}; save it as UTF-8"
-        ) from error
-    try:
-        rows = _read_json_lines(text, path) if text.lstrip().startswith("{") else _read_csv(text, path)
-    except csv.Error as error:
-        raise InputError(f"the list {str(path)!r} is no table: {error}; is a quote missing?") from error
-    entries: dict[tuple[str, str], Entry] = {}
-    for line, row in rows:
-        try:
-            entry = _entry(row, tenant)
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"line {line} of {str(path)!r} cannot be used: {error}") from error
-        if (entry.tenant, entry.video_id) in entries:
-            raise InputError(
-                f"line {line} of {str(path)!r} has the video id {entry.video_id!r} of an earlier line; "
-                "give them different ones in a column video_id"
-            )
-        entries[entry.tenant, entry.video_id] = entry
-    if not entries:
-        raise InputError(f"the list {str(path)!r} is empty")
-    return list(entries.values())
-
-
-def _decoded(data: bytes) -> str:
-    """Decode a text file as spreadsheet programs save it: UTF-8 or UTF-16, with or without a byte order mark."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
-    # In UTF-16 without a byte order mark, every second byte of the ASCII header is zero.
-    zeros = data[1:2] == b"\0", data[:1] == b"\0"
-    return data.decode("utf-16-le" if zeros[0] else "utf-16-be" if zeros[1] else "utf-8-sig")
-
-
-def _read_csv(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    # In many locales, spreadsheet programs separate columns by semicolons, some by tabs.
-    header = next(iter(text.splitlines()), "")
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-    if not {"video", "crop"} <= set(reader.fieldnames or ()):
-        raise InputError(f"the list {str(path)!r} needs a header with the columns video and crop")
-    return [(reader.line_num, {name: value for name, value in row.items() if value}) for row in reader]
-
-
-def _read_json_lines(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    # Not splitlines(): a file name may contain other characters that Unicode treats as line breaks.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append((number, json.loads(line)))
-            except ValueError as error:
-                raise InputError(f"line {number} of {str(path)!r} is no JSON: {error}") from error
-    return rows
-
-
-def _entry(row: dict[str, Any], tenant: str) -> Entry:
-    if None in row:
-        raise ValueError('more values than columns; a crop stands in quotes, as "0.05,0.8,0.95,0.98"')
-    unknown = set(row) - _FIELDS
-    if unknown:
-        raise ValueError(f"unknown column {sorted(unknown)[0]!r}; there are {', '.join(sorted(_FIELDS))}")
-    missing = {"video", "crop"} - set(row)
-    if missing:
-        raise ValueError(f"no {sorted(missing)[0]}")
-    crop = row["crop"]
-    if isinstance(crop, str):
-        region = CropRegion.parse(crop)
-    elif len(crop) == 4:
-        region = CropRegion(*crop)
-    else:
-        raise ValueError(f"crop is {crop!r}; give left, top, right and bottom")
-    video = str(row["video"])
-    return Entry(
-        video=video,
-        crop=region.as_tuple(),
-        video_id=str(row.get("video_id") or id_from_name(video)),
-        tenant=str(row.get("tenant") or tenant),
-        rate=parse_rate(str(row.get("rate") or Job.frame_rate).strip()),
-    )
-
-
 class Journal:
     """The outcomes of a list's entries in a JSON lines file; lines truncated by a killed process are ignored."""
 
@@ -264,19 +126,31 @@ class Journal:
 
 _RESOURCES = {"cpu": "cores", "encoders": "encoders", "decoders": "GPU's decoders", "gpu": "GPU's kernels"}
 
-BatchOptions: TypeAlias = Mapping[str, Any]
-"""Options of :class:`~caption_extents.options.Job` that all videos of a list share, by their names."""
-
 
 def run_entry(entry: Entry, options: BatchOptions, run: Callable[[Job], CropInferResult] = run_job) -> Outcome:
     """Run the job of an entry; errors of the job are returned in the outcome, not raised."""
     started = time.perf_counter()
     try:
-        result = run(entry.job(options))
+        found = entry if entry.crop is not None else replace(entry, crop=_look_for_crop(entry.video))
+        result = run(found.job(options))
     except (InputError, ProcessingError) as error:
         seconds, again = time.perf_counter() - started, isinstance(error, ProcessingError)
         return Outcome(entry.digest, entry.video_id, error=str(error), seconds=seconds, may_succeed_again=again)
     return Outcome.of(entry, result.to_dict())
+
+
+_looking = Lock()
+
+
+def _look_for_crop(video: str) -> tuple[float, float, float, float]:
+    """Where captions stand; one video at a time, because each takes all cores."""
+    from caption_extents.bands import suggest_crop
+
+    path = Path(video).expanduser()
+    if not path.is_file():
+        raise InputError(f"the crop can be found in a file of this machine, and {video!r} is none; give it in the list")
+    with _looking:
+        return suggest_crop(path)[0][0].region.as_tuple()
 
 
 class Executor(Protocol):
@@ -469,6 +343,12 @@ class Summary:
         return "\n".join(lines)
 
 
+def missing_first(entries: list[Entry], journal: Journal, options: BatchOptions) -> list[tuple[Entry, bool]]:
+    """The entries, and whether an earlier run has done each; those that it has not come first."""
+    before = journal.done(_options_digest(options))
+    return sorted(((entry, entry.digest in before) for entry in entries), key=lambda one: one[1])
+
+
 def run_batch(
     entries: list[Entry],
     journal: Journal,
@@ -493,8 +373,7 @@ def run_batch(
     for entry in entries:
         entry.job(options)  # all are checked before any is started
     what_for = _options_digest(options)
-    before = journal.done(what_for)
-    missing = [entry for entry in entries if entry.digest not in before]
+    missing = [entry for entry, is_done in missing_first(entries, journal, options) if not is_done]
     summary = Summary(skipped=len(entries) - len(missing))
     for outcome in executor.outcomes(missing, options):
         journal.add(outcome, what_for)

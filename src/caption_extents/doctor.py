@@ -115,7 +115,11 @@ def _ocr() -> Finding:
     if missing:
         remedy = "to read captions' text: pip install 'caption-extents[ocr]'"
         return Finding("ocr", "missing", f"no {' and no '.join(missing)}", remedy)
-    return Finding("ocr", "ok", "rapidocr with the models in its package")
+    from caption_extents.ocr.tesseract import installed_languages
+
+    known = len(installed_languages())
+    beside = f"; Tesseract with {known} languages" if known else "; no Tesseract, which would read other languages"
+    return Finding("ocr", "ok", f"rapidocr for Chinese, Japanese and Latin letters without Vietnamese{beside}")
 
 
 def _try_store(store: Store, data: bytes) -> tuple[bool, str]:

@@ -14,7 +14,10 @@ import typer
 from caption_extents.cli.errors import EXIT_FAILED, INTERRUPTED, check_output, errors_as_exit_codes
 from caption_extents.cli.options import (
     HELP,
+    LanguageOption,
+    OcrOption,
     QuietOption,
+    ReaderOption,
     StoreOption,
     TenantOption,
     choices,
@@ -25,15 +28,16 @@ from caption_extents.cli.progress import progress_display
 from caption_extents.cli.region import auto_crop
 from caption_extents.cli.results import (
     address_of,
-    check_ocr,
     check_subtitles,
     hint_of_unread,
+    open_reader,
     open_versions,
     read_texts,
     save_report,
     save_subtitles,
 )
-from caption_extents.errors import InputError
+from caption_extents.entries import AUTO, Entry
+from caption_extents.errors import InputError, ProcessingError
 from caption_extents.files import write_atomically
 from caption_extents.job.api import run_job
 from caption_extents.options import (
@@ -53,11 +57,15 @@ from caption_extents.options import (
 from caption_extents.region import CropRegion
 
 if TYPE_CHECKING:
-    from caption_extents.batch import Executor
+    from caption_extents.batch import Executor, Outcome
     from caption_extents.job.result import CropInferResult
+    from caption_extents.ocr.reading import CaptionReader
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import Store
 
+NO_SUBTITLES = "none"
+SUBTITLE_NAMES = ("srt", "vtt", "ass", NO_SUBTITLES)
+_JOURNAL = "caption-extents.journal"
 EXECUTOR_NAMES = ("local", "ray", "modal")
 _ENCODER_WORKERS = "Chunks encoded at once; by default one for each core, at least 4."
 
@@ -76,7 +84,9 @@ def run(
     ] = None,
     encoder_workers: Annotated[int | None, typer.Option(help=_ENCODER_WORKERS)] = None,
     subtitles: Annotated[Path | None, typer.Option(help="Also write this subtitle file (.srt, .vtt or .ass).")] = None,
-    ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text, once (needs the extra 'ocr').")] = False,
+    ocr: OcrOption = False,
+    language: LanguageOption = None,
+    reader: ReaderOption = "auto",
     page: Annotated[
         bool, typer.Option("--report", help="Also write report.html, a page to look at and correct, beside the chunks.")
     ] = False,
@@ -95,8 +105,7 @@ def run(
         if subtitles is not None:
             check_subtitles(subtitles)
         check_output(trace)
-        if ocr:
-            check_ocr()
+        chosen = open_reader(ocr, language, reader)
         if crop == "auto":
             crop = auto_crop(video, options["stream"], as_json or quiet)
         encoders = _encoders_of_run(encoder_workers, options["encoder"])
@@ -117,8 +126,8 @@ def run(
         opened, keys = open_versions(store, tenant, video_id)
         places: list[tuple[str, str]] = []
         try:
-            if ocr:
-                read_texts(opened, keys, result.version, as_json or quiet)
+            if chosen is not None:
+                read_texts(opened, keys, result.version, chosen, as_json or quiet)
             for written in _also_written(opened, keys, result, subtitles, page, trace, as_json or quiet):
                 places.append(written)
         finally:
@@ -187,8 +196,18 @@ def _print_result(result: CropInferResult, video_id: str, store: str) -> None:
 @with_job_options("encoder", "new_version")
 def batch(
     videos: Annotated[
-        Path, typer.Argument(help="CSV or JSON lines with video, crop, and if wanted video_id, tenant, rate.")
+        list[Path],
+        typer.Argument(help="Folders, videos, or lists: CSV or JSON lines with video, crop, video_id, tenant, rate."),
     ],
+    crop: Annotated[str, typer.Option(help="Of the videos that are in no list; by default each is searched.")] = AUTO,
+    subtitles: Annotated[
+        str, typer.Option(help=f"Write a subtitle file beside each video: {choices(SUBTITLE_NAMES)}.")
+    ] = SUBTITLE_NAMES[0],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace subtitle files that are there.")] = False,
+    ocr: OcrOption = False,
+    language: LanguageOption = None,
+    reader: ReaderOption = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     jobs_at_once: Annotated[
         int | None,
         typer.Option(
@@ -207,17 +226,22 @@ def batch(
         typer.Option(min=1, help="Chunks encoded at once beside each GPU; by default its share of the cores."),
     ] = None,
     journal: Annotated[
-        Path | None, typer.Option(help="What is done is noted here; by default beside the list, .journal.")
+        Path | None, typer.Option(help="What is done is noted here; by default beside the list, or in the folder.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
     **options: Any,
 ) -> None:
-    """Do a list of videos, and go on where an earlier run stopped. Exits with 1 if any failed."""
+    """Do all videos of folders or lists, and go on where an earlier run stopped. Exits with 1 if any failed."""
     with errors_as_exit_codes(f"{INTERRUPTED}; the same command goes on from here"):
         from caption_extents import batch as batches
+        from caption_extents.entries import read_entries
 
-        entries = batches.read_list(videos, tenant)
-        journal = journal or videos.with_name(f"{videos.name}.journal")
+        region = None if crop == AUTO else CropRegion.parse(crop).as_tuple()
+        entries = read_entries(videos, tenant, region)
+        if subtitles not in SUBTITLE_NAMES:
+            raise InputError(f"there are no subtitles {subtitles!r}; choose {choices(SUBTITLE_NAMES)}")
+        chosen = open_reader(ocr, language, reader)
+        journal = journal or _journal_of(videos)
         check_output(journal)
         noted = batches.Journal(journal)
         # Not left to the environment: other machines have others.
@@ -234,15 +258,61 @@ def batch(
         elif where == "ray":
             shared["encoder_workers"] = encoders_of_cores(int(cpus))
 
+        if dry_run:
+            for entry, is_done in batches.missing_first(entries, noted, shared):
+                typer.echo(f"{'done before' if is_done else 'to do':<11}  {entry.video_id}  {entry.video}")
+            return
+        by_digest = {entry.digest: entry for entry in entries}
+
         def tell(outcome: batches.Outcome) -> None:
             state = "failed" if outcome.error else "done  "
             what = outcome.error or f"{outcome.seconds:.1f} s, {outcome.captions} captions, v{outcome.version}"
             typer.echo(f"{state}  {outcome.video_id}  {what}", err=as_json)
+            if outcome.error is None:
+                beside = _subtitles_beside(by_digest[outcome.digest], subtitles)
+                _finish(outcome, by_digest[outcome.digest], str(shared["store"]), beside, chosen, overwrite)
 
         summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), shared, tell)
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
+    for message in chosen.unread.messages() if chosen is not None else ():
+        typer.echo(message, err=True)
     if summary.failed:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _journal_of(videos: list[Path]) -> Path:
+    """Beside a list, in a folder, or else in the working directory."""
+    first = videos[0]
+    if len(videos) == 1 and first.is_dir():
+        return first / _JOURNAL
+    return first.with_name(f"{first.name}.journal") if len(videos) == 1 else Path(_JOURNAL)
+
+
+def _subtitles_beside(entry: Entry, kind: str) -> Path | None:
+    """Where a video's subtitles go; None if it is in the store, or none are wanted."""
+    video = Path(entry.video).expanduser()
+    return video.with_suffix(f".{kind}") if kind != NO_SUBTITLES and video.is_file() else None
+
+
+def _finish(
+    outcome: Outcome, entry: Entry, store: str, beside: Path | None, reader: CaptionReader | None, overwrite: bool
+) -> None:
+    """Read a video's captions and write its subtitles; what fails is said, and the video counts as done."""
+    try:
+        opened, keys = open_versions(store, entry.tenant, entry.video_id)
+        if reader is not None:
+            from caption_extents.ocr.captions import store_texts
+
+            store_texts(opened, keys, reader, outcome.version)
+        if beside is None:
+            return
+        if beside.exists() and not overwrite:
+            typer.echo(f"        {beside} is there already, and is kept; --overwrite replaces it", err=True)
+            return
+        _, unread = save_subtitles(opened, keys, outcome.version, beside)
+        typer.echo(f"        {beside}{hint_of_unread(unread)}", err=True)
+    except (InputError, ProcessingError) as error:
+        typer.echo(f"        {entry.video_id} is done, but what belongs to it failed: {error}", err=True)
 
 
 def _encoders_of_run(given: int | None, encoder: str) -> int:

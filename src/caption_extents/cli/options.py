@@ -15,6 +15,14 @@ HELP = describe_options()
 StoreOption = Annotated[str | None, typer.Option(envvar=variable_of("store"), help=HELP["store"])]
 TenantOption = Annotated[str, typer.Option(help=HELP["tenant_id"])]
 VersionOption = Annotated[int | None, typer.Option(help="By default the newest complete one.")]
+OcrOption = Annotated[bool, typer.Option("--ocr", help="Read each caption's text, once (needs the extra 'ocr').")]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(help="Language of the captions, or several: ru, or zh,en. Reads their text, as --ocr does."),
+]
+ReaderOption = Annotated[
+    str, typer.Option(help="What reads text: rapidocr, tesseract, or auto for whichever knows the language's letters.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 _NOT_HERE = frozenset({"store", "queue_size", "price_per_hour", "lease_seconds", "progress"})
 """Options of a job that commands define under another name, or that have no command-line option."""

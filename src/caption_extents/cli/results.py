@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from caption_extents.cli.errors import check_output, errors_as_exit_codes
-from caption_extents.cli.options import QuietOption, StoreOption, TenantOption, VersionOption
+from caption_extents.cli.options import (
+    LanguageOption,
+    OcrOption,
+    QuietOption,
+    ReaderOption,
+    StoreOption,
+    TenantOption,
+    VersionOption,
+)
 from caption_extents.cli.progress import progress_of
 from caption_extents.errors import InputError
 from caption_extents.files import write_atomically
 from caption_extents.options import DEFAULT_STORE, check_id, id_from_name
 
 if TYPE_CHECKING:
+    from caption_extents.ocr.reading import CaptionReader
     from caption_extents.storage.keys import VideoKeys
     from caption_extents.storage.store import Store
 
@@ -24,7 +33,9 @@ if TYPE_CHECKING:
 def subtitles(
     video_id: Annotated[str, typer.Argument(help="Video id.")],
     output: Annotated[Path, typer.Argument(help="Subtitle file to write (.srt, .vtt or .ass).")],
-    ocr: Annotated[bool, typer.Option("--ocr", help="Read each caption's text first (needs the extra 'ocr').")] = False,
+    ocr: OcrOption = False,
+    language: LanguageOption = None,
+    reader: ReaderOption = "auto",
     version: VersionOption = None,
     store: StoreOption = None,
     tenant: TenantOption = "local",
@@ -33,11 +44,10 @@ def subtitles(
     """Write a video's captions as subtitles; captions whose text was not read are numbered."""
     with errors_as_exit_codes():
         check_subtitles(output)
-        if ocr:
-            check_ocr()
+        chosen = open_reader(ocr, language, reader)
         opened, keys = open_versions(store, tenant, video_id)
-        if ocr:
-            read_texts(opened, keys, version, quiet)
+        if chosen is not None:
+            read_texts(opened, keys, version, chosen, quiet)
         count, unread = save_subtitles(opened, keys, version, output)
     typer.echo(f"{count} captions written to {output}{hint_of_unread(unread)}")
 
@@ -186,17 +196,27 @@ def check_subtitles(path: Path) -> None:
     check_output(path)
 
 
-def check_ocr() -> None:
-    """Raise an InputError if text cannot be read, before there is work to lose."""
+def open_reader(is_wanted: bool, language: str | None, reader: str) -> CaptionReader | None:
+    """What reads captions, before there is work to lose; None if nobody wants their text.
+
+    Raises:
+        InputError: nothing that is installed reads the language.
+    """
+    if not (is_wanted or language is not None or reader != "auto"):
+        return None
     from caption_extents.ocr.reader import check_reader
 
     check_reader()
+    from caption_extents.ocr.reading import CaptionReader
+
+    return CaptionReader(language, reader)
 
 
-def read_texts(opened: Store, keys: VideoKeys, version: int | None, quiet: bool) -> None:
-    """Read the text of a version's captions into its database."""
+def read_texts(opened: Store, keys: VideoKeys, version: int | None, reader: CaptionReader, quiet: bool) -> None:
+    """Read the text of a version's captions into its database, and say what was not read."""
     from caption_extents.ocr.captions import store_texts
-    from caption_extents.ocr.reader import RapidReader
 
     with progress_of("reading", quiet) as tell:
-        store_texts(opened, keys, RapidReader(), version, tell)
+        store_texts(opened, keys, reader, version, tell)
+    for message in reader.unread.messages():
+        typer.echo(message, err=True)

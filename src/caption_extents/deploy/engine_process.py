@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from fractions import Fraction
 
-from caption_extents.batch import BatchOptions, Entry, Outcome, run_entry
+from caption_extents.batch import Outcome, run_entry
 from caption_extents.children import Channel, before_end, serve_each
 from caption_extents.engine import Engine
+from caption_extents.entries import BatchOptions, Entry
 from caption_extents.interrupts import Interrupted, interrupt_on_signals
 from caption_extents.spawning import ChildKind, SpawnedProcess
 
@@ -67,7 +68,8 @@ def _serve(parent: Channel, engine: Engine, options: _Options) -> None:
             parent.send({"busy": engine.metrics().busy})
             continue
         fields = request["entry"]
-        entry = Entry(**{**fields, "crop": tuple(fields["crop"]), "rate": Fraction(fields["rate"])})
+        crop = None if fields["crop"] is None else tuple(fields["crop"])
+        entry = Entry(**{**fields, "crop": crop, "rate": Fraction(fields["rate"])})
         try:
             outcome = run_entry(entry, options.of(bytes(pickled)), engine.run)
         except Exception as error:

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from caption_extents.batch import (
-    BatchOptions,
-    Entry,
     Lane,
     LaneLostError,
     Outcome,
@@ -21,6 +19,7 @@ from caption_extents.encoders.modal_settings import JOB_FUNCTION
 from caption_extents.encoders.modal_workers import find_function
 from caption_extents.encoders.ray_cluster import Actor, ActorLostError, RayCluster, Resources
 from caption_extents.engine import engine_of_process
+from caption_extents.entries import BatchOptions, Entry
 from caption_extents.errors import InputError, ProcessingError
 from caption_extents.options import CALLS_AT_ONCE
 
@@ -89,6 +88,9 @@ class ModalExecutor:
         function = find_function(JOB_FUNCTION)
 
         def run(entry: Entry) -> Outcome:
+            if entry.crop is None:
+                error = "Modal is not given files of this machine, in which the crop could be found; give it"
+                return Outcome(entry.digest, entry.video_id, error=error)
             try:
                 result = function.remote(
                     entry.video, entry.tenant, entry.video_id, list(entry.crop), entry.rate, **options

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from caption_extents.batch import (
-    BatchOptions,
-    Entry,
     Lane,
     LaneLostError,
     Outcome,
@@ -22,6 +20,7 @@ from caption_extents.batch import (
     outcomes_of_lanes,
 )
 from caption_extents.children import ChannelError, Child
+from caption_extents.entries import BatchOptions, Entry
 from caption_extents.errors import InputError
 from caption_extents.job.ahead import kinds_ahead
 from caption_extents.model.opened import is_object

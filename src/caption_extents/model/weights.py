@@ -58,4 +58,5 @@ def _change(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[s
         before = file.metadata() or {}
     partial = path.with_suffix(".partial")
     save_file({**load_file(path), **tensors}, partial, metadata={**before, **metadata})
+    partial.chmod(path.stat().st_mode)  # safetensors makes files that only their owner can read
     partial.replace(path)

@@ -10,7 +10,8 @@ import numpy as np
 
 from caption_extents.captions.extents import Caption
 from caption_extents.errors import wrap_unexpected_errors
-from caption_extents.ocr.reader import RapidReader, ReadText, TextReader
+from caption_extents.ocr.reader import ReadText, TextReader
+from caption_extents.ocr.reading import CaptionReader
 from caption_extents.pictures import to_picture
 from caption_extents.region import CropRegion
 from caption_extents.results.database import open_database, with_texts
@@ -66,7 +67,8 @@ def read_text(
         path: the video file.
         captions: of this file, in order.
         crop: where they stand: left, top, right and bottom as fractions of the displayed picture.
-        reader: reads a picture; by default PP-OCR (extra ``ocr``).
+        reader: reads a picture; by default :class:`~caption_extents.ocr.reading.CaptionReader` (extra ``ocr``), which
+            takes the languages of the captions.
 
     Returns:
         The captions with their text; text and its confidence are None where none was found.
@@ -76,7 +78,7 @@ def read_text(
         StallError: the reader, or a codec, makes no progress.
     """
     with wrap_unexpected_errors():
-        reader, captions = reader or RapidReader(), list(captions)
+        reader, captions = reader or CaptionReader(), list(captions)
         return Watchdog().call(f"reading text in {str(path)!r}", lambda: _read_text(path, captions, crop, reader))
 
 
