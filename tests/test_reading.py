@@ -157,6 +157,15 @@ def test_vietnamese_without_accents_is_read_with_them(
     assert reader_of(monkeypatch, piece("xin"), language="vi").read(PICTURE) == ReadText("прочитано", 0.95)
 
 
+def test_a_line_of_which_nothing_is_made(looks: dict[str, ScriptGuess], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks["7"] = ScriptGuess("latin", 0.9)
+    reader = reader_of(monkeypatch, piece("Hello"), piece("", 7, 30, score=0))
+    assert reader.read(PICTURE) is None
+    assert reader.unread.unsure == 1
+    looks["7"] = ScriptGuess("thai", 0.3)
+    assert reader.read(PICTURE) == ReadText("Hello", 0.9)
+
+
 def test_what_is_unsure_is_left_out(looks: dict[str, ScriptGuess], monkeypatch: pytest.MonkeyPatch) -> None:
     reader = reader_of(monkeypatch, piece("Hello"), piece("w0r1d", 0, 30, score=0.3))
     assert reader.read(PICTURE) is None

@@ -139,6 +139,9 @@ class CaptionReader:
             piece = self._read(line, self._by_script[script])
             if piece is not None:
                 read.append(piece)
+            elif line.guess is not None and line.guess.probability >= _FOREIGN:
+                self.unread.unsure += 1  # it has letters, and nothing was made of them
+                return None
         if not read:
             return None
         if min(piece.score for piece in read) < LEAST_CONFIDENCE:
