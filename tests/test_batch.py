@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -95,7 +95,7 @@ def test_an_entry_whose_line_changed_is_done_again(tmp_path: Path) -> None:
     done: list[str] = []
 
     class Recording:
-        def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
+        def outcomes(self, entries: list[Entry], options: BatchOptions) -> Generator[Outcome]:
             for entry in entries:
                 done.append(entry.digest)
                 yield Outcome(entry.digest, entry.video_id, samples=10, video_seconds=1.0, cost=0.5)
@@ -113,7 +113,7 @@ def test_another_store_or_preset_is_another_run(tmp_path: Path) -> None:
     class Counting:
         count = 0
 
-        def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
+        def outcomes(self, entries: list[Entry], options: BatchOptions) -> Generator[Outcome]:
             self.count += len(entries)
             return (Outcome(entry.digest, entry.video_id) for entry in entries)
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -156,7 +157,7 @@ def _look_for_crop(video: str) -> tuple[float, float, float, float]:
 class Executor(Protocol):
     """Runs the jobs of entries: on this machine, on Ray or on Modal."""
 
-    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Generator[Outcome]:
         """Run all entries, and yield each outcome when its job ends, in order of completion."""
         ...
 
@@ -375,10 +376,11 @@ def run_batch(
     what_for = _options_digest(options)
     missing = [entry for entry, is_done in missing_first(entries, journal, options) if not is_done]
     summary = Summary(skipped=len(entries) - len(missing))
-    for outcome in executor.outcomes(missing, options):
-        journal.add(outcome, what_for)
-        summary.add(outcome)
-        tell(outcome)
+    with closing(executor.outcomes(missing, options)) as outcomes:
+        for outcome in outcomes:
+            journal.add(outcome, what_for)
+            summary.add(outcome)
+            tell(outcome)
     summary.seconds = time.perf_counter() - started
     summary.busy = list(getattr(executor, "busy", ()))
     return summary

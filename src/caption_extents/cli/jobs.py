@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -272,6 +273,7 @@ def batch(
                 beside = _subtitles_beside(by_digest[outcome.digest], subtitles)
                 _finish(outcome, by_digest[outcome.digest], str(shared["store"]), beside, chosen, overwrite)
 
+        threading.Thread(target=_load, name="load", daemon=True).start()
         summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), shared, tell)
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
     for message in chosen.unread.messages() if chosen is not None else ():
@@ -292,6 +294,15 @@ def _subtitles_beside(entry: Entry, kind: str) -> Path | None:
     """Where a video's subtitles go; None if it is in the store, or none are wanted."""
     video = Path(entry.video).expanduser()
     return video.with_suffix(f".{kind}") if kind != NO_SUBTITLES and video.is_file() else None
+
+
+def _load() -> None:
+    """Import what :func:`_finish` needs, in a thread, to which no signal goes.
+
+    If Ctrl-C came in the middle of an import, CPython would end the process by the signal, and not with an exit code.
+    """
+    import caption_extents.captions.subtitles
+    import caption_extents.storage.versions  # noqa: F401
 
 
 def _finish(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ class RayExecutor:
     def __init__(self, cpus: float) -> None:
         self._cpus = cpus
 
-    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Generator[Outcome]:
         """See the protocol."""
         cluster = RayCluster()
         try:
@@ -81,7 +81,7 @@ class ModalExecutor:
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
 
-    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Generator[Outcome]:
         """See the protocol."""
         if "://" not in str(options.get("store")):
             raise InputError(f"Modal cannot reach the store {options.get('store')!r}; give the URL of one")

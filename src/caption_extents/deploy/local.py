@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from functools import partial
 from itertools import zip_longest
@@ -55,7 +55,7 @@ class LocalExecutor:
         self._jobs = jobs
         self.busy: list[dict[str, float]] = []
 
-    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Iterator[Outcome]:
+    def outcomes(self, entries: list[Entry], options: BatchOptions) -> Generator[Outcome]:
         """See the protocol."""
         if not entries:
             return
