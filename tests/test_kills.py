@@ -30,6 +30,6 @@ def test_killed_and_stopped_runs_lose_nothing(server: str) -> None:
 
 @pytest.mark.undisturbed
 def test_many_runs_leave_nothing_behind() -> None:
-    command = [sys.executable, "-m", "tests.soak", "--runs", "24"]
+    command = [sys.executable, "-m", "tests.soak", "--runs", "80"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
