@@ -255,6 +255,21 @@ def test_a_batch_that_is_given_up_begins_nothing_more() -> None:
     assert len(lanes.tries) <= 4
 
 
+class FakeEngineProcess:
+    """Does every entry at once."""
+
+    lanes = 0
+
+    def run(self, lane: int, entry: Entry) -> Outcome:
+        return Outcome(entry.digest, entry.video_id)
+
+    def busy(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("gpus", "jobs", "options", "engines"),
     [
@@ -276,7 +291,7 @@ def test_there_is_an_engine_for_each_gpu(
     """Each with the only GPU that it sees, videos at once, lanes, and share of the cores for encoding."""
     begun = list[tuple[object, ...]]()
 
-    class Fake:
+    class Fake(FakeEngineProcess):
         def __init__(
             self,
             options: BatchOptions,
@@ -288,15 +303,6 @@ def test_there_is_an_engine_for_each_gpu(
         ) -> None:
             self.lanes = lanes
             begun.append((gpu, videos_at_once, lanes, options["encoder_workers"]))
-
-        def run(self, lane: int, entry: Entry) -> Outcome:
-            return Outcome(entry.digest, entry.video_id)
-
-        def busy(self) -> dict[str, float]:
-            return {}
-
-        def close(self) -> None:
-            pass
 
     monkeypatch.setattr(local, "_EngineProcess", Fake)
     monkeypatch.setattr(local, "device_count", lambda: gpus)
@@ -320,19 +326,10 @@ def test_what_an_engine_starts_ahead(gpus: int, count: int, monkeypatch: pytest.
     """Nothing without a GPU that works; no more than two videos need; a model that suits any crop."""
     kinds = list[tuple[ChildKind, ...]]()
 
-    class Fake:
+    class Fake(FakeEngineProcess):
         def __init__(self, options: object, at_once: int, lanes: int, mib: int, started: Any, gpu: object) -> None:
             self.lanes = lanes
             kinds.append(started)
-
-        def run(self, lane: int, entry: Entry) -> Outcome:
-            return Outcome(entry.digest, entry.video_id)
-
-        def busy(self) -> dict[str, float]:
-            return {}
-
-        def close(self) -> None:
-            pass
 
     monkeypatch.setattr(local, "_EngineProcess", Fake)
     monkeypatch.setattr(local, "device_count", lambda: gpus)

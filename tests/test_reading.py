@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -255,3 +258,19 @@ def test_tesseract_reads_letters() -> None:
 def test_a_machine_without_tesseract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert tesseract.installed_languages.__wrapped__() == frozenset()
+
+
+def test_a_reader_of_ones_own_needs_nothing_else(tmp_path: Path) -> None:
+    """Neither rapidocr nor what comes with it; without a reader, what is missing is said."""
+    code = (
+        "import sys, importlib.util\nsys.modules['cv2'] = None\nfind = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *more: None if name == 'rapidocr' else find(name, *more)\n"
+        "import caption_extents\n"
+        f"path = {str(tmp_path / 'none.mp4')!r}\n"
+        "for reader in (object(), None):\n"
+        "    try:\n        caption_extents.read_text(path, [], (0, 0, 1, 1), reader)\n"
+        "    except caption_extents.InputError as error:\n        print(error)\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "no such video file" in printed.splitlines()[0]
+    assert "needs the extra 'ocr'" in printed.splitlines()[1]

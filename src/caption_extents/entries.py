@@ -188,7 +188,8 @@ def read_entries(paths: Sequence[Path], tenant: str, crop: tuple[float, float, f
             entries += read_list(path, tenant)
             continue
         videos = _videos_in(path) if path.is_dir() else [path]
-        entries += [Entry(str(video), crop, id_from_name(str(video)), tenant, parse_rate("10")) for video in videos]
+        rate = parse_rate(str(Job.frame_rate))
+        entries += [Entry(str(video), crop, id_from_name(str(video)), tenant, rate) for video in videos]
     _check_ids(entries)
     return entries
 

@@ -204,12 +204,9 @@ def open_reader(is_wanted: bool, language: str | None, reader: str) -> CaptionRe
     """
     if not (is_wanted or language is not None or reader != "auto"):
         return None
-    from caption_extents.ocr.reader import check_reader
+    from caption_extents.ocr.captions import open_reader as open_it
 
-    check_reader()
-    from caption_extents.ocr.reading import CaptionReader
-
-    return CaptionReader(language, reader)
+    return open_it(language, reader)
 
 
 def read_texts(opened: Store, keys: VideoKeys, version: int | None, reader: CaptionReader, quiet: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from caption_extents.captions.extents import Caption
 from caption_extents.errors import wrap_unexpected_errors
-from caption_extents.ocr.reader import ReadText, TextReader
-from caption_extents.ocr.reading import CaptionReader
+from caption_extents.ocr.reader import ReadText, TextReader, check_reader
 from caption_extents.pictures import to_picture
 from caption_extents.region import CropRegion
 from caption_extents.results.database import open_database, with_texts
@@ -21,6 +21,9 @@ from caption_extents.storage.store import Store
 from caption_extents.storage.versions import SampleReader, change_database, read_manifest
 from caption_extents.video.video import Video, open_video
 from caption_extents.watchdog import Watchdog, report_progress
+
+if TYPE_CHECKING:
+    from caption_extents.ocr.reading import CaptionReader
 
 MEDIAN_SAMPLES = 9
 """Number of samples whose median is a caption's picture: enough to suppress moving background, few to fetch."""
@@ -55,6 +58,18 @@ def median_picture(samples: list[Planes]) -> np.ndarray:
     return to_picture((y, u, v), (y.shape[0], y.shape[1]))
 
 
+def open_reader(languages: str | None = None, reader: str = "auto") -> CaptionReader:
+    """A :class:`~caption_extents.ocr.reading.CaptionReader`, which imports what only the extra ``ocr`` installs.
+
+    Raises:
+        InputError: the extra is not installed, or nothing that is installed reads a language.
+    """
+    check_reader()
+    from caption_extents.ocr.reading import CaptionReader
+
+    return CaptionReader(languages, reader)
+
+
 def read_text(
     path: str | os.PathLike[str],
     captions: Iterable[Caption],
@@ -78,7 +93,7 @@ def read_text(
         StallError: the reader, or a codec, makes no progress.
     """
     with wrap_unexpected_errors():
-        reader, captions = reader or CaptionReader(), list(captions)
+        reader, captions = reader or open_reader(), list(captions)
         return Watchdog().call(f"reading text in {str(path)!r}", lambda: _read_text(path, captions, crop, reader))
 
 
