@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -257,6 +257,11 @@ def test_a_run_takes_what_was_started_ahead(films: list[Path], tmp_path: Path, m
     assert chunks(open_store(str(tmp_path / "gpu")), films[0]) == chunks(open_store(str(tmp_path / "cpu")), films[0])
 
 
+def _wait_for(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.005)
+
+
 def test_chunks_of_the_run_that_began_first_come_first() -> None:
     class Slow:
         calls = 2
@@ -266,18 +271,17 @@ def test_chunks_of_the_run_that_began_first_come_first() -> None:
             self.go = threading.Semaphore(0)
 
         def encode(self, frames: Any, form: Any) -> Any:
-            self.go.acquire()
             self.order.append(frames)
+            self.go.acquire()
             return frames, None
 
     slow: Any = Slow()
     shared = _SharedEncoder(slow)
     with ThreadPoolExecutor(8) as pool:
-        for run in (2, 2, 3, 1, 3, 2, 1):
+        for count, run in enumerate((2, 2, 3, 1, 3, 2, 1), start=1):
             pool.submit(shared.encode, run, run, None)  # type: ignore[arg-type]
-            threading.Event().wait(0.05)
-        for done in range(7):
+            _wait_for(lambda count=count: len(slow.order) + len(shared._waiting) == count)  # type: ignore[misc]
+        for done in range(1, 8):
             slow.go.release()
-            while len(slow.order) <= done:
-                threading.Event().wait(0.01)
+            _wait_for(lambda done=done: len(slow.order) == min(7, 2 + done))  # type: ignore[misc]
     assert slow.order == [2, 2, 1, 1, 2, 3, 3], "the first two had begun when the others came"
