@@ -57,6 +57,7 @@ class Outcome:
         video_seconds: duration of the video.
         cost: cost at the configured price; None without a price.
         may_succeed_again: whether it failed in a stage, and not because of its input.
+        size: of the video in bytes, if it is a file of this machine: another size is another video.
     """
 
     digest: str
@@ -69,6 +70,7 @@ class Outcome:
     video_seconds: float = 0.0
     cost: float | None = None
     may_succeed_again: bool = False
+    size: int | None = None
 
     @classmethod
     def of(cls, entry: Entry, result: dict[str, Any]) -> Outcome:
@@ -91,19 +93,22 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def done(self, what_for: str) -> set[str]:
-        """Digests of the entries that succeeded with the same store and options (see :func:`_options_digest`)."""
+    def done(self, what_for: str) -> dict[str, Outcome]:
+        """Outcomes of the entries that succeeded with the same store and options (see :func:`_options_digest`).
+
+        They are by the digests of the entries, each the newest.
+        """
         if not self._path.exists():
-            return set()
-        digests = set()
+            return {}
+        outcomes = {}
         for line in self._path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 noted = json.loads(line)
-                if noted["what_for"] == what_for and noted["error"] is None:
-                    digests.add(noted["digest"])
-            except (ValueError, TypeError, KeyError):
+                if noted.pop("what_for") == what_for and noted["error"] is None:
+                    outcomes[noted["digest"]] = Outcome(**noted)
+            except (ValueError, TypeError, KeyError, AttributeError):
                 continue
-        return digests
+        return outcomes
 
     def add(self, outcome: Outcome, what_for: str) -> None:
         """Append the outcome of an entry."""
@@ -149,7 +154,9 @@ def _look_for_crop(video: str) -> tuple[float, float, float, float]:
 
     path = Path(video).expanduser()
     if not path.is_file():
-        raise InputError(f"the crop can be found in a file of this machine, and {video!r} is none; give it in the list")
+        raise InputError(
+            f"there is no file {video!r} here, in which the crop could be found; correct its path, or give its crop"
+        )
     with _looking:
         return suggest_crop(path)[0][0].region.as_tuple()
 
@@ -282,16 +289,17 @@ class _Work:
             self._changed.notify_all()
 
 
+def _size(entry: Entry) -> int | None:
+    """Of its file in bytes; None if it is none of this machine."""
+    try:
+        return Path(entry.video).expanduser().stat().st_size
+    except (OSError, ValueError, RuntimeError):  # the last: no home directory is known
+        return None
+
+
 def longest_first(entries: Iterable[Entry]) -> list[Entry]:
     """Entries whose files are here, the largest first, and then the others; so that no lane ends long after others."""
-
-    def size(entry: Entry) -> int:
-        try:
-            return Path(entry.video).stat().st_size
-        except (OSError, ValueError):
-            return 0
-
-    return sorted(entries, key=size, reverse=True)
+    return sorted(entries, key=lambda entry: _size(entry) or 0, reverse=True)
 
 
 @dataclass
@@ -344,10 +352,17 @@ class Summary:
         return "\n".join(lines)
 
 
-def missing_first(entries: list[Entry], journal: Journal, options: BatchOptions) -> list[tuple[Entry, bool]]:
-    """The entries, and whether an earlier run has done each; those that it has not come first."""
+def missing_first(entries: list[Entry], journal: Journal, options: BatchOptions) -> list[tuple[Entry, Outcome | None]]:
+    """The entries, and what came of each that an earlier run has done; those that it has not come first."""
     before = journal.done(_options_digest(options))
-    return sorted(((entry, entry.digest in before) for entry in entries), key=lambda one: one[1])
+
+    def earlier(entry: Entry) -> Outcome | None:
+        outcome = before.get(entry.digest)
+        if outcome is None or outcome.size is None:
+            return outcome
+        return outcome if _size(entry) in {None, outcome.size} else None
+
+    return sorted(((entry, earlier(entry)) for entry in entries), key=lambda one: one[1] is not None)
 
 
 def run_batch(
@@ -374,11 +389,12 @@ def run_batch(
     for entry in entries:
         entry.job(options)  # all are checked before any is started
     what_for = _options_digest(options)
-    missing = [entry for entry, is_done in missing_first(entries, journal, options) if not is_done]
+    missing = [entry for entry, earlier in missing_first(entries, journal, options) if earlier is None]
+    sizes = {entry.digest: _size(entry) for entry in missing}
     summary = Summary(skipped=len(entries) - len(missing))
     with closing(executor.outcomes(missing, options)) as outcomes:
         for outcome in outcomes:
-            journal.add(outcome, what_for)
+            journal.add(replace(outcome, size=sizes.get(outcome.digest)), what_for)
             summary.add(outcome)
             tell(outcome)
     summary.seconds = time.perf_counter() - started

@@ -1,7 +1,7 @@
 """The videos of a batch: a list, folders, or files.
 
 A list is CSV with a header, or JSON lines. Each entry has ``video`` and ``crop`` (``L,T,R,B``, four numbers, or
-``auto``), and may have ``video_id``, ``tenant`` and ``rate``.
+``auto``), and may have ``video_id``, ``tenant`` and ``rate``. A file that is not there is looked for beside the list.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def read_list(path: Path, tenant: str) -> list[Entry]:
     entries: dict[tuple[str, str], Entry] = {}
     for line, row in rows:
         try:
-            entry = _entry(row, tenant)
+            entry = _entry(row, tenant, path.parent)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"line {line} of {str(path)!r} cannot be used: {error}") from error
         if (entry.tenant, entry.video_id) in entries:
@@ -142,7 +142,7 @@ def _read_json_lines(text: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
-def _entry(row: dict[str, Any], tenant: str) -> Entry:
+def _entry(row: dict[str, Any], tenant: str, folder: Path) -> Entry:
     if None in row:
         raise ValueError('more values than columns; a crop stands in quotes, as "0.05,0.8,0.95,0.98"')
     unknown = set(row) - _FIELDS
@@ -150,8 +150,10 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}; there are {', '.join(sorted(_FIELDS))}")
     missing = {"video", "crop"} - set(row)
     if missing:
-        raise ValueError(f"no {sorted(missing)[0]}")
+        raise ValueError("no crop; give left, top, right and bottom, or auto" if "video" in row else "no video")
     video = str(row["video"])
+    if not _is_file(Path(video)) and _is_file(folder / video):
+        video = str(folder / video)
     return Entry(
         video=video,
         crop=_crop(row["crop"]),
@@ -159,6 +161,13 @@ def _entry(row: dict[str, Any], tenant: str) -> Entry:
         tenant=str(row.get("tenant") or tenant),
         rate=parse_rate(str(row.get("rate") or Job.frame_rate).strip()),
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # what is no path on this machine, or has no home here
+        return False
 
 
 def _crop(given: object) -> tuple[float, float, float, float] | None:
@@ -180,13 +189,16 @@ def read_entries(paths: Sequence[Path], tenant: str, crop: tuple[float, float, f
         crop: of the videos that are in no list; None to look for it.
 
     Raises:
-        InputError: a list cannot be used, a folder holds no video, or two videos have the same tenant and video id.
+        InputError: a list cannot be used, a folder holds no video, there is no file to look for a crop in, or two
+            videos have the same tenant and video id.
     """
     entries = list[Entry]()
     for path in paths:
         if path.suffix.lower() in _LISTS and not path.is_dir():
             entries += read_list(path, tenant)
             continue
+        if crop is None and not path.is_dir() and not _is_file(path):
+            raise InputError(f"there is no file or folder {str(path)!r}; for a video in the store, give its --crop")
         videos = _videos_in(path) if path.is_dir() else [path]
         rate = parse_rate(str(Job.frame_rate))
         entries += [Entry(str(video), crop, id_from_name(str(video)), tenant, rate) for video in videos]
@@ -200,7 +212,10 @@ def _videos_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot read the folder {str(folder)!r}: {error.strerror or error}") from error
     if not found:
-        raise InputError(f"there is no video in {str(folder)!r}; known are {', '.join(sorted(_VIDEOS))}")
+        raise InputError(
+            f"there is no video in {str(folder)!r}; known are {', '.join(sorted(_VIDEOS))}, and folders in it are "
+            "given on their own"
+        )
     return found
 
 

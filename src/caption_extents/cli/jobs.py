@@ -260,20 +260,28 @@ def batch(
             shared["encoder_workers"] = encoders_of_cores(int(cpus))
 
         if dry_run:
-            for entry, is_done in batches.missing_first(entries, noted, shared):
-                typer.echo(f"{'done before' if is_done else 'to do':<11}  {entry.video_id}  {entry.video}")
+            for entry, earlier in batches.missing_first(entries, noted, shared):
+                typer.echo(f"{'done before' if earlier else 'to do':<11}  {entry.video_id}  {entry.video}")
             return
         by_digest = {entry.digest: entry for entry in entries}
+
+        def finish(outcome: batches.Outcome, beside: Path | None) -> None:
+            _finish(outcome, by_digest[outcome.digest], str(shared["store"]), beside, chosen, overwrite)
 
         def tell(outcome: batches.Outcome) -> None:
             state = "failed" if outcome.error else "done  "
             what = outcome.error or f"{outcome.seconds:.1f} s, {outcome.captions} captions, v{outcome.version}"
             typer.echo(f"{state}  {outcome.video_id}  {what}", err=as_json)
             if outcome.error is None:
-                beside = _subtitles_beside(by_digest[outcome.digest], subtitles)
-                _finish(outcome, by_digest[outcome.digest], str(shared["store"]), beside, chosen, overwrite)
+                finish(outcome, _subtitles_beside(by_digest[outcome.digest], subtitles))
 
         threading.Thread(target=_load, name="load", daemon=True).start()
+        for entry, earlier in batches.missing_first(entries, noted, shared):
+            beside = _subtitles_beside(entry, subtitles)
+            # Of what an earlier run has done, what has been asked for since is still made.
+            if earlier is not None and beside is not None and (overwrite or not beside.exists()):
+                typer.echo(f"before  {entry.video_id}  v{earlier.version}", err=as_json)
+                finish(earlier, beside)
         summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), shared, tell)
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
     for message in chosen.unread.messages() if chosen is not None else ():

@@ -231,7 +231,8 @@ def _acquire(job: Job, plan: _Plan, store: Store, keys: VideoKeys) -> VersionLea
     there = newest_manifest(store, keys)
     if there is not None and there.source.fingerprint != plan.source.fingerprint:
         log.warning(
-            "video id %r has versions of another file, %r (version %d); give another id to keep them apart",
+            "video id %r has versions of another file, %r (version %d); to keep them apart, give another id (in a list "
+            "of a batch, in a column video_id)",
             keys.video_id,
             there.source.key,
             there.version,
