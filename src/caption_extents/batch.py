@@ -137,7 +137,7 @@ def run_entry(entry: Entry, options: BatchOptions, run: Callable[[Job], CropInfe
     """Run the job of an entry; errors of the job are returned in the outcome, not raised."""
     started = time.perf_counter()
     try:
-        found = entry if entry.crop is not None else replace(entry, crop=_look_for_crop(entry.video))
+        found = entry if entry.crop is not None else replace(entry, crop=_look_for_crop(entry))
         result = run(found.job(options))
     except (InputError, ProcessingError) as error:
         seconds, again = time.perf_counter() - started, isinstance(error, ProcessingError)
@@ -148,14 +148,15 @@ def run_entry(entry: Entry, options: BatchOptions, run: Callable[[Job], CropInfe
 _looking = Lock()
 
 
-def _look_for_crop(video: str) -> tuple[float, float, float, float]:
+def _look_for_crop(entry: Entry) -> tuple[float, float, float, float]:
     """Where captions stand; one video at a time, because each takes all cores."""
     from caption_extents.bands import suggest_crop
 
-    path = Path(video).expanduser()
-    if not path.is_file():
+    path = entry.file
+    if path is None:
         raise InputError(
-            f"there is no file {video!r} here, in which the crop could be found; correct its path, or give its crop"
+            f"there is no file {entry.video!r} here, in which the crop could be found; correct its path, or give its "
+            "crop"
         )
     with _looking:
         return suggest_crop(path)[0][0].region.as_tuple()
@@ -292,8 +293,8 @@ class _Work:
 def _size(entry: Entry) -> int | None:
     """Of its file in bytes; None if it is none of this machine."""
     try:
-        return Path(entry.video).expanduser().stat().st_size
-    except (OSError, ValueError, RuntimeError):  # the last: no home directory is known
+        return entry.file.stat().st_size if entry.file is not None else None
+    except OSError:  # it is gone since
         return None
 
 
@@ -371,6 +372,7 @@ def run_batch(
     executor: Executor,
     options: BatchOptions,
     tell: Callable[[Outcome], None] = lambda outcome: None,
+    tell_earlier: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Summary:
     """Run all entries of a list that are not done yet.
 
@@ -380,6 +382,7 @@ def run_batch(
         executor: runs the jobs.
         options: options that all jobs share.
         tell: called with each outcome when its job ends.
+        tell_earlier: called, before any job is started, with the outcome of each entry that an earlier run has done.
 
     Raises:
         InputError: an option or an entry cannot be used; no job has been started.
@@ -389,7 +392,12 @@ def run_batch(
     for entry in entries:
         entry.job(options)  # all are checked before any is started
     what_for = _options_digest(options)
-    missing = [entry for entry, earlier in missing_first(entries, journal, options) if earlier is None]
+    missing = []
+    for entry, earlier in missing_first(entries, journal, options):
+        if earlier is None:
+            missing.append(entry)
+        else:
+            tell_earlier(earlier)
     sizes = {entry.digest: _size(entry) for entry in missing}
     summary = Summary(skipped=len(entries) - len(missing))
     with closing(executor.outcomes(missing, options)) as outcomes:

@@ -63,6 +63,11 @@ class Entry:
         return Job(self.video, self.tenant, self.video_id, CropRegion(*(self.crop or WHOLE)), self.rate, **options)
 
     @property
+    def file(self) -> Path | None:
+        """The video's file on this machine, if there is one."""
+        return _file(Path(self.video))
+
+    @property
     def digest(self) -> str:
         """Hexadecimal digest of all fields, which identifies the entry in the journal."""
         # The rate is written as a decimal number if it is one: journals of earlier versions contain it in this form.
@@ -152,7 +157,7 @@ def _entry(row: dict[str, Any], tenant: str, folder: Path) -> Entry:
     if missing:
         raise ValueError("no crop; give left, top, right and bottom, or auto" if "video" in row else "no video")
     video = str(row["video"])
-    if not _is_file(Path(video)) and _is_file(folder / video):
+    if _file(Path(video)) is None and _file(folder / video) is not None:
         video = str(folder / video)
     return Entry(
         video=video,
@@ -163,11 +168,13 @@ def _entry(row: dict[str, Any], tenant: str, folder: Path) -> Entry:
     )
 
 
-def _is_file(path: Path) -> bool:
+def _file(path: Path) -> Path | None:
+    """The path, if it is of a file of this machine."""
     try:
-        return path.expanduser().is_file()
+        expanded = path.expanduser()
+        return expanded if expanded.is_file() else None
     except (OSError, ValueError, RuntimeError):  # what is no path on this machine, or has no home here
-        return False
+        return None
 
 
 def _crop(given: object) -> tuple[float, float, float, float] | None:
@@ -197,7 +204,7 @@ def read_entries(paths: Sequence[Path], tenant: str, crop: tuple[float, float, f
         if path.suffix.lower() in _LISTS and not path.is_dir():
             entries += read_list(path, tenant)
             continue
-        if crop is None and not path.is_dir() and not _is_file(path):
+        if crop is None and not path.is_dir() and _file(path) is None:
             raise InputError(f"there is no file or folder {str(path)!r}; for a video in the store, give its --crop")
         videos = _videos_in(path) if path.is_dir() else [path]
         rate = parse_rate(str(Job.frame_rate))

@@ -275,14 +275,16 @@ def batch(
             if outcome.error is None:
                 finish(outcome, _subtitles_beside(by_digest[outcome.digest], subtitles))
 
+        def tell_earlier(outcome: batches.Outcome) -> None:
+            beside = _subtitles_beside(by_digest[outcome.digest], subtitles)
+            # What has been asked for since is still made.
+            if beside is not None and (overwrite or not beside.exists()):
+                typer.echo(f"before  {outcome.video_id}  v{outcome.version}", err=as_json)
+                finish(outcome, beside)
+
         threading.Thread(target=_load, name="load", daemon=True).start()
-        for entry, earlier in batches.missing_first(entries, noted, shared):
-            beside = _subtitles_beside(entry, subtitles)
-            # Of what an earlier run has done, what has been asked for since is still made.
-            if earlier is not None and beside is not None and (overwrite or not beside.exists()):
-                typer.echo(f"before  {entry.video_id}  v{earlier.version}", err=as_json)
-                finish(earlier, beside)
-        summary = batches.run_batch(entries, noted, _executor(where, jobs_at_once, cpus), shared, tell)
+        executor = _executor(where, jobs_at_once, cpus)
+        summary = batches.run_batch(entries, noted, executor, shared, tell, tell_earlier)
     typer.echo(json.dumps(asdict(summary)) if as_json else str(summary))
     for message in chosen.unread.messages() if chosen is not None else ():
         typer.echo(message, err=True)
@@ -300,8 +302,7 @@ def _journal_of(videos: list[Path]) -> Path:
 
 def _subtitles_beside(entry: Entry, kind: str) -> Path | None:
     """Where a video's subtitles go; None if it is in the store, or none are wanted."""
-    video = Path(entry.video).expanduser()
-    return video.with_suffix(f".{kind}") if kind != NO_SUBTITLES and video.is_file() else None
+    return entry.file.with_suffix(f".{kind}") if kind != NO_SUBTITLES and entry.file is not None else None
 
 
 def _load() -> None:
